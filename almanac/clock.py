@@ -1,0 +1,42 @@
+"""Aware UTC times: the only place that reads the wall clock, and how times are written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+HOUR = timedelta(hours=1)
+
+
+def utc_now() -> datetime:
+    """The current time, aware, in UTC. Decisions take `now` as an argument instead."""
+    return datetime.now(UTC)
+
+
+def need_utc(when: datetime) -> datetime:
+    """Return the same moment in UTC; refuse a naive time.
+
+    Raises:
+        ValueError: the time has no zone, so it names no moment.
+    """
+    if when.tzinfo is None:
+        raise ValueError(f"{when.isoformat()} has no time zone: give one, such as +00:00")
+    return when.astimezone(UTC)
+
+
+def parse_time(text: str) -> datetime:
+    """Parse ISO 8601 (RFC 3339) with an offset; refuses a naive time.
+
+    Raises:
+        ValueError: not a time, or without an offset.
+    """
+    return need_utc(datetime.fromisoformat(text))
+
+
+def format_time(when: datetime) -> str:
+    """RFC 3339 in UTC with a `Z`, to the microsecond where there is one."""
+    return need_utc(when).isoformat().replace("+00:00", "Z")
+
+
+def floor_hour(when: datetime) -> datetime:
+    """The hour that has begun."""
+    return need_utc(when).replace(minute=0, second=0, microsecond=0)

@@ -1,0 +1,168 @@
+"""How entities fall into partitions: tiles of a grid, or buckets of keys.
+
+Pure arithmetic, no I/O. A partition is an integer from 0 to `count - 1`; its
+label is what a person reads in the Airflow UI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from almanac.errors import DeclarationError, UnknownEntity
+
+CELLS_MAX = 4_000_000
+BUCKETS_MAX = 65_536
+
+EntityKey = int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A regular latitude-longitude grid cut into square tiles.
+
+    Cells are numbered row by row from the north-west corner:
+    `cell_id = row * cols + col`. A cell's position is its centre.
+
+    Args:
+        rows, cols: cells from north to south and from west to east.
+        tile: edge of a tile, in cells; tiles at the south and east edge may be smaller.
+        north, west: centre of cell 0, in degrees.
+        step: distance between neighbouring centres, in degrees.
+    """
+
+    rows: int
+    cols: int
+    tile: int
+    north: float = 58.0
+    west: float = -10.0
+    step: float = 0.25
+
+    key_type = int
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols", "tile"):
+            if getattr(self, name) < 1:
+                raise DeclarationError(f"Grid.{name} is {getattr(self, name)}: give a whole number of at least 1")
+        if self.rows * self.cols > CELLS_MAX:
+            raise DeclarationError(
+                f"Grid of {self.rows} x {self.cols} has more than {CELLS_MAX:,} cells: enlarge `step` or split the pipeline"
+            )
+        if self.step <= 0:
+            raise DeclarationError(f"Grid.step is {self.step}: give degrees between cells, above 0")
+        south = self.north - (self.rows - 1) * self.step
+        if not (-90 <= south and self.north <= 90):
+            raise DeclarationError(f"Grid reaches from {self.north} to {south} degrees: latitudes end at 90 and -90")
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return self.rows * self.cols
+
+    @property
+    def tile_rows(self) -> int:
+        """Tiles from north to south."""
+        return math.ceil(self.rows / self.tile)
+
+    @property
+    def tile_cols(self) -> int:
+        """Tiles from west to east."""
+        return math.ceil(self.cols / self.tile)
+
+    @property
+    def count(self) -> int:
+        """Number of partitions."""
+        return self.tile_rows * self.tile_cols
+
+    def partition_of(self, entity: EntityKey) -> int:
+        """The tile that holds a cell.
+
+        Raises:
+            UnknownEntity: the cell is not on the grid.
+        """
+        cell = self.check(entity)
+        row, col = divmod(cell, self.cols)
+        return (row // self.tile) * self.tile_cols + col // self.tile
+
+    def check(self, entity: EntityKey) -> int:
+        """Return the cell's number, or say that the grid has no such cell."""
+        if isinstance(entity, bool) or not isinstance(entity, int) or not 0 <= entity < self.cells:
+            raise UnknownEntity(f"cell {entity!r} is not on the grid: cells are the whole numbers 0 to {self.cells - 1}")
+        return entity
+
+    def entities(self, partition: int) -> Iterator[int]:
+        """The cells of a tile, ascending."""
+        tile_row, tile_col = divmod(partition, self.tile_cols)
+        for row in range(tile_row * self.tile, min((tile_row + 1) * self.tile, self.rows)):
+            for col in range(tile_col * self.tile, min((tile_col + 1) * self.tile, self.cols)):
+                yield row * self.cols + col
+
+    def label(self, partition: int) -> str:
+        """What a person reads: `tile r2 c5`."""
+        tile_row, tile_col = divmod(partition, self.tile_cols)
+        return f"tile r{tile_row} c{tile_col}"
+
+    def position(self, cell: int) -> tuple[float, float]:
+        """Latitude and longitude of a cell's centre, in degrees."""
+        row, col = divmod(self.check(cell), self.cols)
+        return self.north - row * self.step, self.west + col * self.step
+
+    def snap(self, lat: float, lon: float) -> int:
+        """The cell whose centre is nearest to a point.
+
+        A point may lie up to half a step outside the outermost centres.
+        Longitudes are taken modulo 360.
+
+        Raises:
+            UnknownEntity: the point lies outside the grid, or is not a number.
+        """
+        if not (math.isfinite(lat) and math.isfinite(lon)):
+            raise UnknownEntity(f"point ({lat}, {lon}) is not a position: give finite degrees")
+        row = math.floor((self.north - lat) / self.step + 0.5)
+        east = (lon - self.west + self.step / 2) % 360
+        col = math.floor(east / self.step)
+        if not (0 <= row < self.rows and 0 <= col < self.cols):
+            south = self.north - (self.rows - 1) * self.step
+            last = self.west + (self.cols - 1) * self.step
+            raise UnknownEntity(
+                f"point ({lat}, {lon}) is outside the grid: latitudes {south} to {self.north}, longitudes {self.west} to {last}"
+            )
+        return row * self.cols + col
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buckets:
+    """Keys such as user ids, spread over a fixed number of buckets by hash.
+
+    The hash is BLAKE2b over the key's UTF-8 text, so that every process, machine
+    and Python version agrees (the built-in `hash` does not).
+    """
+
+    count: int
+
+    key_type = str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= BUCKETS_MAX:
+            raise DeclarationError(f"Buckets.count is {self.count}: give a whole number from 1 to {BUCKETS_MAX:,}")
+
+    def check(self, entity: EntityKey) -> str:
+        """Return the key as text; any non-empty key of at most 256 bytes is possible."""
+        text = str(entity)
+        if not 1 <= len(text.encode()) <= 256:
+            raise UnknownEntity(f"key {text[:40]!r} is empty or longer than 256 bytes: give the entity's own key")
+        return text
+
+    def partition_of(self, entity: EntityKey) -> int:
+        """The bucket that holds a key."""
+        digest = hashlib.blake2b(self.check(entity).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.count
+
+    def label(self, partition: int) -> str:
+        """What a person reads: `bucket 7`."""
+        return f"bucket {partition}"
+
+
+Partitioning = Grid | Buckets

@@ -1,0 +1,289 @@
+"""The declaration of a pipeline: one object that batch, stream and lookup all read.
+
+This file imports neither Airflow nor Feast nor Kafka, so that a declaration
+costs DAG parsing and the lookup process next to nothing. Everything is checked
+where it is written; a `DeclarationError` says what to change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from almanac.errors import DeclarationError
+from almanac.partitioning import Buckets, Grid, Partitioning
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
+TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+OUTPUTS_MAX = 64
+
+
+def minutes(count: float) -> timedelta:
+    """A duration in minutes."""
+    return timedelta(minutes=count)
+
+
+def hours(count: float) -> timedelta:
+    """A duration in hours."""
+    return timedelta(hours=count)
+
+
+def days(count: float) -> timedelta:
+    """A duration in days."""
+    return timedelta(days=count)
+
+
+def _need_name(what: str, value: str, pattern: re.Pattern[str] = NAME) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise DeclarationError(f"{what} is {value!r}: it must match {pattern.pattern}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One number that the model predicts; for a forecast, with its horizon."""
+
+    name: str
+    unit: str = ""
+    horizon: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        _need_name("Output.name", self.name)
+        if self.horizon is not None and self.horizon <= timedelta(0):
+            raise DeclarationError(f"output {self.name}: horizon is {self.horizon}: give a duration above 0")
+
+
+def horizons(variable: str, *, hours: tuple[int, ...], unit: str = "") -> tuple[Output, ...]:  # noqa: A002
+    """Outputs of a forecast: `horizons("t2m", hours=(1, 6))` gives `t2m_1h` and `t2m_6h`."""
+    return tuple(
+        Output(name=f"{variable}_{h}h", unit=unit, horizon=timedelta(hours=h)) for h in hours
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freshness:
+    """How long a prediction counts as fresh, and how long it may be used at all."""
+
+    fresh_for: timedelta
+    usable_for: timedelta
+
+    def __post_init__(self) -> None:
+        if self.fresh_for <= timedelta(0):
+            raise DeclarationError(f"Freshness.fresh_for is {self.fresh_for}: give a duration above 0")
+        if self.usable_for < self.fresh_for:
+            raise DeclarationError(
+                f"Freshness.usable_for ({self.usable_for}) is shorter than fresh_for ({self.fresh_for}): swap or lengthen it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridObservations:
+    """Where a grid pipeline's features come from: one observed variable, hourly, a value per cell.
+
+    Args:
+        variable: name of the observed value, in events and feature views.
+        unit: its unit.
+        valid_range: least and greatest value that can be true; an event outside is refused.
+    """
+
+    variable: str
+    unit: str
+    valid_range: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        _need_name("GridObservations.variable", self.variable)
+        if not self.valid_range[0] < self.valid_range[1]:
+            raise DeclarationError(f"GridObservations.valid_range is {self.valid_range}: give (least, greatest)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The Kafka topic of a pipeline's events; the other topics are named after the pipeline."""
+
+    topic: str
+    future_tolerance: timedelta = timedelta(minutes=5)
+
+    def __post_init__(self) -> None:
+        _need_name("Stream.topic", self.topic, TOPIC)
+        if self.future_tolerance < timedelta(0):
+            raise DeclarationError(f"Stream.future_tolerance is {self.future_tolerance}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One Great Expectations expectation, by its snake_case name, on features or on predictions.
+
+    Args:
+        on: `features` (before scoring) or `predictions` (before publishing).
+        expectation: for example `expect_column_values_to_be_between`.
+        kwargs: its arguments, `column` among them.
+    """
+
+    on: Literal["features", "predictions"]
+    expectation: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on not in ("features", "predictions"):
+            raise DeclarationError(f"Gate.on is {self.on!r}: give 'features' or 'predictions'")
+        if not self.expectation.startswith("expect_"):
+            raise DeclarationError(
+                f"Gate.expectation is {self.expectation!r}: give Great Expectations' snake_case name, which starts with expect_"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How `almanac train` makes a model: history used, the held-out end of it, and LightGBM's size."""
+
+    window: timedelta = timedelta(days=30)
+    holdout: timedelta = timedelta(days=7)
+    rows_max: int = 400_000
+    trees: int = 300
+    leaves: int = 63
+    learning_rate: float = 0.05
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if not timedelta(0) < self.holdout < self.window:
+            raise DeclarationError(
+                f"Training.holdout ({self.holdout}) must be above 0 and shorter than window ({self.window})"
+            )
+        for name in ("rows_max", "trees", "leaves"):
+            if getattr(self, name) < 1:
+                raise DeclarationError(f"Training.{name} is {getattr(self, name)}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One declared prediction pipeline.
+
+    Args:
+        name: used in tables, keys, topics and the DAG's id.
+        entity: Feast join key of what a prediction is about.
+        partitions: `Grid` or `Buckets`.
+        outputs: what the model predicts, in the model's order.
+        features: name of a Feast FeatureService.
+        model: `<name>@<alias>` in the registry.
+        schedule: cron expression in UTC.
+        freshness: when an answer is fresh, stale, expired.
+        source: how observations become offline features; None when they are kept up elsewhere.
+        stream: the events' topic; None for a pipeline without a stream.
+        gates: expectations before scoring and before publishing.
+        default: last rung of the ladder, a value per output; None for no default.
+        coverage_min: least share of partitions a generation must cover, 0 to 1.
+        generations_kept: whole generations kept besides the current one.
+        shard_partitions: partitions that one Airflow task scores.
+        training: how `almanac train` makes the model.
+        owner, description, tags: shown in the Airflow UI.
+
+    Raises:
+        DeclarationError: a field contradicts another; says which and what to change.
+    """
+
+    name: str
+    entity: str
+    partitions: Partitioning
+    outputs: tuple[Output, ...]
+    features: str
+    model: str
+    schedule: str
+    freshness: Freshness
+    source: GridObservations | None = None
+    stream: Stream | None = None
+    gates: tuple[Gate, ...] = ()
+    default: Mapping[str, float] | None = None
+    coverage_min: float = 0.95
+    generations_kept: int = 3
+    shard_partitions: int = 8
+    training: Training = field(default_factory=Training)
+    owner: str = "almanac"
+    description: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _need_name("Pipeline.name", self.name)
+        try:
+            self._check()
+        except DeclarationError as error:
+            raise DeclarationError(f"pipeline {self.name}: {error}") from None
+
+    def _check(self) -> None:
+        _need_name("entity", self.entity)
+        _need_name("features", self.features)
+        _need_name("model", self.model, MODEL)
+        if not isinstance(self.partitions, Grid | Buckets):
+            raise DeclarationError(f"partitions is {self.partitions!r}: give a Grid or Buckets")
+        names = [output.name for output in self.outputs]
+        if not 1 <= len(names) <= OUTPUTS_MAX:
+            raise DeclarationError(f"outputs has {len(names)} entries: give 1 to {OUTPUTS_MAX}")
+        if len(set(names)) != len(names):
+            raise DeclarationError(f"outputs repeats a name ({', '.join(names)}): name each once")
+        if self.entity in names:
+            raise DeclarationError(f"output {self.entity!r} is also the entity: rename one")
+        fields = self.schedule.split()
+        if len(fields) != 5:
+            raise DeclarationError(f"schedule is {self.schedule!r}: give a cron expression of five fields, in UTC")
+        if not 0 < self.coverage_min <= 1:
+            raise DeclarationError(f"coverage_min is {self.coverage_min}: give a share above 0 and up to 1")
+        if self.generations_kept < 1:
+            raise DeclarationError(f"generations_kept is {self.generations_kept}: keep at least 1, for rollback")
+        if self.shard_partitions < 1:
+            raise DeclarationError(f"shard_partitions is {self.shard_partitions}: give at least 1")
+        if self.default is not None and set(self.default) != set(names):
+            raise DeclarationError(
+                f"default names {', '.join(sorted(self.default))}, outputs are {', '.join(names)}: give each output one value"
+            )
+        if isinstance(self.source, GridObservations) and not isinstance(self.partitions, Grid):
+            raise DeclarationError("source is GridObservations but partitions is not a Grid: declare a Grid")
+        shortest = min((o.horizon for o in self.outputs if o.horizon), default=None)
+        if shortest is not None and self.freshness.fresh_for > max(
+            o.horizon for o in self.outputs if o.horizon
+        ):
+            raise DeclarationError(
+                f"freshness.fresh_for ({self.freshness.fresh_for}) outlives every horizon: shorten it"
+            )
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the model's order."""
+        return tuple(output.name for output in self.outputs)
+
+    @property
+    def model_name(self) -> str:
+        """Registry name of the model."""
+        return self.model.partition("@")[0]
+
+    @property
+    def model_alias(self) -> str:
+        """Registry alias of the model."""
+        return self.model.partition("@")[2]
+
+    @property
+    def predictions_topic(self) -> str:
+        """Kafka topic of the stream's predictions."""
+        return f"{self.name}.predictions"
+
+    @property
+    def features_topic(self) -> str:
+        """Kafka topic of feature rows on their way to the online store."""
+        return f"{self.name}.features"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """Kafka topic of events that could not be handled."""
+        return f"{self.name}.dead-letters"
+
+    @property
+    def asset_uri(self) -> str:
+        """URI of the Airflow asset that publishing emits."""
+        return f"almanac://{self.name}/predictions"
+
+    def shards(self) -> list[list[int]]:
+        """All partitions, cut into the lists that one task scores each."""
+        every = list(range(self.partitions.count))
+        size = self.shard_partitions
+        return [every[start : start + size] for start in range(0, len(every), size)]

@@ -1,0 +1,139 @@
+"""Settings: environment variables over what `almanac up` wrote down over defaults.
+
+Every process of Almanac reads the same three layers, most specific first:
+
+1. environment variables with the prefix `ALMANAC_` (`ALMANAC_POSTGRES_URL=…`);
+2. `<state_dir>/endpoints.json`, which `almanac up` writes (mode 0600) with the
+   addresses and passwords of the servers it started;
+3. the defaults below.
+
+Naming a server by URL in layer 1 means that `almanac up` does not start it.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from almanac.errors import UsageError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+ENDPOINTS_FILE = "endpoints.json"
+
+
+class _EndpointsSource(PydanticBaseSettingsSource):
+    """Layer 2: addresses of the embedded servers, written by `almanac up`."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the whole file is read at once in __call__
+
+    def __call__(self) -> dict[str, Any]:
+        state_dir = Path(self.current_state.get("state_dir") or Settings.model_fields["state_dir"].default)
+        path = state_dir / ENDPOINTS_FILE
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read ({error}): run `almanac down`, remove it, and `almanac up`"
+            ) from None
+        return {name: value for name, value in found.items() if name in Settings.model_fields}
+
+
+class Settings(BaseSettings):
+    """All settings of all processes; `docs/operations.md` documents each one."""
+
+    model_config = SettingsConfigDict(env_prefix="ALMANAC_", extra="ignore", frozen=True)
+
+    state_dir: Path = Field(
+        PROJECT_ROOT / ".almanac", description="Where the embedded servers, models and offline features live."
+    )
+    cache_dir: Path = Field(
+        PROJECT_ROOT / ".cache", description="Downloads that outlive a state directory (Kafka's jars)."
+    )
+    pipelines: str = Field(
+        "pipelines",
+        description="Comma-separated Python packages, modules or .py files that hold declarations.",
+    )
+    postgres_url: str | None = Field(
+        None, description="postgresql:// URL of the record; unset: embedded."
+    )
+    redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")
+    kafka_bootstrap: str | None = Field(None, description="host:port[,…] of the brokers; unset: embedded.")
+    airflow_url: str | None = Field(None, description="Base URL of Airflow's API server; unset: embedded.")
+    airflow_username: str = Field("admin", description="User for Airflow's API.")
+    airflow_password: str | None = Field(None, description="Password for Airflow's API; embedded: generated.")
+    lookup_url: str | None = Field(None, description="Base URL of the lookup service, for the command line.")
+    lookup_host: str = Field("127.0.0.1", description="Address the lookup service listens on.")
+    lookup_port: PositiveInt | None = Field(None, description="Port of the lookup service; unset: a free one.")
+    fresh_for_seconds: PositiveFloat | None = Field(
+        None,
+        description="Overrides every pipeline's `fresh_for` in the lookup process; for demonstrations and drills.",
+    )
+    weather_data: Path | None = Field(
+        None, description="GRIB or Parquet file of observations; unset: the simulated atmosphere."
+    )
+    weather_seed: int = Field(2019, description="Seed of the simulated atmosphere.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then the endpoints file; no `.env` magic."""
+        return init_settings, env_settings, _EndpointsSource(settings_cls)
+
+    def need(self, name: str) -> str:
+        """Return a server's address, or say plainly that there is none.
+
+        Raises:
+            UsageError: the setting is unset and no stack of this state directory is up.
+        """
+        value = getattr(self, name)
+        if not value:
+            raise UsageError(
+                f"no {name} is known: run `almanac up`, or set ALMANAC_{name.upper()}"
+            )
+        return str(value)
+
+    @property
+    def models_dir(self) -> Path:
+        """The model registry: one folder per model, one below it per version."""
+        return self.state_dir / "models"
+
+    @property
+    def features_dir(self) -> Path:
+        """Offline feature Parquet files and Feast's registry."""
+        return self.state_dir / "features"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the three layers now.
+
+    Raises:
+        UsageError: a variable has a value of the wrong kind; names variable and remedy.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        raise UsageError(
+            f"ALMANAC_{name.upper()} is not usable ({first['msg']}, got {first.get('input')!r}): correct or unset it"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
