@@ -198,7 +198,7 @@ class Pipeline:
     default: Mapping[str, float] | None = None
     coverage_min: float = 0.95
     generations_kept: int = 3
-    shard_partitions: int = 8
+    shard_partitions: int = 12
     training: Training = field(default_factory=Training)
     owner: str = "almanac"
     description: str = ""
@@ -287,3 +287,8 @@ class Pipeline:
         every = list(range(self.partitions.count))
         size = self.shard_partitions
         return [every[start : start + size] for start in range(0, len(every), size)]
+
+    def shard_label(self, partitions: list[int]) -> str:
+        """What a person reads in the Airflow UI: `tile r0 c0 … tile r1 c4 (12)`."""
+        first, last = self.partitions.label(partitions[0]), self.partitions.label(partitions[-1])
+        return first if len(partitions) == 1 else f"{first} … {last} ({len(partitions)})"

@@ -1,0 +1,58 @@
+# Almanac's two commands are `make demo` and `make test`; either sets everything up first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/lock.txt
+
+.PHONY: help setup demo test test-fast lint types imports bench lock clean
+
+help:
+	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
+	@echo "make test                            set up, run every test"
+	@echo "make bench NAME=startup              run one benchmark"
+	@echo "make setup | lint | types | imports | test-fast | lock | clean"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: $(LOCK) requirements/bootstrap.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "almanac: $(PYTHON) is not Python 3.11: name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing the locked packages (hashes checked) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes $(LOCK) \
+	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m almanac.stack.system
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m almanac.demo $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-fast: setup
+	@$(BIN)/python -m pytest tests/unit tests/style
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy
+
+imports: setup
+	@$(BIN)/lint-imports
+
+bench: setup
+	@test -n "$(NAME)" || { echo "almanac: say which: make bench NAME=startup" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.$(NAME)
+
+# Locks with hashes and without index addresses.
+lock: setup
+	@$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --quiet --output-file $(LOCK)
+
+clean:
+	@test ! -x $(BIN)/almanac || $(BIN)/almanac down || true
+	@rm -rf $(VENV) .almanac .cache build *.egg-info

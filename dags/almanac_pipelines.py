@@ -1,0 +1,223 @@
+"""One DAG per declared pipeline. No logic: each task calls one function of `jobs`.
+
+Heavy libraries are imported inside the task bodies, so that parsing this file
+costs next to nothing beyond `airflow.sdk` itself.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    Asset,
+    CronPartitionTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    get_current_context,
+    task,
+)
+
+from almanac.declarations import pipeline as declared
+from almanac.declarations import pipelines
+from almanac.pipeline import Pipeline
+
+PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
+TASK_TIMEOUT = timedelta(minutes=30)
+RETRIES = 2
+RETRY_DELAY = timedelta(seconds=20)
+
+# `Unavailable` passes; every other error of ours is terminal until somebody does what it says.
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=RETRY_DELAY),
+        RetryRule(exception="almanac.errors.AlmanacError", action=RetryAction.FAIL, reason="see the error's remedy"),
+    ]
+)
+
+
+def doc_of(pipeline: Pipeline) -> str:
+    """The DAG's page in the UI, in Markdown, from the declaration."""
+    outputs = "\n".join(
+        f"| `{o.name}` | {o.unit or '–'} | {'–' if o.horizon is None else o.horizon} |" for o in pipeline.outputs
+    )
+    fresh, usable = pipeline.freshness.fresh_for, pipeline.freshness.usable_for
+    return f"""### {pipeline.name}: {pipeline.description}
+
+Every run makes one **generation**: the predictions of all {pipeline.partitions.count} partitions as of the run's
+partition key (UTC), all published at once or not at all.
+
+| step | what it does |
+|---|---|
+| `plan` | brings observations and features up to the cutoff, checks the model, opens the generation |
+| `gate_features` | Great Expectations on the inputs; failing partitions are quarantined |
+| `materialize` | puts the newest features into the online store, for the stream |
+| `score` | one mapped task per shard: Feast features, ONNX Runtime, rows and blocks staged |
+| `gate_predictions` | Great Expectations on what was scored |
+| `publish` | moves the pointer in one transaction; Redis follows; the asset `{pipeline.asset_uri}` is emitted |
+| `clean_up` | rejects what a failed run left staged |
+
+| output | unit | horizon |
+|---|---|---|
+{outputs}
+
+Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
+
+**To run a past hour**: *Trigger* → *Backfill*, or trigger with a partition key such as `2026-03-31T06:00Z`. A run older
+than the current generation is archived: it never replaces newer predictions.
+**When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
+`plan`.
+"""
+
+
+def build(pipeline: Pipeline) -> DAG:
+    """The DAG of one declaration."""
+    asset = Asset(name=f"{pipeline.name}_predictions", uri=pipeline.asset_uri, group="almanac")
+    name = pipeline.name
+    shards_in_parallel = 2
+
+    with DAG(
+        dag_id=name,
+        description=pipeline.description,
+        doc_md=doc_of(pipeline),
+        schedule=CronPartitionTimetable(pipeline.schedule, timezone="UTC", key_format=PARTITION_KEY_FORMAT),
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["almanac", *pipeline.tags],
+        default_args={
+            "owner": pipeline.owner,
+            "retries": RETRIES,
+            "retry_delay": RETRY_DELAY,
+            "retry_policy": RETRY_POLICY,
+            "execution_timeout": TASK_TIMEOUT,
+        },
+        params={
+            "materialize": Param(
+                True,
+                type="boolean",
+                title="Materialize online features",
+                description="Put this run's features into the online store, so that the stream scores with them.",
+            ),
+            "coverage_min": Param(
+                pipeline.coverage_min,
+                type="number",
+                exclusiveMinimum=0,
+                maximum=1,
+                title="Least coverage",
+                description="Share of partitions that must be scored for this run to be published (0 to 1).",
+            ),
+        },
+    ) as dag:
+
+        @task(doc_md="Brings features up to the cutoff, checks the model, opens the generation, cuts the shards.")
+        def plan() -> dict[str, Any]:
+            from almanac.clock import utc_now
+            from almanac.settings import settings
+            from jobs.plan import plan as plan_run
+
+            context = get_current_context()
+            cutoff = context.get("partition_date") or context["dag_run"].run_after
+            made = plan_run(declared(name), settings(), run_key=context["run_id"], cutoff=cutoff, now=utc_now())
+            return made.to_json()
+
+        @task(doc_md="Great Expectations on the features of every partition; those that fail are quarantined.")
+        def gate_features(planned: dict[str, Any]) -> dict[str, Any]:
+            from almanac.settings import settings
+            from jobs.check import gate_features as gate
+            from jobs.plan import Plan
+
+            report = gate(_with_params(name), settings(), Plan.from_json(planned))
+            return {"rows": report.rows, "expectations": report.expectations, "quarantined": len(report.failing)}
+
+        @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
+        def materialize(planned: dict[str, Any]) -> None:
+            from almanac.settings import settings
+            from features.online import materialize as materialize_features
+            from jobs.plan import Plan
+
+            if get_current_context()["params"]["materialize"]:
+                materialize_features(declared(name), settings(), Plan.from_json(planned).moment)
+
+        @task
+        def shards(planned: dict[str, Any]) -> list[list[int]]:
+            """The lists of partitions that `score` is mapped over."""
+            return list(planned["shards"])
+
+        @task(
+            map_index_template="{{ shard_label }}",
+            max_active_tis_per_dagrun=shards_in_parallel,
+            doc_md="Scores one shard: features point in time, ONNX Runtime, rows to Postgres, blocks to Redis.",
+        )
+        def score(partitions: list[int], planned: dict[str, Any]) -> dict[str, Any]:
+            from almanac.settings import settings
+            from jobs.plan import Plan
+            from jobs.score import score_shard
+
+            pipeline = declared(name)
+            get_current_context()["shard_label"] = pipeline.shard_label(partitions)  # type: ignore[typeddict-unknown-key]
+            result = score_shard(pipeline, settings(), Plan.from_json(planned), partitions)
+            return {"staged": result.staged, "skipped": result.skipped, "rows": result.rows}
+
+        @task(doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.")
+        def gate_predictions(planned: dict[str, Any]) -> dict[str, Any]:
+            from almanac.settings import settings
+            from jobs.check import gate_predictions as gate
+            from jobs.plan import Plan
+
+            report = gate(_with_params(name), settings(), Plan.from_json(planned))
+            return {"rows": report.rows, "expectations": report.expectations, "quarantined": len(report.failing)}
+
+        @task(outlets=[asset], doc_md="Moves the pointer in one Postgres transaction; Redis follows; emits the asset.")
+        def publish(planned: dict[str, Any]) -> dict[str, Any]:
+            from almanac.clock import utc_now
+            from almanac.settings import settings
+            from jobs.plan import Plan
+            from jobs.publish import publish as publish_generation
+
+            made = publish_generation(_with_params(name), settings(), Plan.from_json(planned), now=utc_now())
+            summary = {
+                "generation": made.generation,
+                "state": str(made.state),
+                "epoch": made.epoch,
+                "coverage": made.coverage,
+                "rows": made.rows,
+                "as_of": planned["as_of"],
+            }
+            get_current_context()["outlet_events"][asset].extra = summary
+            return summary
+
+        @task(doc_md="Rejects the generation if its run failed before publishing, and drops what it staged.")
+        def clean_up(planned: dict[str, Any]) -> None:
+            from almanac.settings import settings
+            from jobs.plan import Plan
+            from jobs.publish import clean_up as reject_leftover
+
+            if planned:
+                reject_leftover(declared(name), settings(), Plan.from_json(planned))
+
+        planned = plan()
+        gated = gate_features(planned)
+        listed = shards(planned)
+        scored = score.partial(planned=planned).expand(partitions=listed)
+        checked = gate_predictions(planned)
+        published = publish(planned)
+        cleaned = clean_up(planned).as_teardown(setups=[planned])
+        gated >> listed >> scored >> checked >> published >> cleaned
+        gated >> materialize(planned) >> cleaned
+    return dag
+
+
+def _with_params(name: str) -> Pipeline:
+    """The declaration with what this run's params override."""
+    from dataclasses import replace
+
+    share = get_current_context()["params"]["coverage_min"]
+    return replace(declared(name), coverage_min=float(share))
+
+
+for _pipeline in pipelines().values():
+    globals()[_pipeline.name] = build(_pipeline)

@@ -1,0 +1,1 @@
+"""The batch steps: plan, gate, score, publish, train. Airflow calls them; none of them knows Airflow."""

@@ -1,0 +1,117 @@
+"""Gates: Great Expectations over features before scoring, and over predictions before publishing.
+
+One validation covers many partitions, because a validation costs about 0.1 s
+however few its rows are; the rows that fail are mapped back to their
+partitions, and only those are quarantined. An expectation about the table as a
+whole (a row count, say) names no rows: when it fails, the gate refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from almanac.errors import DeclarationError, GateError
+from almanac.pipeline import Gate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARTITION = "_partition"
+ENTITIES_SHOWN_MAX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateReport:
+    """What a gate found.
+
+    Attributes:
+        rows: how many rows were looked at.
+        expectations: how many expectations were checked.
+        failing: partition -> the reason it is to be quarantined.
+    """
+
+    rows: int
+    expectations: int
+    failing: dict[int, str] = field(default_factory=dict)
+
+
+def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:
+    """Check a table that has a `_partition` column against some gates.
+
+    Args:
+        table: the entity column, `_partition`, and the columns the gates name.
+        gates: those of one kind (`features` or `predictions`).
+        entity: name of the entity column, for the reasons.
+
+    Raises:
+        DeclarationError: a gate names an unknown expectation, argument or column.
+        GateError: an expectation about the whole table failed.
+    """
+    if not gates:
+        return GateReport(rows=table.num_rows, expectations=0)
+    failing: dict[int, str] = {}
+    for outcome in _validate(table, gates, entity):
+        if outcome.success:
+            continue
+        config = outcome.expectation_config
+        what = f"{config.type}({_arguments(config.kwargs)})"
+        raised = _exception_of(outcome.exception_info)
+        if raised:
+            raise DeclarationError(f"gate {what} could not be evaluated ({raised}): correct the declaration's gates")
+        rows = outcome.result.get("unexpected_index_list") or []
+        if not rows:
+            raise GateError(f"gate {what} failed on the whole table: {outcome.result.get('observed_value')}")
+        by_partition: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_partition.setdefault(int(row[PARTITION]), []).append(row)
+        for partition, bad in by_partition.items():
+            failing.setdefault(partition, _reason(what, bad, entity, str(config.kwargs.get("column"))))
+    return GateReport(rows=table.num_rows, expectations=len(gates), failing=failing)
+
+
+def _reason(what: str, bad: list[dict[str, Any]], entity: str, column: str) -> str:
+    shown = ", ".join(f"{row[entity]}={row.get(column)}" for row in bad[:ENTITIES_SHOWN_MAX])
+    more = f" and {len(bad) - ENTITIES_SHOWN_MAX} more" if len(bad) > ENTITIES_SHOWN_MAX else ""
+    return f"{what} failed for {shown}{more}"
+
+
+def _arguments(kwargs: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in kwargs.items() if name != "batch_id")
+
+
+def _exception_of(info: dict[str, Any]) -> str | None:
+    for entry in [info, *(value for value in info.values() if isinstance(value, dict))]:
+        if entry.get("raised_exception"):
+            return str(entry.get("exception_message")).strip().splitlines()[0]
+    return None
+
+
+def _validate(table: pa.Table, gates: Sequence[Gate], entity: str) -> list[Any]:
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    # Importing great_expectations under Airflow logs some 200 lines unless it is quietened first.
+    for name in ("great_expectations", "posthog"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import great_expectations as gx
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    expectations = []
+    for gate in gates:
+        try:
+            expectations.append(get_expectation_impl(gate.expectation)(**gate.kwargs))
+        except Exception as error:  # GX raises its own and pydantic's errors, with no common base
+            first = str(error).strip().splitlines()[0]
+            raise DeclarationError(
+                f"gate {gate.expectation}({_arguments(dict(gate.kwargs))}) is not one of Great Expectations' ({first}): "
+                "correct its name or arguments"
+            ) from None
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("almanac").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table.to_pandas()})
+    suite = gx.ExpectationSuite(name="gate", expectations=expectations)
+    detail = {"result_format": "COMPLETE", "unexpected_index_column_names": [PARTITION, entity]}
+    return list(batch.validate(suite, result_format=detail).results)

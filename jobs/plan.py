@@ -1,0 +1,132 @@
+"""Step 1 of a batch run: bring the features up to date, pick the model, open a generation, cut shards."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from almanac.clock import format_time, need_utc, parse_time
+from almanac.errors import DataError, UsageError
+from almanac.pipeline import Pipeline
+from almanac.registry import Registry
+from almanac.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FEATURE_WINDOW = timedelta(hours=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one batch run is about; small and JSON, so that it can travel between tasks.
+
+    Attributes:
+        pipeline, generation, token: the attempt that holds the fencing token.
+        cutoff: no observation after this moment is used.
+        as_of: the newest observation at or before the cutoff.
+        model: id of the model version, such as `weather-v3`.
+        shards: the partitions of each task.
+    """
+
+    pipeline: str
+    generation: int
+    token: int
+    cutoff: str
+    as_of: str
+    model: str
+    shards: list[list[int]]
+
+    @property
+    def moment(self) -> datetime:
+        """`as_of` as a time."""
+        return parse_time(self.as_of)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        return cls(**value)
+
+
+def check_cutoff(cutoff: datetime, now: datetime) -> datetime:
+    """Return the cutoff in UTC; a run for the future cannot be right.
+
+    Raises:
+        UsageError: the cutoff lies ahead of now.
+    """
+    moment = need_utc(cutoff)
+    if moment > now:
+        raise UsageError(
+            f"a run as of {format_time(moment)} lies in the future (now {format_time(now)}): give a past partition key"
+        )
+    return moment
+
+
+def check_watermark(pipeline: Pipeline, cutoff: datetime, as_of: datetime) -> None:
+    """Refuse a generation that would be expired at the moment it speaks of.
+
+    Raises:
+        DataError: the newest observation is older than `usable_for` at the cutoff.
+    """
+    behind = cutoff - as_of
+    if behind > pipeline.freshness.usable_for:
+        raise DataError(
+            f"the newest observation of {pipeline.name} at {format_time(cutoff)} is from {format_time(as_of)}, "
+            f"longer ago than usable_for ({pipeline.freshness.usable_for}): bring the source up to date"
+        )
+
+
+def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: datetime, now: datetime) -> Plan:
+    """Open (or resume) the generation of one run.
+
+    Args:
+        run_key: names the run; the same key again resumes its unfinished generation.
+        cutoff: the run's partition date, or its trigger time where it has none.
+
+    Raises:
+        UsageError: the cutoff lies in the future.
+        DataError: the source has nothing recent enough before the cutoff.
+        ModelError, UnknownModel: the declared model cannot be used.
+    """
+    from almanac.scoring import Scorer
+    from features.ingest import refresh
+    from serving_cache.postgres import GenerationStart, PostgresStore
+
+    moment = check_cutoff(cutoff, now)
+    version = Registry(settings.models_dir).resolve(pipeline.model)
+    Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
+    ingested = refresh(pipeline, settings, moment, window=FEATURE_WINDOW)
+    check_watermark(pipeline, moment, ingested.as_of)
+    shards = pipeline.shards()
+    with PostgresStore(settings.need("postgres_url")) as store:
+        attempt = store.begin_generation(
+            pipeline,
+            GenerationStart(
+                run_key=run_key,
+                cutoff=moment,
+                as_of=ingested.as_of,
+                model=version.id,
+                model_hash=version.hash,
+                clock_shift=ingested.clock_shift,
+                partitions=tuple(partition for shard in shards for partition in shard),
+            ),
+            now=now,
+        )
+    log.info(
+        "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d",
+        pipeline.name, attempt.generation, format_time(ingested.as_of), version.id, len(shards),
+    )
+    return Plan(
+        pipeline=pipeline.name,
+        generation=attempt.generation,
+        token=attempt.token,
+        cutoff=format_time(moment),
+        as_of=format_time(ingested.as_of),
+        model=version.id,
+        shards=shards,
+    )

@@ -1,0 +1,65 @@
+"""Step 5: make the generation current, or reject it; Redis follows Postgres.
+
+The order is the same here, in the docs and in the store:
+
+1. take the fencing token, so that an older attempt can change nothing any more;
+2. in one Postgres transaction: check the token and the coverage, carry forward
+   what is quarantined, attach the rows, move the pointer, add one to the epoch;
+3. let Redis follow; when it is down it stays pending and the reconciler does it;
+4. drop what no generation refers to any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from almanac.errors import Unavailable
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from jobs.plan import Plan
+from serving_cache.records import Publication
+
+log = logging.getLogger(__name__)
+
+
+def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime) -> Publication:
+    """Publish a staged generation.
+
+    Raises:
+        Superseded: a later attempt has taken over.
+        GateError: coverage is below what the pipeline declares; the generation is rejected.
+    """
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
+    from serving_cache.sync import sync_redis
+
+    with PostgresStore(settings.need("postgres_url")) as store:
+        attempt = store.take_over(plan.pipeline, plan.generation)
+        publication = store.publish(attempt, pipeline, now=now)
+        log.info(
+            "published pipeline=%s generation=%d state=%s epoch=%s coverage=%.3f",
+            pipeline.name, publication.generation, publication.state, publication.epoch, publication.coverage,
+        )
+        if settings.redis_url:
+            try:
+                with RedisStore(settings.redis_url) as cache:
+                    sync_redis(pipeline, store, cache)
+            except Unavailable as error:
+                log.warning("redis stays pending at generation %d: %s", publication.generation, error)
+        store.retire(pipeline, now=now)
+    return publication
+
+
+def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan) -> bool:
+    """Reject a generation that its run left staged; True when there was something to clean."""
+    from serving_cache.postgres import PostgresStore
+
+    with PostgresStore(settings.need("postgres_url")) as store:
+        record = store.generation(plan.pipeline, plan.generation)
+        if record is None or record.state != "staged":
+            return False
+        attempt = store.take_over(plan.pipeline, plan.generation)
+        store.reject(attempt, "its run failed before publishing")
+    log.warning("rejected pipeline=%s generation=%d: its run failed before publishing", plan.pipeline, plan.generation)
+    return True
