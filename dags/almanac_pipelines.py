@@ -6,7 +6,7 @@ costs next to nothing beyond `airflow.sdk` itself.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import (
@@ -84,7 +84,7 @@ def build(pipeline: Pipeline) -> DAG:
         description=pipeline.description,
         doc_md=doc_of(pipeline),
         schedule=CronPartitionTimetable(pipeline.schedule, timezone="UTC", key_format=PARTITION_KEY_FORMAT),
-        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        # No start_date: the first scheduled run is the next full hour, not one at the moment of unpausing.
         catchup=False,
         max_active_runs=1,
         tags=["almanac", *pipeline.tags],
@@ -124,14 +124,15 @@ def build(pipeline: Pipeline) -> DAG:
             made = plan_run(declared(name), settings(), run_key=context["run_id"], cutoff=cutoff, now=utc_now())
             return made.to_json()
 
-        @task(doc_md="Great Expectations on the features of every partition; those that fail are quarantined.")
-        def gate_features(planned: dict[str, Any]) -> dict[str, Any]:
+        @task(doc_md="Great Expectations on every partition's features; returns the shards of those that pass.")
+        def gate_features(planned: dict[str, Any]) -> list[list[int]]:
             from almanac.settings import settings
             from jobs.check import gate_features as gate
             from jobs.plan import Plan
 
-            report = gate(_with_params(name), settings(), Plan.from_json(planned))
-            return {"rows": report.rows, "expectations": report.expectations, "quarantined": len(report.failing)}
+            run = Plan.from_json(planned)
+            report = gate(_with_params(name), settings(), run)
+            return run.shards_without(report.failing)
 
         @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
         def materialize(planned: dict[str, Any]) -> None:
@@ -141,11 +142,6 @@ def build(pipeline: Pipeline) -> DAG:
 
             if get_current_context()["params"]["materialize"]:
                 materialize_features(declared(name), settings(), Plan.from_json(planned).moment)
-
-        @task
-        def shards(planned: dict[str, Any]) -> list[list[int]]:
-            """The lists of partitions that `score` is mapped over."""
-            return list(planned["shards"])
 
         @task(
             map_index_template="{{ shard_label }}",
@@ -201,12 +197,11 @@ def build(pipeline: Pipeline) -> DAG:
 
         planned = plan()
         gated = gate_features(planned)
-        listed = shards(planned)
-        scored = score.partial(planned=planned).expand(partitions=listed)
+        scored = score.partial(planned=planned).expand(partitions=gated)
         checked = gate_predictions(planned)
         published = publish(planned)
         cleaned = clean_up(planned).as_teardown(setups=[planned])
-        gated >> listed >> scored >> checked >> published >> cleaned
+        scored >> checked >> published >> cleaned
         gated >> materialize(planned) >> cleaned
     return dag
 

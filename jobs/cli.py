@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typer
 
+RUN_TIMEOUT_SECONDS = 1800.0
+
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     from jobs import models_cli
 
     app.command("pipelines")(list_pipelines)
+    app.command("trigger")(trigger)
     models_cli.register(app)
 
 
@@ -37,3 +40,32 @@ def list_pipelines(as_json: bool = typer.Option(False, "--json", help="Machine-r
         ["pipeline", "entity", "partitions", "outputs", "schedule", "model", "stream"],
         [[", ".join(v) if isinstance(v, list) else v for v in row.values()] for row in rows],
     )
+
+
+def trigger(
+    pipeline: str,
+    as_of: str = typer.Option("", help="Partition key in UTC, such as 2026-03-31T06:00Z; default: the last full hour."),
+    follow: bool = typer.Option(True, help="Wait and print each task as it ends."),
+) -> None:
+    """Start a batch run through Airflow's API and follow it."""
+    from almanac.airflow_api import AirflowApi
+    from almanac.clock import floor_hour, utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.errors import AlmanacError
+    from almanac.settings import settings
+
+    key = as_of or floor_hour(utc_now()).strftime("%Y-%m-%dT%H:%MZ")
+    with AirflowApi(settings()) as airflow:
+        run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger")
+        typer.echo(f"run {run} of {pipeline} for {key}")
+        if not follow:
+            return
+        state = ""
+        for step in airflow.follow(pipeline, run, timeout_seconds=RUN_TIMEOUT_SECONDS):
+            if isinstance(step, str):
+                state = step
+            else:
+                typer.echo(f"  {step.state:>12}  {step.title}")
+    typer.echo(f"run {state}")
+    if state != "success":
+        raise AlmanacError(f"run {run} of {pipeline} ended {state}: open the failed task's log in the Airflow UI")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,6 +43,11 @@ class Plan:
     def moment(self) -> datetime:
         """`as_of` as a time."""
         return parse_time(self.as_of)
+
+    def shards_without(self, partitions: Collection[int]) -> list[list[int]]:
+        """The shards that remain when some partitions are left out; empty ones are dropped."""
+        kept = [[partition for partition in shard if partition not in partitions] for shard in self.shards]
+        return [shard for shard in kept if shard]
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain values."""

@@ -1,0 +1,143 @@
+"""The little of Airflow's REST API that the command line and the demonstration need.
+
+Airflow 3: `POST /auth/token` gives a JWT, `/api/v2` the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from almanac.errors import Unavailable, UsageError
+from almanac.settings import Settings
+
+REQUEST_TIMEOUT_SECONDS = 30.0
+POLL_SECONDS = 1.0
+TASK_INSTANCES_MAX = 1000
+RUN_FINISHED = frozenset({"success", "failed"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """One task instance as the UI shows it: name, label of its shard, state, try."""
+
+    task: str
+    label: str | None
+    state: str | None
+    try_number: int
+
+    @property
+    def title(self) -> str:
+        """`score [tile r0 c0 … tile r1 c4 (12)]`."""
+        return f"{self.task} [{self.label}]" if self.label else self.task
+
+
+class AirflowApi:
+    """A session with one Airflow API server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base = settings.need("airflow_url").rstrip("/")
+        self._user = settings.airflow_username
+        self._password = settings.need("airflow_password")
+        self._client = httpx.Client(base_url=self._base, timeout=REQUEST_TIMEOUT_SECONDS)
+        self._token: str | None = None
+
+    def __enter__(self) -> AirflowApi:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """One authenticated request.
+
+        Raises:
+            Unavailable: no answer.
+            UsageError: Airflow refused; its own words are in the message.
+        """
+        try:
+            if self._token is None:
+                login = {"username": self._user, "password": self._password}
+                answer = self._client.post("/auth/token", json=login)
+                self._raise_for(answer, "log in")
+                self._token = str(answer.json()["access_token"])
+            answer = self._client.request(
+                method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **arguments
+            )
+        except httpx.HTTPError as error:
+            raise Unavailable(f"Airflow at {self._base} did not answer ({error}): see `almanac status`") from None
+        self._raise_for(answer, f"{method} {path}")
+        return dict(answer.json()) if answer.content else {}
+
+    def _raise_for(self, answer: httpx.Response, what: str) -> None:
+        if answer.is_success:
+            return
+        try:
+            detail = answer.json().get("detail")
+        except (ValueError, AttributeError):
+            detail = answer.text[:200]
+        message = f"Airflow at {self._base} refused to {what} ({answer.status_code}): {detail}"
+        if answer.status_code >= 500:
+            raise Unavailable(f"{message}: see its log, then try again")
+        raise UsageError(f"{message}: correct the request or the credentials")
+
+    def trigger(self, dag: str, *, partition_key: str | None, note: str) -> str:
+        """Start a run by hand and return its run id."""
+        body = {"logical_date": None, "partition_key": partition_key, "note": note}
+        return str(self.call("POST", f"/dags/{dag}/dagRuns", json=body)["dag_run_id"])
+
+    def has_dag(self, dag: str) -> bool:
+        """Whether Airflow has parsed this DAG yet."""
+        try:
+            self.call("GET", f"/dags/{dag}")
+        except UsageError:
+            return False
+        return True
+
+    def run_state(self, dag: str, run: str) -> str:
+        """`queued`, `running`, `success` or `failed`."""
+        return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+
+    def tasks(self, dag: str, run: str) -> list[TaskState]:
+        """Every task instance of a run."""
+        found = self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances", params={"limit": TASK_INSTANCES_MAX})
+        return [
+            TaskState(
+                task=entry["task_id"],
+                label=entry.get("rendered_map_index") if entry.get("map_index", -1) >= 0 else None,
+                state=entry["state"],
+                try_number=entry["try_number"],
+            )
+            for entry in found["task_instances"]
+        ]
+
+    def follow(self, dag: str, run: str, *, timeout_seconds: float) -> Iterator[TaskState | str]:
+        """Yield each task as it ends, and the run's final state as the last item.
+
+        Raises:
+            Unavailable: the run did not end within `timeout_seconds`.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        seen: set[tuple[str, str | None, str | None]] = set()
+        while True:
+            state = self.run_state(dag, run)
+            for task in self.tasks(dag, run):
+                mark = (task.task, task.label, task.state)
+                if task.state in {"success", "failed", "upstream_failed", "skipped", "up_for_retry"} and mark not in seen:
+                    seen.add(mark)
+                    yield task
+            if state in RUN_FINISHED:
+                yield state
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"run {run} of {dag} is still {state} after {timeout_seconds:.0f} s: look at it in the Airflow UI"
+                )
+            time.sleep(POLL_SECONDS)
