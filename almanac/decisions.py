@@ -1,0 +1,132 @@
+"""The store's decisions, without I/O: which overlay wins, what publishing leads to, what may be dropped.
+
+The stores carry these out in SQL and Lua; tests hold them to what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, Protocol, TypeVar
+
+Sequence = tuple[datetime, str, int, int]
+"""as_of, topic, Kafka partition, Kafka offset: orders the overlays of one entity and model."""
+
+STAGED_KEPT = timedelta(days=2)
+"""An unfinished generation older than this was abandoned by its run."""
+
+
+class Overlay(Protocol):
+    """What put-if-newer needs to know of an overlay."""
+
+    @property
+    def entity(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def sequence(self) -> Sequence: ...
+
+
+OverlayT = TypeVar("OverlayT", bound=Overlay)
+
+
+def is_newer(candidate: Sequence, stored: Sequence | None) -> bool:
+    """Whether a write with this sequence replaces what is stored; an equal one (a replay) does not."""
+    return stored is None or _order(candidate) > _order(stored)
+
+
+def _order(sequence: Sequence) -> tuple[datetime, bytes, int, int]:
+    """Topics compare by their bytes: the same in Python, Postgres and Redis, whatever the locale."""
+    as_of, topic, partition, offset = sequence
+    return as_of, topic.encode(), partition, offset
+
+
+def newest(overlays: Iterable[OverlayT]) -> list[OverlayT]:
+    """The newest overlay of each entity and model, ordered by these (so that writers lock in one order)."""
+    best: dict[tuple[str, str], OverlayT] = {}
+    for overlay in overlays:
+        key = (overlay.entity, overlay.model)
+        if key not in best or is_newer(overlay.sequence, best[key].sequence):
+            best[key] = overlay
+    return [best[key] for key in sorted(best)]
+
+
+@dataclass(frozen=True)
+class PublishDecision:
+    """What becomes of a staged generation, and why if it does not become current."""
+
+    state: Literal["current", "archived", "rejected"]
+    coverage: float
+    reason: str
+
+
+def decide_publish(
+    *, staged: int, planned: int, coverage_min: float, as_of: datetime, current_as_of: datetime | None
+) -> PublishDecision:
+    """Decide a generation's outcome when it is published.
+
+    Args:
+        staged: partitions this run itself covers, of `planned` in all.
+        coverage_min: least share that it must cover.
+        current_as_of: as_of of the generation that readers read now; None if there is none.
+    """
+    coverage = staged / planned if planned else 0.0
+    if coverage < coverage_min:
+        return PublishDecision(
+            "rejected", coverage, f"covers {staged} of {planned} partitions, below coverage_min {coverage_min:g}"
+        )
+    if current_as_of is not None and as_of < current_as_of:
+        return PublishDecision("archived", coverage, "a backfill: the current generation is from a later as_of")
+    return PublishDecision("current", coverage, "")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A generation whose rows are still there, as retention sees it."""
+
+    generation: int
+    state: str
+    created_at: datetime
+    published_at: datetime | None
+
+
+def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
+    """Unfinished generations whose run has given up, by age."""
+    return sorted(g.generation for g in generations if g.state == "staged" and now - g.created_at > STAGED_KEPT)
+
+
+def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], kept: int) -> list[int]:
+    """Generations that retention lets go.
+
+    Kept are those the pointer names, unfinished ones, the `kept` latest others
+    that readers have read, and the `kept` latest archived ones.
+
+    Args:
+        pointed: the pointer's current and previous generation.
+        kept: the declaration's `generations_kept`; the previous one counts among them.
+    """
+    others: dict[bool, list[Kept]] = {True: [], False: []}
+    for found in generations:
+        if found.published_at is not None and found.generation not in pointed:
+            others[found.state == "archived"].append(found)
+    room = {True: kept, False: max(0, kept - max(0, len(pointed) - 1))}
+    gone: list[int] = []
+    for archived, group in others.items():
+        group.sort(key=lambda g: (g.published_at or g.created_at, g.generation), reverse=True)
+        gone += [g.generation for g in group[room[archived] :]]
+    return sorted(gone)
+
+
+def droppable(origins: Mapping[int, Collection[int]], existing: Iterable[int], unfinished: Collection[int]) -> list[int]:
+    """Child tables that no generation refers to any more.
+
+    Args:
+        origins: generation to the generations whose rows its manifest names.
+        existing: generations that have a child table.
+        unfinished: generations that are being filled and have no manifest yet.
+    """
+    referred = set(unfinished).union(*origins.values()) if origins else set(unfinished)
+    return sorted(set(existing) - referred)

@@ -1,0 +1,176 @@
+"""What the generation store reads and writes: plain records, no I/O.
+
+Both stores, Postgres and Redis, return these same records. Times are aware UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import msgspec
+
+from almanac.blocks import Block
+from almanac.decisions import Sequence
+
+
+class State(StrEnum):
+    """Where a generation stands. `staged` is unfinished; every other state is an outcome."""
+
+    STAGED = "staged"
+    CURRENT = "current"
+    PREVIOUS = "previous"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled_back"
+    ARCHIVED = "archived"
+
+
+class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation, as the store knows it.
+
+    Args:
+        run_key: names the run that made it.
+        cutoff: the moment the run speaks for; as_of: the data time of its newest observation or feature.
+        model: the model version's id, such as `weather-v3`; model_hash: SHA-256 of its file.
+        epoch: the pointer's epoch when this generation last became current; None if it never did.
+        rows: predictions readers see in it, carried-forward ones included.
+        coverage: share of its partitions that this run itself covered, 0 to 1.
+        partitioning: the declaration's partitioning when it was made; a reader with another one must not use it.
+        outputs: columns of its blocks, in order.
+        clock_shift_seconds: how far a replayed file's clock was moved; 0 for real time.
+        dropped_at: when retention dropped its rows; None while they are there.
+    """
+
+    pipeline: str
+    generation: int
+    run_key: str
+    cutoff: datetime
+    as_of: datetime
+    state: State
+    model: str
+    model_hash: str
+    epoch: int | None
+    rows: int
+    coverage: float
+    reason: str
+    partitioning: str
+    outputs: tuple[str, ...]
+    clock_shift_seconds: float
+    created_at: datetime
+    published_at: datetime | None
+    dropped_at: datetime | None = None
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """Which generation readers read. `epoch` grows with each move, rollback included."""
+
+    pipeline: str
+    epoch: int
+    generation: GenerationRecord
+    previous: GenerationRecord | None
+    moved_at: datetime
+
+
+class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Which block holds one partition of a generation.
+
+    Args:
+        origin: the generation whose run wrote the rows; another one's when carried forward.
+        model: the model version that made the rows: the origin's.
+        reason: empty, or why the partition was carried forward.
+    """
+
+    partition: int
+    origin: int
+    block_hash: str
+    rows: int
+    as_of: datetime
+    computed_at: datetime
+    model: str
+    reason: str = ""
+
+
+class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One entity's prediction from the stream.
+
+    Args:
+        entity: the entity's key as text, such as `"17"`.
+        topic, kafka_partition, kafka_offset: where its event stood.
+        values: output name to value.
+    """
+
+    entity: str
+    model: str
+    as_of: datetime
+    topic: str
+    kafka_partition: int
+    kafka_offset: int
+    values: dict[str, float]
+    computed_at: datetime
+
+    @property
+    def sequence(self) -> Sequence:
+        """What decides which of two overlays of one entity and model is newer."""
+        return (self.as_of, self.topic, self.kafka_partition, self.kafka_offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationStart:
+    """What a batch run knows when it opens its generation.
+
+    Args:
+        run_key: names the run; the same key again resumes its unfinished generation.
+        clock_shift: how far a replayed file's clock was moved.
+        partitions: every partition the generation should cover.
+    """
+
+    run_key: str
+    cutoff: datetime
+    as_of: datetime
+    model: str
+    model_hash: str
+    clock_shift: timedelta
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The right to write to one generation, until a greater token is handed out."""
+
+    pipeline: str
+    generation: int
+    token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedPartition:
+    """One partition's predictions on their way into a generation."""
+
+    partition: int
+    block: Block
+    as_of: datetime
+    computed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What publishing did.
+
+    Args:
+        epoch: the pointer's new epoch; None if the pointer did not move (archived).
+        state: `current`, or `archived` for a generation older than the current one.
+        coverage: share of partitions this run itself covered, 0 to 1.
+        rows: predictions in the generation, carried-forward ones included.
+        reason: empty, or why the pointer did not move.
+        carried: number of partitions carried forward from the generation before.
+    """
+
+    generation: int
+    epoch: int | None
+    state: State
+    coverage: float
+    rows: int
+    reason: str
+    carried: int
