@@ -1,0 +1,61 @@
+"""Files that are whole or absent: atomic replacement and a lock between processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from almanac.errors import Unavailable
+
+LOCK_WAIT_SECONDS_MAX = 300.0
+LOCK_POLL_SECONDS = 0.1
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, flush it to disk, and rename it over `path`.
+
+    A reader, or a death at any moment, finds the old file or the new one.
+    `write` is given the temporary path; when it raises, `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name must not end in .parquet: readers take every such file of a folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked(path: Path, wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel frees it when its holder dies.
+
+    Raises:
+        Unavailable: another process held the lock all the time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds_max
+    with path.open("a") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Unavailable(
+                        f"{path} was locked by another process for {wait_seconds_max:.0f} s: retry when that has ended"
+                    ) from None
+                time.sleep(LOCK_POLL_SECONDS)
+        yield

@@ -1,0 +1,91 @@
+"""Sources of observations: one interface over files of real ones and a simulated atmosphere."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from almanac.clock import utc_now
+from almanac.errors import DeclarationError
+from almanac.partitioning import Grid
+from almanac.pipeline import GridObservations, Pipeline
+from almanac.settings import Settings
+
+if TYPE_CHECKING:
+    import xarray
+
+WINDOW_VALUES_MAX = 2_000_000_000
+
+
+class Source(Protocol):
+    """Hourly observations of one variable on a pipeline's grid."""
+
+    @property
+    def earliest(self) -> datetime:
+        """The first observed hour."""
+        ...
+
+    @property
+    def clock_shift(self) -> timedelta:
+        """What was added to the observations' own times; zero unless replayed."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Equal for two sources only if they give equal observations at every hour."""
+        ...
+
+    def latest(self, now: datetime) -> datetime:
+        """The last observed hour at or before `now`.
+
+        Raises:
+            SourceError: nothing was observed until then.
+        """
+        ...
+
+    def window(self, start: datetime, end: datetime) -> xarray.DataArray:
+        """All hours from `start` to `end`, both included: dims (time, row, col), float32, times in UTC without a zone.
+
+        Raises:
+            SourceError: some hour of the window was not observed.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One line for a person: what it is, and whether its clock was shifted."""
+        ...
+
+
+def grid_of(pipeline: Pipeline) -> tuple[Grid, GridObservations]:
+    """The grid and the observed variable of a pipeline.
+
+    Raises:
+        DeclarationError: the pipeline has no source.
+    """
+    if not isinstance(pipeline.partitions, Grid) or pipeline.source is None:
+        raise DeclarationError(
+            f"pipeline {pipeline.name} declares no source on a Grid: give it partitions=Grid(…) and source=GridObservations(…)"
+        )
+    return pipeline.partitions, pipeline.source
+
+
+def open_source(pipeline: Pipeline, settings: Settings, *, now: datetime | None = None) -> Source:
+    """The source that the settings name: the file `weather_data`, or else the simulated atmosphere.
+
+    Args:
+        pipeline: declares grid and variable.
+        settings: `weather_data`, `weather_seed`; `features_dir` keeps a replayed file's shift.
+        now: where a file's clock is shifted to when it is first used; default: the current time.
+
+    Raises:
+        DeclarationError: the pipeline declares no source.
+        SourceError: the file cannot be used; one line that says what is expected and found.
+    """
+    grid, observed = grid_of(pipeline)
+    if settings.weather_data is None:
+        from features.sources.atmosphere import SimulatedAtmosphere
+
+        return SimulatedAtmosphere(grid, observed, settings.weather_seed)
+    from features.sources.replay import open_replay
+
+    return open_replay(pipeline, settings, now or utc_now())
