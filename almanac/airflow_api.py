@@ -130,7 +130,10 @@ class AirflowApi:
             state = self.run_state(dag, run)
             for task in self.tasks(dag, run):
                 mark = (task.task, task.label, task.state)
-                if task.state in {"success", "failed", "upstream_failed", "skipped", "up_for_retry"} and mark not in seen:
+                if (
+                    task.state in {"success", "failed", "upstream_failed", "skipped", "up_for_retry"}
+                    and mark not in seen
+                ):
                     seen.add(mark)
                     yield task
             if state in RUN_FINISHED:

@@ -55,9 +55,8 @@ def load_pipelines(names: str) -> dict[str, Pipeline]:
     found: dict[str, Pipeline] = {}
     for module in _modules(names):
         for value in vars(module).values():
-            if isinstance(value, Pipeline):
-                if found.setdefault(value.name, value) is not value:
-                    raise DeclarationError(f"two pipelines are named {value.name!r}: rename the one in {module.__name__}")
+            if isinstance(value, Pipeline) and found.setdefault(value.name, value) is not value:
+                raise DeclarationError(f"two pipelines are named {value.name!r}: rename the one in {module.__name__}")
     return dict(sorted(found.items()))
 
 

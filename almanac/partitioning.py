@@ -48,12 +48,13 @@ class Grid:
                 raise DeclarationError(f"Grid.{name} is {getattr(self, name)}: give a whole number of at least 1")
         if self.rows * self.cols > CELLS_MAX:
             raise DeclarationError(
-                f"Grid of {self.rows} x {self.cols} has more than {CELLS_MAX:,} cells: enlarge `step` or split the pipeline"
+                f"Grid of {self.rows} x {self.cols} has more than {CELLS_MAX:,} cells: "
+                "enlarge `step` or split the pipeline"
             )
         if self.step <= 0:
             raise DeclarationError(f"Grid.step is {self.step}: give degrees between cells, above 0")
         south = self.north - (self.rows - 1) * self.step
-        if not (-90 <= south and self.north <= 90):
+        if not (south >= -90 and self.north <= 90):
             raise DeclarationError(f"Grid reaches from {self.north} to {south} degrees: latitudes end at 90 and -90")
 
     @property
@@ -89,7 +90,9 @@ class Grid:
     def check(self, entity: EntityKey) -> int:
         """Return the cell's number, or say that the grid has no such cell."""
         if isinstance(entity, bool) or not isinstance(entity, int) or not 0 <= entity < self.cells:
-            raise UnknownEntity(f"cell {entity!r} is not on the grid: cells are the whole numbers 0 to {self.cells - 1}")
+            raise UnknownEntity(
+                f"cell {entity!r} is not on the grid: cells are the whole numbers 0 to {self.cells - 1}"
+            )
         return entity
 
     def entities(self, partition: int) -> Iterator[int]:
@@ -127,7 +130,8 @@ class Grid:
             south = self.north - (self.rows - 1) * self.step
             last = self.west + (self.cols - 1) * self.step
             raise UnknownEntity(
-                f"point ({lat}, {lon}) is outside the grid: latitudes {south} to {self.north}, longitudes {self.west} to {last}"
+                f"point ({lat}, {lon}) is outside the grid: "
+                f"latitudes {south} to {self.north}, longitudes {self.west} to {last}"
             )
         return row * self.cols + col
 

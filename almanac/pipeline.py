@@ -56,11 +56,9 @@ class Output:
             raise DeclarationError(f"output {self.name}: horizon is {self.horizon}: give a duration above 0")
 
 
-def horizons(variable: str, *, hours: tuple[int, ...], unit: str = "") -> tuple[Output, ...]:  # noqa: A002
+def horizons(variable: str, *, hours: tuple[int, ...], unit: str = "") -> tuple[Output, ...]:
     """Outputs of a forecast: `horizons("t2m", hours=(1, 6))` gives `t2m_1h` and `t2m_6h`."""
-    return tuple(
-        Output(name=f"{variable}_{h}h", unit=unit, horizon=timedelta(hours=h)) for h in hours
-    )
+    return tuple(Output(name=f"{variable}_{h}h", unit=unit, horizon=timedelta(hours=h)) for h in hours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,8 @@ class Freshness:
             raise DeclarationError(f"Freshness.fresh_for is {self.fresh_for}: give a duration above 0")
         if self.usable_for < self.fresh_for:
             raise DeclarationError(
-                f"Freshness.usable_for ({self.usable_for}) is shorter than fresh_for ({self.fresh_for}): swap or lengthen it"
+                f"Freshness.usable_for ({self.usable_for}) is shorter than fresh_for ({self.fresh_for}): "
+                "swap or lengthen it"
             )
 
 
@@ -131,7 +130,8 @@ class Gate:
             raise DeclarationError(f"Gate.on is {self.on!r}: give 'features' or 'predictions'")
         if not self.expectation.startswith("expect_"):
             raise DeclarationError(
-                f"Gate.expectation is {self.expectation!r}: give Great Expectations' snake_case name, which starts with expect_"
+                f"Gate.expectation is {self.expectation!r}: "
+                "give Great Expectations' snake_case name, which starts with expect_"
             )
 
 
@@ -235,14 +235,13 @@ class Pipeline:
             raise DeclarationError(f"shard_partitions is {self.shard_partitions}: give at least 1")
         if self.default is not None and set(self.default) != set(names):
             raise DeclarationError(
-                f"default names {', '.join(sorted(self.default))}, outputs are {', '.join(names)}: give each output one value"
+                f"default names {', '.join(sorted(self.default))}, outputs are {', '.join(names)}: "
+                "give each output one value"
             )
         if isinstance(self.source, GridObservations) and not isinstance(self.partitions, Grid):
             raise DeclarationError("source is GridObservations but partitions is not a Grid: declare a Grid")
         shortest = min((o.horizon for o in self.outputs if o.horizon), default=None)
-        if shortest is not None and self.freshness.fresh_for > max(
-            o.horizon for o in self.outputs if o.horizon
-        ):
+        if shortest is not None and self.freshness.fresh_for > max(o.horizon for o in self.outputs if o.horizon):
             raise DeclarationError(
                 f"freshness.fresh_for ({self.freshness.fresh_for}) outlives every horizon: shorten it"
             )

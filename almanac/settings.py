@@ -61,9 +61,7 @@ class Settings(BaseSettings):
         "pipelines",
         description="Comma-separated Python packages, modules or .py files that hold declarations.",
     )
-    postgres_url: str | None = Field(
-        None, description="postgresql:// URL of the record; unset: embedded."
-    )
+    postgres_url: str | None = Field(None, description="postgresql:// URL of the record; unset: embedded.")
     redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")
     kafka_bootstrap: str | None = Field(None, description="host:port[,…] of the brokers; unset: embedded.")
     airflow_url: str | None = Field(None, description="Base URL of Airflow's API server; unset: embedded.")
@@ -101,9 +99,7 @@ class Settings(BaseSettings):
         """
         value = getattr(self, name)
         if not value:
-            raise UsageError(
-                f"no {name} is known: run `almanac up`, or set ALMANAC_{name.upper()}"
-            )
+            raise UsageError(f"no {name} is known: run `almanac up`, or set ALMANAC_{name.upper()}")
         return str(value)
 
     @property

@@ -136,8 +136,9 @@ def build(pipeline: Pipeline) -> DAG:
 
         @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
         def materialize(planned: dict[str, Any]) -> None:
-            from almanac.settings import settings
             from features.online import materialize as materialize_features
+
+            from almanac.settings import settings
             from jobs.plan import Plan
 
             if get_current_context()["params"]["materialize"]:

@@ -27,7 +27,8 @@ def check_coverage(pipeline: Pipeline, failing: dict[int, str], what: str) -> No
     if left >= pipeline.coverage_min:
         return
     shown = "; ".join(
-        f"{pipeline.partitions.label(partition)}: {reason}" for partition, reason in list(failing.items())[:REASONS_SHOWN_MAX]
+        f"{pipeline.partitions.label(partition)}: {reason}"
+        for partition, reason in list(failing.items())[:REASONS_SHOWN_MAX]
     )
     raise GateError(
         f"gate on {what} of {pipeline.name}: {len(failing)} of {total} partitions fail, {left:.0%} left, "
@@ -45,7 +46,9 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
 
     partitions = [partition for shard in plan.shards for partition in shard]
     table = features_of(pipeline, settings, plan, partitions)
-    return _conclude(pipeline, settings, plan, "features", check(table, _gates(pipeline, "features"), entity=pipeline.entity))
+    return _conclude(
+        pipeline, settings, plan, "features", check(table, _gates(pipeline, "features"), entity=pipeline.entity)
+    )
 
 
 def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateReport:
@@ -55,6 +58,7 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
         GateError: too little would be left to publish.
     """
     from serving_cache.postgres import PostgresStore
+
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
@@ -71,6 +75,7 @@ def _gates(pipeline: Pipeline, kind: Literal["features", "predictions"]) -> list
 
 def _conclude(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, report: GateReport) -> GateReport:
     from serving_cache.postgres import PostgresStore
+
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)

@@ -102,11 +102,11 @@ def _validate(table: pa.Table, gates: Sequence[Gate], entity: str) -> list[Any]:
     for gate in gates:
         try:
             expectations.append(get_expectation_impl(gate.expectation)(**gate.kwargs))
-        except Exception as error:  # GX raises its own and pydantic's errors, with no common base
+        except Exception as error:  # noqa: BLE001  GX raises its own and pydantic's errors, with no common base
             first = str(error).strip().splitlines()[0]
             raise DeclarationError(
-                f"gate {gate.expectation}({_arguments(dict(gate.kwargs))}) is not one of Great Expectations' ({first}): "
-                "correct its name or arguments"
+                f"gate {gate.expectation}({_arguments(dict(gate.kwargs))}) is not one of Great Expectations' "
+                f"({first}): correct its name or arguments"
             ) from None
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}

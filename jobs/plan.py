@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from almanac.registry import Registry
+
 from almanac.clock import format_time, need_utc, parse_time
 from almanac.errors import DataError, UsageError
 from almanac.pipeline import Pipeline
-from almanac.registry import Registry
 from almanac.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,11 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
         )
     log.info(
         "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d",
-        pipeline.name, attempt.generation, format_time(ingested.as_of), version.id, len(shards),
+        pipeline.name,
+        attempt.generation,
+        format_time(ingested.as_of),
+        version.id,
+        len(shards),
     )
     return Plan(
         pipeline=pipeline.name,

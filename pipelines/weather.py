@@ -1,17 +1,16 @@
 """Air temperature 1, 6, 12 and 24 hours ahead for every cell of a grid over Britain."""
 
+from almanac.partitioning import Grid
 from almanac.pipeline import (
     Freshness,
     Gate,
     GridObservations,
     Pipeline,
     Stream,
-    days,
     horizons,
     hours,
     minutes,
 )
-from almanac.partitioning import Grid
 
 weather = Pipeline(
     name="weather",

@@ -1,0 +1,101 @@
+"""`python -m almanac.demo [--data FILE] [--keep]`: what `make demo` runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from almanac.demo import stages
+from almanac.demo.report import DemoFailed, Report
+from almanac.demo.world import World
+from almanac.errors import AlmanacError
+from almanac.settings import PROJECT_ROOT
+
+STATE_DIR = ".almanac-demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every stage; 0 only if every claim held."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="GRIB or Parquet file of real observations")
+    parser.add_argument("--keep", action="store_true", help="leave the stack running and print the addresses")
+    options = parser.parse_args(arguments)
+    data = options.data.resolve() if options.data else None
+    if data is not None and not data.is_file():
+        print(f"almanac: {options.data} is not a file: give DATA=<GRIB or Parquet file>", file=sys.stderr)
+        return 2
+    state_dir = Path(os.environ.get("ALMANAC_STATE_DIR") or PROJECT_ROOT / STATE_DIR).resolve()
+    world = World(state_dir=state_dir, data=data, report=Report())
+    failure: str | None = None
+    try:
+        show(world)
+    except AlmanacError as error:
+        failure = str(error)
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    finally:
+        if options.keep:
+            print_addresses(world)
+        else:
+            world.report.stage("almanac down")
+            world.run("down", check=False)
+    world.report.print_table()
+    if failure:
+        print(f"almanac: the demonstration stopped: {failure}", file=sys.stderr)
+    return 0 if world.report.held and failure is None else 1
+
+
+def show(world: World) -> None:
+    """The stages, in order."""
+    report = world.report
+    report.stage("almanac down --purge, almanac up: Postgres, Redis, Kafka, Airflow, stream worker, lookup")
+    world.run("down", "--purge")
+    world.run("up", "--detach", show=True)
+    report.stage("almanac train weather: LightGBM on Feast's historical features, converted to ONNX")
+    world.run("train", "weather", show=True)
+    if world.data is not None:
+        accuracy(world)
+    report.stage("Airflow precomputes the grid")
+    stages.batch(world)
+    report.stage("the lookup service answers")
+    cell = stages.fresh_lookup(world)
+    report.stage("a Kafka event corrects one cell")
+    stages.event_changes_one_cell(world, cell)
+    stages.malformed_event(world)
+    report.stage("parts are stopped")
+    stages.outage(world, cell)
+    report.stage("everything returns")
+    stages.recovery(world, cell)
+
+
+def accuracy(world: World) -> None:
+    """The model's error beside the baselines' at each horizon, from its manifest."""
+    from almanac.output import print_table
+
+    models = world.json("models", "weather")
+    rows = models[-1]["metrics"]
+    print_table(
+        ["output", "model MAE", "as now", "same hour yesterday", "ratio to the better"],
+        [[name, *(f"{m[k]:.3f}" for k in ("mae", "mae_as_now", "mae_yesterday", "ratio"))] for name, m in rows.items()],
+        title="Mean absolute error on the held-out week, all cells and hours",
+    )
+
+
+def print_addresses(world: World) -> None:
+    """Where a person can go on looking."""
+    print(f"\nThe stack is left running. To go on:\n  export ALMANAC_STATE_DIR={world.state_dir}")
+    try:
+        world.run("status", show=True, check=False)
+        found = world.settings
+        print(f"  Airflow UI   {found.airflow_url}  (user {found.airflow_username}, password in endpoints.json)")
+        print(f"  lookup       {found.lookup_url}/v1/weather/point?lat=51.5&lon=-0.1")
+    except (AlmanacError, DemoFailed) as error:
+        print(f"  {error}")
+    print("  almanac down stops it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

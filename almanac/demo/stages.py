@@ -1,0 +1,221 @@
+"""The stages of the demonstration, in order. Each makes its claims; none assumes an earlier one held."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from almanac.airflow_api import AirflowApi
+from almanac.clock import floor_hour, format_time, parse_time, utc_now
+from almanac.declarations import pipeline as declared
+from almanac.demo.report import DemoFailed
+from almanac.demo.world import World
+
+RUN_TIMEOUT_SECONDS = 600.0
+DAG_PARSED_SECONDS = 90.0
+EVENT_SECONDS_MAX = 5.0
+SETTLE_SECONDS = 30.0
+FRESH_MARGIN_SECONDS = 8
+AGE_TOLERANCE_SECONDS = 2.0
+WARMER_KELVIN = 4.0
+MALFORMED = '{"cell_id": "not a cell", "t2m": '
+
+
+def batch(world: World) -> str:
+    """Trigger the DAG through Airflow's API, follow it, and return the generation's number."""
+    report = world.report
+    pipeline = declared("weather")
+    key = floor_hour(utc_now()).strftime("%Y-%m-%dT%H:%MZ")
+    with AirflowApi(world.settings) as airflow:
+        world.wait_for(
+            "Airflow parsing the DAG", lambda: airflow.has_dag("weather") or None, seconds=DAG_PARSED_SECONDS
+        )
+        run = airflow.trigger("weather", partition_key=key, note="make demo")
+        report.say(f"triggered {run} for {key} through {world.settings.airflow_url}")
+        final = "unknown"
+        for step in airflow.follow("weather", run, timeout_seconds=RUN_TIMEOUT_SECONDS):
+            if isinstance(step, str):
+                final = step
+            else:
+                report.say(f"{step.state or '?':>15}  {step.title}")
+        shards = [task for task in airflow.tasks("weather", run) if task.task == "score"]
+    report.claim(final == "success", "Airflow ran the batch", f"run {final}, {len(shards)} mapped shards")
+    if final != "success":
+        raise DemoFailed(
+            "the batch run failed: open its failed task in the Airflow UI (make demo KEEP=1 leaves it running)"
+        )
+    current = next((g for g in world.json("generations", "weather") if g["state"] == "current"), None)
+    if current is None:
+        raise DemoFailed("no generation is current after a successful run")
+    answers = _settled_answers(world, int(current["generation"]))
+    whole = [a for a in answers.values() if str(a["generation"]) == str(current["generation"]) and _complete(a)]
+    report.claim(
+        len(whole) == pipeline.partitions.cells,  # type: ignore[union-attr]
+        "the generation covers every cell",
+        f"generation {current['generation']}, epoch {current['epoch']}: {len(whole)} of "
+        f"{pipeline.partitions.cells} cells answered from it",  # type: ignore[union-attr]
+    )
+    return str(current["generation"])
+
+
+def _settled_answers(world: World, generation: int) -> dict[int, dict[str, Any]]:
+    """Answers for every cell once the lookup answers from this generation."""
+    world.wait_for(
+        f"lookups from generation {generation}",
+        lambda: True if int(world.answer(0)["generation"]) >= generation else None,
+        seconds=SETTLE_SECONDS,
+    )
+    return world.answers(declared("weather").partitions.cells)  # type: ignore[union-attr]
+
+
+def _values(answer: dict[str, Any]) -> dict[str, float | None]:
+    return {name: output["value"] for name, output in answer["outputs"].items()}
+
+
+def _complete(answer: dict[str, Any]) -> bool:
+    """Every output has a number, except those whose moment has passed."""
+    return all(
+        isinstance(output["value"], float) or output["verdict"] == "expired" for output in answer["outputs"].values()
+    )
+
+
+def _brief(answer: dict[str, Any]) -> str:
+    clock = f", {answer['clock']}" if answer.get("clock") else ""
+    return (
+        f"{answer['verdict']}, source {answer['source']} from {answer['place']}, as of {answer['as_of']}, "
+        f"age {answer['age_seconds']:.0f} s, model {answer['model']}{clock}"
+    )
+
+
+def fresh_lookup(world: World) -> int:
+    """One lookup of a point; returns its cell."""
+    found = world.ask("/v1/weather/point", lat=51.5, lon=-0.1)
+    if found.status_code != 200:
+        raise DemoFailed(f"lookup of a point was refused ({found.status_code}): {found.text[:300]}")
+    answer = found.json()
+    world.report.claim(answer["verdict"] == "fresh", "a lookup is fresh", _brief(answer))
+    return int(answer["entity"])
+
+
+def _event(cell: int, value: float) -> dict[str, Any]:
+    return {"cell_id": cell, "observed_at": format_time(utc_now()), "t2m": round(value, 3)}
+
+
+def event_changes_one_cell(world: World, cell: int) -> None:
+    """An event warmer than the forecast changes its cell's answer and no other's."""
+    cells = declared("weather").partitions.cells  # type: ignore[union-attr]
+    for _attempt in range(2):
+        before = world.answers(cells)
+        known = next(v for v in _values(before[cell]).values() if v is not None)
+        event = _event(cell, known + WARMER_KELVIN)
+        world.run("publish", "weather", "--file", "-", stdin=json.dumps(event) + "\n")
+        sent = time.monotonic()
+        answer = world.wait_for(
+            f"a stream answer for cell {cell}",
+            lambda: found if (found := world.answer(cell))["source"] == "stream" else None,
+            seconds=SETTLE_SECONDS,
+        )
+        seconds = time.monotonic() - sent
+        after = world.answers(cells)
+        if after[cell]["epoch"] == before[cell]["epoch"]:
+            break  # otherwise a scheduled generation was published in between: compare again
+    world.report.claim(
+        seconds <= EVENT_SECONDS_MAX and answer["source"] == "stream" and _values(answer) != _values(before[cell]),
+        "an event changes its cell within five seconds",
+        f"cell {cell} after {seconds:.1f} s: {_brief(answer)}",
+    )
+    others = [other for other in before if other != cell and _values(before[other]) != _values(after[other])]
+    world.report.claim(not others, "and no other cell's", f"{len(before) - 1 - len(others)} others unchanged")
+
+
+def malformed_event(world: World) -> None:
+    """A malformed event ends in the dead-letter topic, and the worker goes on."""
+    world.run("publish", "weather", "--file", "-", stdin=MALFORMED + "\n")
+    letter = world.wait_for(
+        "the dead letter",
+        lambda: next(
+            (
+                e
+                for e in world.json("dead-letters", "weather")
+                if MALFORMED in str(e) or MALFORMED in json.dumps(e, ensure_ascii=False).replace('\\"', '"')
+            ),
+            None,
+        ),
+        seconds=SETTLE_SECONDS,
+    )
+    world.report.claim(
+        True, "a malformed event is in the dead-letter topic", f"{letter.get('reason')}: {letter.get('message')}"
+    )
+
+
+def outage(world: World, cell: int) -> None:
+    """Scheduler and stream stopped: answers turn stale and say so; Redis stopped: they still come."""
+    report = world.report
+    quiet = (cell + 1) % declared("weather").partitions.cells  # type: ignore[union-attr]
+    world.run("stop", "airflow-scheduler", "stream")
+    fresh_for = math.ceil(world.answer(quiet)["age_seconds"]) + FRESH_MARGIN_SECONDS
+    world.run("restart", "lookup", "--set", f"FRESH_FOR_SECONDS={fresh_for}")
+    report.say(f"stopped airflow-scheduler and stream; ALMANAC_FRESH_FOR_SECONDS={fresh_for} for the lookup")
+    stale = world.wait_for(
+        "a stale answer",
+        lambda: found if (found := world.answer(quiet))["verdict"] == "stale" else None,
+        seconds=SETTLE_SECONDS + FRESH_MARGIN_SECONDS,
+    )
+    true_age = (utc_now() - parse_time(stale["as_of"])).total_seconds()
+    report.claim(
+        abs(stale["age_seconds"] - true_age) <= AGE_TOLERANCE_SECONDS and stale["age_seconds"] > fresh_for,
+        "with scheduler and stream stopped the answer is stale with its true age",
+        f"{_brief(stale)} (true age {true_age:.0f} s)",
+    )
+    world.run("stop", "redis")
+    answer = world.wait_for(
+        "an answer without Redis",
+        lambda: found if (found := world.answer(quiet))["place"] == "postgres" else None,
+        seconds=SETTLE_SECONDS,
+    )
+    report.claim(
+        answer["place"] == "postgres" and bool(answer["reason"]) and _complete(answer),
+        "with Redis stopped lookups still answer and say from where",
+        f"place {answer['place']}: {answer['reason']}",
+    )
+    limit = max(1, int(answer["age_seconds"]) - 1)
+    refusal = world.ask(f"/v1/weather/entities/{quiet}", max_stale=limit)
+    body = refusal.json()
+    report.claim(
+        refusal.status_code == 503 and "outputs" not in body and '"value"' not in refusal.text,
+        "with max_stale below the age there is a 503 and no number",
+        f"max_stale {limit} s: {refusal.status_code} {body.get('title')}: {body.get('detail')}",
+    )
+
+
+def recovery(world: World, cell: int) -> None:
+    """Everything returns: answers are fresh again, from the stream and from a new generation."""
+    report = world.report
+    world.run("start", "redis", "stream", "airflow-scheduler")
+    event = _event(cell, 285.0)
+    world.run("publish", "weather", "--file", "-", stdin=json.dumps(event) + "\n")
+    streamed = world.wait_for(
+        "a fresh answer from the stream",
+        lambda: (
+            found
+            if (found := world.answer(cell))["verdict"] == "fresh"
+            and parse_time(found["as_of"]) >= parse_time(event["observed_at"])
+            else None
+        ),
+        seconds=SETTLE_SECONDS * 2,
+    )
+    report.claim(streamed["source"] == "stream", "after everything returns the stream answers fresh", _brief(streamed))
+    world.run("restart", "lookup")
+    generation = batch(world)
+    fresh = world.wait_for(
+        "a fresh answer from Redis",
+        lambda: found if (found := world.answer(cell + 1))["place"] == "redis" else None,
+        seconds=SETTLE_SECONDS,
+    )
+    report.claim(
+        fresh["verdict"] == "fresh" and str(fresh["generation"]) == generation,
+        "after everything returns a new generation answers fresh",
+        _brief(fresh),
+    )

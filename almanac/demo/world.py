@@ -1,0 +1,130 @@
+"""The demonstration's hands: commands, HTTP requests, waiting with a limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from almanac.demo.report import DemoFailed, Report
+from almanac.settings import Settings, load_settings
+
+COMMAND_TIMEOUT_SECONDS = 600.0
+REQUEST_TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 0.1
+ENTITIES_PER_REQUEST = 1000
+
+T = TypeVar("T")
+
+
+@dataclass
+class World:
+    """One state directory with its stack, seen from outside."""
+
+    state_dir: Path
+    data: Path | None
+    report: Report
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every command: this state directory, this source."""
+        found = {**os.environ, "ALMANAC_STATE_DIR": str(self.state_dir)}
+        if self.data is not None:
+            found["ALMANAC_WEATHER_DATA"] = str(self.data)
+        return found
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are now, with the addresses `almanac up` wrote down."""
+        return load_settings(state_dir=self.state_dir)
+
+    def run(self, *words: str, stdin: str | None = None, show: bool = False, check: bool = True) -> str:
+        """Run `almanac <words>`; its standard output.
+
+        Raises:
+            DemoFailed: it exited non-zero; carries the last line of its standard error.
+        """
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "almanac.cli", *words],
+                env=self.environment,
+                input=stdin,
+                stdout=None if show else subprocess.PIPE,
+                stderr=None if show else subprocess.PIPE,
+                text=True,
+                timeout=COMMAND_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"`almanac {' '.join(words)}` took longer than {COMMAND_TIMEOUT_SECONDS:.0f} s") from None
+        if check and done.returncode != 0:
+            lines = (done.stderr or "").strip().splitlines()
+            raise DemoFailed(
+                f"`almanac {' '.join(words)}` exited {done.returncode}: {lines[-1] if lines else 'see above'}"
+            )
+        return done.stdout or ""
+
+    def json(self, *words: str) -> Any:
+        """Run `almanac <words> --json` and parse what it printed."""
+        return json.loads(self.run(*words, "--json"))
+
+    def ask(self, path: str, **parameters: Any) -> httpx.Response:
+        """GET from the lookup service."""
+        return httpx.get(
+            f"{self.settings.need('lookup_url')}{path}", params=parameters or None, timeout=REQUEST_TIMEOUT_SECONDS
+        )
+
+    def answer(self, entity: int) -> dict[str, Any]:
+        """The answer for one cell.
+
+        Raises:
+            DemoFailed: the service refused.
+        """
+        found = self.ask(f"/v1/weather/entities/{entity}")
+        if found.status_code != 200:
+            raise DemoFailed(f"lookup of cell {entity} was refused ({found.status_code}): {found.text[:300]}")
+        return dict(found.json())
+
+    def answers(self, cells: int) -> dict[int, dict[str, Any]]:
+        """The answers for every cell of a grid, by cell."""
+        found: dict[int, dict[str, Any]] = {}
+        for start in range(0, cells, ENTITIES_PER_REQUEST):
+            asked = list(range(start, min(start + ENTITIES_PER_REQUEST, cells)))
+            response = httpx.post(
+                f"{self.settings.need('lookup_url')}/v1/weather/entities:lookup",
+                json={"entities": asked},
+                timeout=REQUEST_TIMEOUT_SECONDS,
+            )
+            if response.status_code != 200:
+                raise DemoFailed(
+                    f"lookup of {len(asked)} cells was refused ({response.status_code}): {response.text[:300]}"
+                )
+            for one in response.json()["answers"]:
+                found[int(one["entity"])] = one
+        return found
+
+    def wait_for(self, what: str, probe: Callable[[], T | None], *, seconds: float) -> T:
+        """Poll until the probe gives something.
+
+        Raises:
+            DemoFailed: it gave nothing within the limit.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                found = probe()
+            except (httpx.HTTPError, DemoFailed):
+                found = None
+            if found is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"{what} did not happen within {seconds:.0f} s")
+            time.sleep(POLL_SECONDS)
