@@ -3,7 +3,7 @@
 Postgres refuses to run as root. Root therefore runs it as an existing account
 without rights, through `setpriv`; where that account cannot reach the files (a
 state directory or a clone below a folder of mode 0700), the process gets the one
-capability that lets it pass (`dac_read_search`). No folder's mode is changed.
+capability that lets it pass. No folder's mode is changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ DATABASES = ("almanac", "airflow")
 UNPRIVILEGED_ACCOUNTS = ("postgres", "nobody")
 INITDB_SECONDS_MAX = 120
 CONNECT_SECONDS_MAX = 3
-CAPABILITY = "+dac_read_search"
+# What lets a process pass closed folders, the smaller right first, and its bit in /proc/self/status.
+CAPABILITIES = (("dac_read_search", 1 << 2), ("dac_override", 1 << 1))
 
 # Small, local, and not the only copy of anything: a crash of the machine may lose the last
 # moments (synchronous_commit off would lose them at a mere kill, so it stays on).
@@ -84,6 +85,19 @@ def _reachable(path: Path) -> bool:
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in (resolved, *resolved.parents) if folder.is_dir())
 
 
+def _capability() -> str:
+    """The smallest capability this process may hand on that passes closed folders."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    held = next((int(line.split()[1], 16) for line in lines if line.startswith("CapPrm:")), 0)
+    for name, bit in CAPABILITIES:
+        if held & bit:
+            return name
+    raise StackError(
+        "PostgreSQL does not run as root, and this root may not give another account access to closed folders: "
+        "put ALMANAC_STATE_DIR and the clone under folders of mode 0755, or set ALMANAC_POSTGRES_URL"
+    )
+
+
 def as_unprivileged(command: tuple[str, ...], needed: tuple[Path, ...]) -> tuple[str, ...]:
     """The command as it must be run here: itself, or for root through `setpriv` as another account.
 
@@ -104,7 +118,9 @@ def as_unprivileged(command: tuple[str, ...], needed: tuple[Path, ...]) -> tuple
     account = _account()
     prefix = [setpriv, f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
     if not all(_reachable(path) for path in needed):
-        prefix += [f"--inh-caps={CAPABILITY}", f"--ambient-caps={CAPABILITY}"]
+        capability = _capability()
+        # access(2) forgets capabilities of a process that is not root, unless the secure bit says otherwise.
+        prefix += [f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}", "--securebits=+no_setuid_fixup"]
     return (*prefix, *command)
 
 
@@ -185,9 +201,9 @@ def prepare(state_dir: Path, port: int) -> Server:
     data = folder / "data"
     if not (data / "PG_VERSION").exists():
         _initdb(state_dir, data)
-    configuration = data / "almanac.conf"
+    configuration = folder / "postgresql.conf"
     configuration.write_text(CONFIGURATION.format(host=HOST, port=port))
-    _own(configuration)
+    configuration.chmod(0o644)  # holds no secret, and another account reads it
     command = (str(binaries() / "postgres"), "-D", str(data), "-c", f"config_file={configuration}")
     return Server(
         name="postgres",

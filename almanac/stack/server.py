@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -15,6 +16,10 @@ from almanac.errors import StackError
 HOST = "127.0.0.1"
 SECRETS_FILE = "secrets.json"
 SECRET_BYTES = 24
+# Below the range from which systems take the ports of outgoing connections: a server that is
+# stopped for a while finds its port free again.
+PORTS = range(15_000, 32_000)
+PORT_ATTEMPTS_MAX = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,16 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port on localhost that nothing listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on localhost that nothing uses now.
+
+    Raises:
+        StackError: none was found.
+    """
+    for _ in range(PORT_ATTEMPTS_MAX):
+        port = random.SystemRandom().choice(PORTS)
+        if port_is_free(port):
+            return port
+    raise StackError(f"no free TCP port from {PORTS.start} to {PORTS.stop - 1} on {HOST}: stop what uses them")
 
 
 def port_is_free(port: int, host: str = HOST) -> bool:

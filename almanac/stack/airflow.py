@@ -1,0 +1,129 @@
+"""Airflow as four programs: API server with its UI, scheduler, DAG processor, triggerer; configured by environment."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from almanac.clock import parse_time
+from almanac.settings import PROJECT_ROOT
+from almanac.stack.places import Places
+from almanac.stack.server import HOST, secret, write_private
+
+USER = "admin"
+ANSWER_SECONDS_MAX = 5.0
+# Tasks at once: enough that one waits for I/O while another computes, few enough for a laptop's memory.
+TASKS_AT_ONCE_MIN = 2
+TASKS_AT_ONCE_MAX = 4
+CONNECTION_VARIABLE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    # Task logs lie on this machine's disk, where the API server reads them: no log servers.
+    "airflow-api-server": ("api-server",),
+    "airflow-scheduler": ("scheduler", "--skip-serve-logs"),
+    "airflow-dag-processor": ("dag-processor",),
+    "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
+}
+# Name in the health report, and of its heartbeat there.
+REPORTED: Mapping[str, tuple[str, str]] = {
+    "airflow-scheduler": ("scheduler", "latest_scheduler_heartbeat"),
+    "airflow-dag-processor": ("dag_processor", "latest_dag_processor_heartbeat"),
+    "airflow-triggerer": ("triggerer", "latest_triggerer_heartbeat"),
+}
+
+
+def home(places: Places) -> Path:
+    """AIRFLOW_HOME."""
+    return places.state_dir / "airflow"
+
+
+def database_url(postgres_url: str, environment: Mapping[str, str]) -> str:
+    """SQLAlchemy URL of the metadata database: as named in the environment, else `airflow` beside Almanac's own."""
+    if given := environment.get(CONNECTION_VARIABLE):
+        return given
+    parts = urlsplit(postgres_url)
+    return urlunsplit(("postgresql+psycopg2", parts.netloc, "/airflow", parts.query, ""))
+
+
+def _fernet_key() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
+def environment(places: Places, port: int, connection: str, program: str) -> dict[str, str]:
+    """Airflow's own settings for one program."""
+    state_dir = places.state_dir
+    base_url = f"http://{HOST}:{port}"
+    cores = os.cpu_count() or TASKS_AT_ONCE_MIN
+    tasks_at_once = min(max(cores, TASKS_AT_ONCE_MIN), TASKS_AT_ONCE_MAX)
+    options = {
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": tasks_at_once,
+        "CORE__DAGS_FOLDER": PROJECT_ROOT / "dags",
+        "CORE__LOAD_EXAMPLES": False,
+        # The hourly run is what the stack is for: nobody should have to switch it on.
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": False,
+        "CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # no name service is asked
+        "CORE__FERNET_KEY": secret(state_dir, "airflow-fernet", _fernet_key),
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords_file(places),
+        "CORE__EXECUTION_API_SERVER_URL": f"{base_url}/execution/",
+        "DATABASE__SQL_ALCHEMY_CONN": connection,
+        "API__HOST": HOST,
+        "API__PORT": port,
+        "API__BASE_URL": base_url,
+        "API__WORKERS": 1,
+        "API__SECRET_KEY": secret(state_dir, "airflow-api"),
+        "API__INSTANCE_NAME": "Almanac",
+        "API_AUTH__JWT_SECRET": secret(state_dir, "airflow-jwt", lambda: secrets.token_hex(64)),
+        "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 30,
+        "DAG_PROCESSOR__PARSING_PROCESSES": 1,
+        "LOGGING__BASE_LOG_FOLDER": places.logs / "airflow",
+        "LOGGING__COLORED_CONSOLE_LOG": False,
+        # Tasks are forked from the scheduler, and their log is what people read in the UI.
+        "LOGGING__LOGGING_LEVEL": "INFO" if program == "airflow-scheduler" else "WARNING",
+    }
+    return {"AIRFLOW_HOME": str(home(places)), **{f"AIRFLOW__{name}": str(value) for name, value in options.items()}}
+
+
+def passwords_file(places: Places) -> Path:
+    """Where the user's password is, for Airflow and for people (mode 0600)."""
+    return home(places) / "passwords.json"
+
+
+def prepare(places: Places) -> None:
+    """Make AIRFLOW_HOME with the user's password."""
+    home(places).mkdir(parents=True, exist_ok=True)
+    write_private(passwords_file(places), json.dumps({USER: secret(places.state_dir, "airflow-admin")}))
+
+
+def why_not(base_url: str, program: str, since: datetime | None) -> str | None:
+    """Ask the API server about one of the four programs; None when healthy.
+
+    Args:
+        since: when the program was started; an older heartbeat was a predecessor's.
+    """
+    try:
+        answer = httpx.get(f"{base_url}/api/v2/monitor/health", timeout=ANSWER_SECONDS_MAX)
+        answer.raise_for_status()
+        report = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        return f"the API server does not answer ({error or type(error).__name__})"
+    if program not in REPORTED:
+        return None if report["metadatabase"]["status"] == "healthy" else "the metadata database does not answer"
+    name, heartbeat = REPORTED[program]
+    found = report.get(name) or {}
+    if found.get("status") != "healthy":
+        return f"reported {found.get('status') or 'absent'}"
+    beat = found.get(heartbeat)
+    if since is not None and beat and parse_time(beat) < since:
+        return "no heartbeat since its start"
+    return None
