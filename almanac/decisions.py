@@ -120,7 +120,9 @@ def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], kept: int)
     return sorted(gone)
 
 
-def droppable(origins: Mapping[int, Collection[int]], existing: Iterable[int], unfinished: Collection[int]) -> list[int]:
+def droppable(
+    origins: Mapping[int, Collection[int]], existing: Iterable[int], unfinished: Collection[int]
+) -> list[int]:
     """Child tables that no generation refers to any more.
 
     Args:

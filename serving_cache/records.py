@@ -5,6 +5,7 @@ Both stores, Postgres and Redis, return these same records. Times are aware UTC.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,6 +14,7 @@ import msgspec
 
 from almanac.blocks import Block
 from almanac.decisions import Sequence
+from almanac.errors import PredictionError
 
 
 class State(StrEnum):
@@ -99,6 +101,9 @@ class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
         entity: the entity's key as text, such as `"17"`.
         topic, kafka_partition, kafka_offset: where its event stood.
         values: output name to value.
+
+    Raises:
+        PredictionError: a value is NaN or infinite.
     """
 
     entity: str
@@ -109,6 +114,13 @@ class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
     kafka_offset: int
     values: dict[str, float]
     computed_at: datetime
+
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            if not math.isfinite(value):
+                raise PredictionError(
+                    f"overlay of entity {self.entity}: {name} is {value}: look at the event and model {self.model}"
+                )
 
     @property
     def sequence(self) -> Sequence:

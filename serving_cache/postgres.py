@@ -1,0 +1,52 @@
+"""`PostgresStore`: the record of every generation and overlay.
+
+Synchronous, for batch steps, sinks, the reconciler and the command line; the
+lookup service reads the same tables by its own connections (`layout.py` names them).
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from serving_cache.postgres_client import Client
+from serving_cache.postgres_publish import Publishing
+from serving_cache.postgres_reading import Blocks, Reading
+from serving_cache.postgres_retention import Retention
+from serving_cache.records import Attempt, GenerationStart, StagedPartition
+
+__all__ = ["Attempt", "GenerationStart", "PostgresStore", "StagedPartition"]
+
+
+class PostgresStore(Blocks, Publishing, Reading, Retention):
+    """The generation store in Postgres, over one connection that opens when first needed.
+
+    Every method raises `Unavailable` when Postgres does not answer in time, and
+    `UsageError` when the database was not migrated.
+
+    Args:
+        url: postgresql:// URL.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = Client(url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; using the store again opens another."""
+        self._client.close()
+
+    @property
+    def where(self) -> str:
+        """host:port/database, for messages."""
+        return self._client.where

@@ -1,0 +1,146 @@
+"""One connection to Postgres: opened when first needed, with time limits, its errors turned into ours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from almanac.errors import AlmanacError, BlockError, Unavailable, UsageError
+
+CONNECT_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_SECONDS = 60
+LOCK_TIMEOUT_SECONDS = 10
+IDLE_IN_TRANSACTION_SECONDS = 60
+USER_TIMEOUT_SECONDS = 15
+PING_AFTER_IDLE_SECONDS = 1.0
+
+Connection = psycopg.Connection[TupleRow]
+
+_UNDEFINED_TABLE = "42P01"
+_UNDEFINED_COLUMN = "42703"
+_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58", "XX")
+
+
+def described(url: str) -> str:
+    """host:port/database of a URL: for messages, without its password.
+
+    Raises:
+        UsageError: it is no Postgres URL.
+    """
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        remedy = "give postgresql://user:password@host:port/database"
+        raise UsageError(f"the Postgres URL cannot be read: {remedy}") from None
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def with_limits(url: str) -> str:
+    """A connection string with every time limit set."""
+    seconds = {
+        "statement_timeout": STATEMENT_TIMEOUT_SECONDS,
+        "lock_timeout": LOCK_TIMEOUT_SECONDS,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
+    }
+    options = " ".join(f"-c {name}={value}s" for name, value in seconds.items())
+    return make_conninfo(
+        url,
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        tcp_user_timeout=USER_TIMEOUT_SECONDS * 1000,
+        application_name="almanac",
+        options=f"{options} -c timezone=UTC",
+    )
+
+
+def translated(error: Exception, sqlstate: str | None, where: str) -> AlmanacError:
+    """Our error for a driver's: `Unavailable` if a retry may help."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if sqlstate in (_UNDEFINED_TABLE, _UNDEFINED_COLUMN):
+        return UsageError(
+            f"the database at {where} lacks a table or column ({first}): run `python -m serving_cache.migrate`"
+        )
+    if sqlstate is None or sqlstate[:2] in _TRANSIENT_CLASSES:
+        return Unavailable(f"Postgres at {where} did not answer ({first}): retry, or look at `almanac status`")
+    return BlockError(f"Postgres at {where} refused what was written ({first}); nothing of it was stored")
+
+
+class Client:
+    """One connection for one process; threads take turns.
+
+    A pool would not help: batch steps and sinks write one thing at a time, and
+    a pool keeps a caller waiting while it reconnects where this one fails at once.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.where = described(url)
+        self.conninfo = with_limits(url)
+        self._connection: Connection | None = None
+        self._used = 0.0
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def query(self, statement: Any, parameters: Any = None) -> list[Any]:
+        """Run one statement outside a transaction and return its rows."""
+        with self.session() as connection:
+            cursor = connection.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description is not None else []
+
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """The connection, in autocommit, for this thread alone.
+
+        Raises:
+            Unavailable: Postgres does not answer, or not in time.
+            UsageError: a table is missing.
+        """
+        with self._lock:
+            try:
+                connection = self._open()
+                yield connection
+            except psycopg.Error as error:
+                if self._connection is not None and (
+                    self._connection.closed or isinstance(error, psycopg.InterfaceError)
+                ):
+                    self.close()
+                raise translated(error, error.sqlstate, self.where) from error
+            finally:
+                self._used = time.monotonic()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """The connection in a transaction: committed at the end, rolled back by any error."""
+        with self.session() as connection, connection.transaction():
+            yield connection
+
+    def _open(self) -> Connection:
+        found = self._connection
+        if found is not None and not found.closed and time.monotonic() - self._used > PING_AFTER_IDLE_SECONDS:
+            try:  # the server may have been restarted meanwhile: notice that before the caller's statement does
+                found.execute("SELECT 1")
+            except psycopg.Error:
+                found.close()
+        if found is None or found.closed:
+            found = self._connection = psycopg.connect(self.conninfo, autocommit=True)
+        return found

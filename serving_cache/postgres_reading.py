@@ -1,0 +1,251 @@
+"""Reading generations, and writing and reading overlays."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+from psycopg import sql
+
+from almanac.blocks import Block, block_hash, encode
+from almanac.clock import need_utc
+from almanac.decisions import newest
+from almanac.errors import BlockError, UsageError
+from almanac.pipeline import Pipeline
+from serving_cache.layout import child_name
+from serving_cache.postgres_rows import WIDTH, StoreBase, generation_columns, generation_record
+from serving_cache.postgres_staging import Staging, quoted
+from serving_cache.records import GenerationRecord, ManifestEntry, OverlayRecord, Pointer
+
+GENERATIONS_LIMIT = 1000
+OVERLAYS_PER_STATEMENT = 5000
+
+_POINTER = sql.SQL(
+    "SELECT q.epoch, q.moved_at, {current}, {previous} FROM pointers q "
+    "JOIN generations g ON g.pipeline = q.pipeline AND g.generation = q.generation "
+    "LEFT JOIN generations p ON p.pipeline = q.pipeline AND p.generation = q.previous WHERE q.pipeline = %s"
+).format(current=generation_columns("g"), previous=generation_columns("p"))
+
+_MANIFEST = (
+    "SELECT m.partition, m.origin, m.block_hash, m.rows, m.as_of, m.computed_at, o.model, m.reason "
+    "FROM generation_partitions m JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin "
+    "WHERE m.pipeline = %s AND m.generation = %s ORDER BY m.partition"
+)
+
+# Each entity and model occurs once in a statement (`newest`), as ON CONFLICT demands; topics compare by
+# their bytes (COLLATE "C" of the column).
+_PUT_OVERLAYS = """
+INSERT INTO overlay AS o
+    (pipeline, entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at)
+SELECT %s, * FROM unnest(
+    %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::jsonb[], %s::timestamptz[])
+ON CONFLICT (pipeline, entity, model) DO UPDATE SET
+    as_of = excluded.as_of, topic = excluded.topic, kafka_partition = excluded.kafka_partition,
+    kafka_offset = excluded.kafka_offset, values = excluded.values, computed_at = excluded.computed_at,
+    written_at = clock_timestamp()
+WHERE (excluded.as_of, excluded.topic, excluded.kafka_partition, excluded.kafka_offset)
+    > (o.as_of, o.topic, o.kafka_partition, o.kafka_offset)
+"""
+
+_OVERLAYS = (
+    "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
+    "WHERE pipeline = %s AND model = %s AND as_of >= %s AND written_at >= %s AND entity > %s ORDER BY entity LIMIT %s"
+)
+_LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+class Reading(StoreBase):
+    """The part of `PostgresStore` that tells what is published."""
+
+    def pointer(self, pipeline: str) -> Pointer | None:
+        """What readers read now; None before the first generation is published.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        rows = self._client.query(_POINTER, (pipeline,))
+        if not rows:
+            return None
+        epoch, moved_at, *records = rows[0]
+        current, previous = records[:WIDTH], records[WIDTH:]
+        return Pointer(
+            pipeline=pipeline,
+            epoch=epoch,
+            generation=generation_record(current),
+            previous=None if previous[0] is None else generation_record(previous),
+            moved_at=need_utc(moved_at),
+        )
+
+    def generation(self, pipeline: str, generation: int) -> GenerationRecord | None:
+        """One generation by number; None if there is none of this number."""
+        rows = self._client.query(
+            sql.SQL("SELECT {} FROM generations g WHERE pipeline = %s AND generation = %s").format(
+                generation_columns("g")
+            ),
+            (pipeline, generation),
+        )
+        return generation_record(rows[0]) if rows else None
+
+    def generations(self, pipeline: str, limit: int = 20) -> list[GenerationRecord]:
+        """The latest generations, newest first; at most `GENERATIONS_LIMIT`."""
+        rows = self._client.query(
+            sql.SQL("SELECT {} FROM generations g WHERE pipeline = %s ORDER BY generation DESC LIMIT %s").format(
+                generation_columns("g")
+            ),
+            (pipeline, min(limit, GENERATIONS_LIMIT)),
+        )
+        return [generation_record(row) for row in rows]
+
+    def manifest(self, pipeline: str, generation: int) -> dict[int, ManifestEntry]:
+        """Partition to the block that holds it; empty if the generation is unpublished or dropped."""
+        rows = self._client.query(_MANIFEST, (pipeline, generation))
+        return {
+            partition: ManifestEntry(
+                partition=partition,
+                origin=origin,
+                block_hash=digest,
+                rows=count,
+                as_of=need_utc(as_of),
+                computed_at=need_utc(computed_at),
+                model=model,
+                reason=reason,
+            )
+            for partition, origin, digest, count, as_of, computed_at, model, reason in rows
+        }
+
+    def put_overlays(self, pipeline: str, records: Sequence[OverlayRecord]) -> int:
+        """Store predictions from the stream where they are newer than what is stored; returns how many were.
+
+        All of them or, on an error, none. Replays and zombies change nothing.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        best = newest(records)
+        written = 0
+        with self._client.transaction() as connection:
+            for start in range(0, len(best), OVERLAYS_PER_STATEMENT):
+                columns = _overlay_columns(best[start : start + OVERLAYS_PER_STATEMENT])
+                written += connection.execute(_PUT_OVERLAYS, (pipeline, *columns)).rowcount
+        return written
+
+    def overlays(self, pipeline: str, model: str, since: datetime) -> list[OverlayRecord]:
+        """Overlays of one model with an as_of from `since` on, by entity."""
+        return [record for page in self.overlay_pages(pipeline, model, since) for record in page]
+
+    def overlay_pages(
+        self, pipeline: str, model: str, since: datetime, written_since: datetime = _LONG_AGO
+    ) -> Iterator[list[OverlayRecord]]:
+        """As `overlays`, by pages of `OVERLAYS_PER_STATEMENT`.
+
+        Args:
+            written_since: leave out what was stored before this moment of the server's clock.
+        """
+        after = ""
+        while True:
+            rows = self._client.query(_OVERLAYS, (pipeline, model, since, written_since, after, OVERLAYS_PER_STATEMENT))
+            if not rows:
+                return
+            after = rows[-1][0]
+            yield [_overlay_record(row) for row in rows]
+            if len(rows) < OVERLAYS_PER_STATEMENT:
+                return
+
+
+class Blocks(Staging):
+    """The part of `PostgresStore` that packs rows into blocks again."""
+
+    def blocks(self, pipeline: Pipeline, generation: int, partitions: Sequence[int]) -> dict[str, bytes]:
+        """Blocks of a generation by their hash, packed from its rows and proved against the manifest.
+
+        Raises:
+            UsageError: the generation has no such partition.
+            BlockError: rows are gone, or are not those that were published.
+            Unavailable: Postgres does not answer.
+        """
+        rows = self._client.query(
+            "SELECT m.partition, m.origin, m.block_hash, o.entity, o.outputs FROM generation_partitions m "
+            "JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin "
+            "WHERE m.pipeline = %s AND m.generation = %s AND m.partition = ANY(%s)",
+            (pipeline.name, generation, list(partitions)),
+        )
+        absent = set(partitions) - {row[0] for row in rows}
+        if absent:
+            raise UsageError(
+                f"generation {generation} of {pipeline.name} has no partition {min(absent)}: it is unpublished, "
+                "dropped, or never covered it"
+            )
+        wanted: dict[tuple[int, str, tuple[str, ...]], dict[int, str]] = defaultdict(dict)
+        for partition, origin, digest, entity, outputs in rows:
+            wanted[origin, entity, tuple(outputs)][partition] = digest
+        found: dict[str, bytes] = {}
+        with self.bulk() as (_, cursor):
+            for (origin, entity, outputs), hashes in wanted.items():
+                found.update(_packed(cursor, child_name(pipeline.name, origin), (entity, *outputs), hashes))
+        return found
+
+
+def _packed(cursor: Any, child: str, columns: tuple[str, ...], hashes: dict[int, str]) -> Iterator[tuple[str, bytes]]:
+    cursor.execute("SELECT to_regclass($1)::text", (quoted(child),))
+    if cursor.fetchone()[0] is None:
+        raise BlockError(f"{child} was dropped by retention: roll forward, or run the pipeline again")
+    names = ", ".join(quoted(name) for name in ("partition", *columns))
+    entity = quoted(columns[0])
+    cursor.execute(
+        f"SELECT {names} FROM {quoted(child)} WHERE partition = ANY($1::int[]) ORDER BY partition, {entity}",  # noqa: S608
+        (sorted(hashes),),
+    )
+    table = cursor.fetch_arrow_table()
+    owners = table.column("partition").to_numpy()
+    keys = table.column(columns[0])
+    values = {name: table.column(name).to_numpy().astype(np.float32, copy=False) for name in columns[1:]}
+    for partition, digest in hashes.items():
+        start, end = np.searchsorted(owners, [partition, partition + 1])
+        data = encode(
+            Block(keys=_keys(keys[start:end]), columns={name: column[start:end] for name, column in values.items()})
+        )
+        if block_hash(data) != digest:
+            raise BlockError(
+                f"rows of partition {partition} in {child} are not those that were published (block {digest}): "
+                "somebody changed them; run the pipeline again"
+            )
+        yield digest, data
+
+
+def _keys(column: Any) -> np.ndarray[Any, Any]:
+    import pyarrow as pa
+
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.to_numpy(), dtype=np.int64)
+    return np.array([text.encode() for text in column.to_pylist()] or [], dtype=np.bytes_)
+
+
+def _overlay_columns(records: list[OverlayRecord]) -> tuple[list[Any], ...]:
+    return (
+        [r.entity for r in records],
+        [r.model for r in records],
+        [r.as_of for r in records],
+        [r.topic for r in records],
+        [r.kafka_partition for r in records],
+        [r.kafka_offset for r in records],
+        [msgspec.json.encode(r.values).decode() for r in records],
+        [r.computed_at for r in records],
+    )
+
+
+def _overlay_record(row: Any) -> OverlayRecord:
+    entity, model, as_of, topic, partition, offset, values, computed_at = row
+    return OverlayRecord(
+        entity=entity,
+        model=model,
+        as_of=need_utc(as_of),
+        topic=topic,
+        kafka_partition=partition,
+        kafka_offset=offset,
+        values={name: float(value) for name, value in values.items()},
+        computed_at=need_utc(computed_at),
+    )

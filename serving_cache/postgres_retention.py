@@ -1,0 +1,124 @@
+"""Retention: what no reader needs any more is dropped, without making a reader wait."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import datetime, timedelta
+
+from psycopg import sql
+
+from almanac.decisions import Kept, abandoned, droppable, to_drop
+from almanac.errors import Unavailable
+from almanac.pipeline import Pipeline
+from serving_cache.layout import child_name, table_name
+from serving_cache.postgres_client import Connection
+from serving_cache.postgres_rows import StoreBase, lock_pointer
+from serving_cache.postgres_staging import reject_generation
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_SECONDS = 2
+DETACH_TIMEOUT_SECONDS = 10
+DROPS_PER_RUN_MAX = 50
+OVERLAYS_PER_RUN_MAX = 20_000
+OVERLAY_MARGIN = timedelta(days=1)
+
+
+class Retention(StoreBase):
+    """The part of `PostgresStore` that lets go."""
+
+    def retire(self, pipeline: Pipeline, *, now: datetime) -> list[int]:
+        """Drop generations beyond `generations_kept`, their unreferenced rows, and expired overlays.
+
+        Rows that a kept generation carries forward stay. A table that a reader
+        is using is left for the next time.
+
+        Returns:
+            The generations whose manifests were dropped.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        with self._client.transaction() as connection:
+            dropped = _drop_manifests(connection, pipeline, now)
+            tables = _unreferenced(connection, pipeline.name)
+        for generation in tables[:DROPS_PER_RUN_MAX]:
+            try:
+                self._drop(pipeline.name, generation)
+            except Unavailable as error:
+                log.info("kept table=%s for now: %s", child_name(pipeline.name, generation), error)
+        self._client.query(
+            "DELETE FROM overlay WHERE ctid = ANY(ARRAY(SELECT ctid FROM overlay "
+            "WHERE pipeline = %s AND as_of < %s LIMIT %s))",
+            (pipeline.name, now - pipeline.freshness.usable_for - OVERLAY_MARGIN, OVERLAYS_PER_RUN_MAX),
+        )
+        return dropped
+
+    def _drop(self, pipeline: str, generation: int) -> None:
+        """Detach a child without blocking readers, then drop it; takes up a detach that was cut short."""
+        child = sql.Identifier(child_name(pipeline, generation))
+        parent = sql.Identifier(table_name(pipeline))
+        with self._client.session() as connection:
+            connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            connection.execute(f"SET statement_timeout = '{DETACH_TIMEOUT_SECONDS}s'")
+            try:
+                attached = connection.execute(
+                    "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(%s)",
+                    (child.as_string(connection),),
+                ).fetchone()
+                if attached is not None:
+                    how = sql.SQL("FINALIZE" if attached[0] else "CONCURRENTLY")
+                    connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(parent, child, how))
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(child))
+            finally:
+                if not connection.closed:
+                    connection.execute("RESET lock_timeout")
+                    connection.execute("RESET statement_timeout")
+
+
+def _drop_manifests(connection: Connection, pipeline: Pipeline, now: datetime) -> list[int]:
+    _, current, previous = lock_pointer(connection, pipeline.name)
+    rows = connection.execute(
+        "SELECT generation, state, created_at, published_at FROM generations "
+        "WHERE pipeline = %s AND dropped_at IS NULL AND state <> 'rejected'",
+        (pipeline.name,),
+    ).fetchall()
+    found = [Kept(*row) for row in rows]
+    for generation in abandoned(found, now):
+        connection.execute(
+            "UPDATE generations SET fencing_token = fencing_token + 1 WHERE pipeline = %s AND generation = %s",
+            (pipeline.name, generation),
+        )
+        reject_generation(connection, pipeline.name, generation, "its run left it unfinished")
+    pointed = [number for number in (current, previous) if number is not None]
+    gone = to_drop(found, pointed=pointed, kept=pipeline.generations_kept)
+    for statement in (
+        "DELETE FROM generation_partitions WHERE pipeline = %s AND generation = ANY(%s)",
+        "DELETE FROM ledger WHERE pipeline = %s AND generation = ANY(%s)",
+    ):
+        connection.execute(statement, (pipeline.name, gone))
+    connection.execute(
+        "UPDATE generations SET dropped_at = %s WHERE pipeline = %s AND generation = ANY(%s)",
+        (now, pipeline.name, gone),
+    )
+    return gone
+
+
+def _unreferenced(connection: Connection, pipeline: str) -> list[int]:
+    prefix = child_name(pipeline, 0)[:-1]
+    tables = connection.execute(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace "
+        "AND starts_with(relname, %s)",
+        (prefix,),
+    ).fetchall()
+    existing = [int(name[len(prefix) :]) for (name,) in tables if re.fullmatch(r"\d+", name[len(prefix) :])]
+    origins: dict[int, set[int]] = {}
+    for generation, origin in connection.execute(
+        "SELECT DISTINCT generation, origin FROM generation_partitions WHERE pipeline = %s", (pipeline,)
+    ):
+        origins.setdefault(generation, set()).add(origin)
+    unfinished = connection.execute(
+        "SELECT generation FROM generations WHERE pipeline = %s AND state = 'staged'", (pipeline,)
+    ).fetchall()
+    return droppable(origins, existing, [row[0] for row in unfinished])

@@ -1,0 +1,325 @@
+"""Filling a generation: open it, claim partitions in the ledger, write their rows, or give it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from psycopg import sql
+
+from almanac.blocks import block_hash, encode
+from almanac.errors import BlockError, PredictionError, UsageError
+from almanac.pipeline import Pipeline
+from serving_cache.layout import child_name, table_name
+from serving_cache.postgres_client import Connection, translated
+from serving_cache.postgres_rows import (
+    StoreBase,
+    check_token,
+    lock_pointer,
+    need_staged,
+    token_checked,
+    unknown_generation,
+)
+from serving_cache.records import Attempt, GenerationStart, StagedPartition
+
+REASON_CHARACTERS_MAX = 500
+STAGE_ROWS_MAX = 8_000_000
+
+_CLAIM = """
+UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '',
+    as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, updated_at = clock_timestamp()
+FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[])
+    AS v(partition, block_hash, rows, as_of, computed_at)
+WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition AND l.state <> 'staged'
+RETURNING l.partition
+"""
+
+
+class Staging(StoreBase):
+    """The part of `PostgresStore` that batch runs write with."""
+
+    def begin_generation(self, pipeline: Pipeline, start: GenerationStart, *, now: datetime) -> Attempt:
+        """Open the generation of a run, or resume the one it left unfinished, with a greater token.
+
+        An unfinished generation whose inputs differ (another model, as_of, cutoff or
+        declaration) cannot be resumed: it is rejected, and a new one is opened.
+
+        Raises:
+            UsageError: the pipeline has no tables, or the partitions are not its own.
+            Unavailable: Postgres does not answer.
+        """
+        planned = sorted(set(start.partitions))
+        if not planned or planned[0] < 0 or planned[-1] >= pipeline.partitions.count:
+            raise UsageError(
+                f"pipeline {pipeline.name} has the partitions 0 to {pipeline.partitions.count - 1}: plan some of these"
+            )
+        with self._client.transaction() as connection:
+            lock_pointer(connection, pipeline.name)
+            resumed = _resume(connection, pipeline, start)
+            return resumed or _open(connection, pipeline, start, planned, now)
+
+    def take_over(self, pipeline: str, generation: int) -> Attempt:
+        """A new attempt at a generation; every earlier one is superseded.
+
+        Raises:
+            UsageError: there is no such generation.
+            Unavailable: Postgres does not answer.
+        """
+        rows = self._client.query(
+            "UPDATE generations SET fencing_token = fencing_token + 1 WHERE pipeline = %s AND generation = %s "
+            "RETURNING fencing_token",
+            (pipeline, generation),
+        )
+        if not rows:
+            raise unknown_generation(pipeline, generation)
+        return Attempt(pipeline=pipeline, generation=generation, token=rows[0][0])
+
+    def pending(self, attempt: Attempt, partitions: Sequence[int]) -> list[int]:
+        """Those of the partitions that are not staged yet, in the order given.
+
+        Raises:
+            Superseded: another attempt has taken over.
+        """
+        with self._client.transaction() as connection:
+            check_token(connection, attempt, exclusive=False)
+            rows = connection.execute(
+                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND state <> 'staged' "
+                "AND partition = ANY(%s)",
+                (attempt.pipeline, attempt.generation, list(partitions)),
+            ).fetchall()
+        waiting = {row[0] for row in rows}
+        return [partition for partition in partitions if partition in waiting]
+
+    def stage(self, attempt: Attempt, staged: Sequence[StagedPartition]) -> list[int]:
+        """Write partitions into the generation; returns those that nobody had staged before.
+
+        Claim and rows are one transaction: a partition is staged whole or not at
+        all, and once, however many attempts try.
+
+        Raises:
+            Superseded: another attempt has taken over; nothing was written.
+            PredictionError: a prediction is NaN or infinite; nothing was written.
+            UsageError: the generation has its outcome already.
+            Unavailable: Postgres does not answer; nothing was written.
+        """
+        if not staged:
+            return []
+        _check(attempt, staged)
+        by_partition = {part.partition: part for part in staged}
+        with self.bulk() as (connection, cursor):
+            entity, outputs = _columns(cursor, attempt)
+            for part in staged:
+                if tuple(part.block.columns) != outputs:
+                    raise BlockError(
+                        f"partition {part.partition} has the columns {', '.join(part.block.columns)}, generation "
+                        f"{attempt.generation} of {attempt.pipeline} {', '.join(outputs)}: stage these, in this order"
+                    )
+            cursor.execute(_CLAIM, _claims(attempt, list(by_partition.values())))
+            claimed = sorted(row[0] for row in cursor.fetchall())
+            rows = [by_partition[partition] for partition in claimed if by_partition[partition].block.rows]
+            if rows:
+                table = _rows_table(attempt.generation, entity, rows)
+                cursor.adbc_ingest(child_name(attempt.pipeline, attempt.generation), table, mode="append")
+            connection.commit()
+        return claimed
+
+    def quarantine(self, attempt: Attempt, partition: int, reason: str) -> None:
+        """Mark a partition as bad, and take out its rows if it was staged.
+
+        Publishing carries the partition's last good block forward.
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: the generation has its outcome already, or did not plan this partition.
+        """
+        child = sql.Identifier(child_name(attempt.pipeline, attempt.generation))
+        with self._client.transaction() as connection:
+            need_staged(attempt, check_token(connection, attempt, exclusive=False))
+            changed = connection.execute(
+                "UPDATE ledger SET state = 'quarantined', token = %s, block_hash = NULL, rows = 0, reason = %s, "
+                "updated_at = clock_timestamp() WHERE pipeline = %s AND generation = %s AND partition = %s",
+                (attempt.token, shortened(reason), attempt.pipeline, attempt.generation, partition),
+            ).rowcount
+            if not changed:
+                raise UsageError(
+                    f"generation {attempt.generation} of {attempt.pipeline} did not plan partition {partition}"
+                )
+            connection.execute(sql.SQL("DELETE FROM {} WHERE partition = %s").format(child), (partition,))
+
+    def reject(self, attempt: Attempt, reason: str) -> None:
+        """Give a staged generation up and drop its rows; one already rejected stays as it is.
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: it was published.
+        """
+        with self._client.transaction() as connection:
+            state = check_token(connection, attempt, exclusive=True)
+            if state != "rejected":
+                need_staged(attempt, state)
+                reject_generation(connection, attempt.pipeline, attempt.generation, reason)
+
+    def staged_rows(self, attempt: Attempt) -> pa.Table:
+        """What is staged so far: the columns partition, the entity, and each output (float32).
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: the generation has its outcome already.
+        """
+        with self.bulk() as (_, cursor):
+            entity, outputs = _columns(cursor, attempt)
+            names = ", ".join(quoted(name) for name in ("partition", entity, *outputs))
+            child = quoted(child_name(attempt.pipeline, attempt.generation))
+            cursor.execute(f"SELECT {names} FROM {child} ORDER BY partition, {quoted(entity)}")  # noqa: S608
+            return cursor.fetch_arrow_table()
+
+    @contextmanager
+    def bulk(self) -> Iterator[tuple[Any, Any]]:
+        """An ADBC connection in a transaction, and its cursor: Arrow in and out by binary COPY.
+
+        Rolled back unless committed; its errors become ours.
+        """
+        import adbc_driver_postgresql.dbapi as adbc
+
+        try:
+            with adbc.connect(self._client.conninfo, autocommit=False) as connection, connection.cursor() as cursor:
+                try:
+                    yield connection, cursor
+                finally:
+                    connection.rollback()
+        except adbc.Error as error:
+            raise translated(error, error.sqlstate, self._client.where) from error
+
+
+def quoted(name: str) -> str:
+    """An identifier for ADBC, which takes statements as text."""
+    return sql.Identifier(name).as_string(None)
+
+
+def shortened(reason: str) -> str:
+    """A reason on one line, of a length that fits a table."""
+    line = " ".join(reason.split())
+    return line if len(line) <= REASON_CHARACTERS_MAX else line[: REASON_CHARACTERS_MAX - 1] + "…"
+
+
+def reject_generation(connection: Connection, pipeline: str, generation: int, reason: str) -> None:
+    """Mark a generation rejected and drop its rows, within the caller's transaction."""
+    connection.execute(
+        "UPDATE generations SET state = 'rejected', reason = %s WHERE pipeline = %s AND generation = %s",
+        (shortened(reason), pipeline, generation),
+    )
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(child_name(pipeline, generation))))
+
+
+def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) -> Attempt | None:
+    found = connection.execute(
+        "SELECT generation, cutoff, as_of, model, model_hash, partitioning, outputs, clock_shift_seconds "
+        "FROM generations WHERE pipeline = %s AND run_key = %s AND state = 'staged' FOR UPDATE",
+        (pipeline.name, start.run_key),
+    ).fetchone()
+    if found is None:
+        return None
+    wanted = (
+        start.cutoff, start.as_of, start.model, start.model_hash, repr(pipeline.partitions),
+        list(pipeline.output_names), start.clock_shift.total_seconds(),
+    )  # fmt: skip
+    if tuple(found[1:]) != wanted:
+        reject_generation(connection, pipeline.name, found[0], "its run was planned anew from other inputs")
+        return None
+    row = connection.execute(
+        "UPDATE generations SET fencing_token = fencing_token + 1 WHERE pipeline = %s AND generation = %s "
+        "RETURNING fencing_token",
+        (pipeline.name, found[0]),
+    ).fetchone()
+    assert row is not None  # noqa: S101  (the row is locked above)
+    return Attempt(pipeline=pipeline.name, generation=found[0], token=row[0])
+
+
+def _open(
+    connection: Connection, pipeline: Pipeline, start: GenerationStart, planned: list[int], now: datetime
+) -> Attempt:
+    row = connection.execute(
+        "INSERT INTO generations (pipeline, generation, run_key, cutoff, as_of, state, model, model_hash, entity, "
+        "outputs, partitioning, partitions, fencing_token, clock_shift_seconds, created_at) "
+        "SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', %s, %s, %s, %s, %s, %s, 1, %s, %s "
+        "FROM generations WHERE pipeline = %s RETURNING generation",
+        (
+            pipeline.name, start.run_key, start.cutoff, start.as_of, start.model, start.model_hash, pipeline.entity,
+            list(pipeline.output_names), repr(pipeline.partitions), len(planned), start.clock_shift.total_seconds(),
+            now, pipeline.name,
+        ),
+    ).fetchone()
+    assert row is not None  # noqa: S101  (an INSERT that returns)
+    generation: int = row[0]
+    connection.execute(
+        "INSERT INTO ledger (pipeline, generation, partition, state, token) "
+        "SELECT %s, %s, unnest(%s::int[]), 'planned', 1",
+        (pipeline.name, generation, planned),
+    )
+    # The constraint is what lets ATTACH skip a scan of the rows.
+    connection.execute(
+        sql.SQL("CREATE TABLE {} (LIKE {}, CHECK (generation = {}))").format(
+            sql.Identifier(child_name(pipeline.name, generation)),
+            sql.Identifier(table_name(pipeline.name)),
+            sql.Literal(generation),
+        )
+    )
+    return Attempt(pipeline=pipeline.name, generation=generation, token=1)
+
+
+def _check(attempt: Attempt, staged: Sequence[StagedPartition]) -> None:
+    rows = sum(part.block.rows for part in staged)
+    if rows > STAGE_ROWS_MAX:
+        raise UsageError(f"{rows:,} rows are staged at once, at most {STAGE_ROWS_MAX:,} fit: make shards smaller")
+    if len({part.partition for part in staged}) != len(staged):
+        raise UsageError(f"a partition is staged twice in one call for {attempt.pipeline}: give each once")
+    for part in staged:
+        for name, column in part.block.columns.items():
+            bad = int(np.count_nonzero(~np.isfinite(column)))
+            if bad:
+                raise PredictionError(
+                    f"partition {part.partition} of {attempt.pipeline}: {bad} of {len(column)} values of {name} are "
+                    "NaN or infinite: quarantine the partition"
+                )
+
+
+def _columns(cursor: Any, attempt: Attempt) -> tuple[str, tuple[str, ...]]:
+    """Entity and outputs of the attempt's generation, which is held until the transaction ends."""
+    cursor.execute(
+        "SELECT fencing_token, state, entity, outputs FROM generations "
+        "WHERE pipeline = $1 AND generation = $2 FOR SHARE",
+        (attempt.pipeline, attempt.generation),
+    )
+    row = cursor.fetchone()
+    need_staged(attempt, token_checked(attempt, row))
+    return row[2], tuple(row[3])
+
+
+def _claims(attempt: Attempt, parts: list[StagedPartition]) -> tuple[Any, ...]:
+    return (
+        attempt.pipeline,
+        attempt.generation,
+        attempt.token,
+        [part.partition for part in parts],
+        [block_hash(encode(part.block)) for part in parts],
+        [part.block.rows for part in parts],
+        [part.as_of.isoformat() for part in parts],
+        [part.computed_at.isoformat() for part in parts],
+    )
+
+
+def _rows_table(generation: int, entity: str, parts: list[StagedPartition]) -> pa.Table:
+    sizes = [part.block.rows for part in parts]
+    keys = np.concatenate([part.block.keys for part in parts])
+    columns: dict[str, Any] = {
+        "generation": np.full(len(keys), generation, dtype=np.int64),
+        "partition": np.repeat(np.array([part.partition for part in parts], dtype=np.int32), sizes),
+        entity: pa.array(keys).cast(pa.string()) if keys.dtype.kind == "S" else keys,
+    }
+    for name in parts[0].block.columns:
+        columns[name] = np.concatenate([part.block.columns[name] for part in parts])
+    return pa.table(columns)
