@@ -1,0 +1,174 @@
+"""What callers read: the JSON of an answer, of a refusal, and the headers that let a cache be honest too.
+
+Caching (RFC 9111, 5861). `Age` is the prediction's age, and `max-age` counts on
+the same axis, so that a cache may reuse an answer for `max-age - Age` seconds:
+never past the moment that it turns stale, loses a value or breaks `max_stale`,
+and never longer than `REUSE_SECONDS_MAX`, for an event or a rollback can change
+any answer at once. `stale-if-error` reaches to the moment that it is unusable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from datetime import datetime, timedelta
+
+import msgspec
+
+from almanac.clock import format_time
+from almanac.ladder import Answer, Refusal, span
+from almanac.partitioning import EntityKey, Grid
+from almanac.pipeline import Pipeline
+from serving_cache.lookup.places import Reading
+from serving_cache.lookup.service import Outcome
+
+REUSE_SECONDS_MAX = 2
+RETRY_AFTER_SECONDS = 5
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Centre of the cell, in degrees."""
+
+    lat: float
+    lon: float
+
+
+class OutputJson(msgspec.Struct, frozen=True):
+    """One output. `value` is null where the verdict is expired or where the prediction lacks it."""
+
+    value: float | None
+    unit: str
+    valid_at: str | None
+    verdict: str
+
+
+class AnswerJson(msgspec.Struct, frozen=True, kw_only=True):
+    """One entity's answer; README and openapi.json describe the fields."""
+
+    pipeline: str
+    entity: EntityKey
+    point: Point | None
+    outputs: dict[str, OutputJson]
+    verdict: str
+    source: str
+    place: str | None
+    rung: int
+    reason: str | None
+    as_of: str | None
+    computed_at: str | None
+    age_seconds: float | None
+    generation: int | None
+    epoch: int
+    model: str | None
+    clock: str | None
+
+
+class RefusalJson(msgspec.Struct, frozen=True, kw_only=True):
+    """One entity of many that got no answer: the status it would have had alone, and why."""
+
+    entity: EntityKey | str
+    status: int
+    detail: str
+
+
+class ManyJson(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers of one epoch, in the order asked; what could not be answered stands in `refusals`."""
+
+    pipeline: str
+    epoch: int
+    answers: list[AnswerJson]
+    refusals: list[RefusalJson]
+
+
+def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: Outcome) -> AnswerJson:
+    """The JSON of a decision for an entity."""
+    candidate = answer.candidate
+    reasons = [*outcome.reasons, *answer.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
+    return AnswerJson(
+        pipeline=pipeline.name,
+        entity=entity,
+        point=_point(pipeline, entity),
+        outputs={
+            found.output.name: OutputJson(
+                value=found.value,
+                unit=found.output.unit,
+                valid_at=_time(found.valid_at),
+                verdict=found.verdict.value,
+            )
+            for found in answer.outputs
+        },
+        verdict=answer.verdict.value,
+        source=candidate.source.value,
+        place=candidate.place,
+        rung=int(answer.rung),
+        reason="; ".join(reasons) or None,
+        as_of=_time(candidate.as_of),
+        computed_at=_time(candidate.computed_at),
+        age_seconds=None if answer.age is None else round(answer.age.total_seconds(), 3),
+        generation=candidate.generation,
+        epoch=outcome.reading.epoch,
+        model=candidate.model,
+        clock=_clock_note(outcome.reading, candidate.generation),
+    )
+
+
+def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcome: Outcome) -> RefusalJson:
+    """Why an entity gets no answer: 404 if the pipeline never predicted it, else 503."""
+    known = outcome.reading.entities[entity]
+    candidates = known.candidates
+    never = candidates.current is None and candidates.previous is None and not candidates.overlays
+    whole = known.covered and known.gap is None and known.previous_gap is None
+    if never and whole and candidates.generation is not None and not outcome.reasons:
+        detail = f"{pipeline.name} has no prediction of {pipeline.entity} {entity}: it was never predicted"
+        return RefusalJson(entity=entity, status=404, detail=detail)
+    reasons = [*refusal.reasons, *outcome.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
+    advice = "publish a generation" if candidates.generation is None else "wait for a newer prediction"
+    if refusal.best_age is not None and refusal.best_age <= outcome.terms.freshness.usable_for:
+        advice = f"accept max_stale of at least {span(_ceil(refusal.best_age))}, or {advice}"
+    detail = f"{pipeline.name} refuses {pipeline.entity} {entity}: {'; '.join(reasons)}: {advice}"
+    return RefusalJson(entity=entity, status=503, detail=detail)
+
+
+def cache_headers(answer: Answer, body: AnswerJson, max_stale: timedelta | None) -> tuple[tuple[str, str], ...]:
+    """Age, ETag and Cache-Control of one answer."""
+    tag = etag(body, max_stale)
+    if answer.age is None or answer.stale_in is None or answer.unusable_in is None:
+        return (("etag", tag), ("cache-control", "no-cache"))
+    age = math.ceil(answer.age.total_seconds())
+    reuse = max(0, min(math.floor(min(answer.stale_in, answer.unusable_in).total_seconds()), REUSE_SECONDS_MAX))
+    error = max(0, math.floor(answer.unusable_in.total_seconds()) - reuse)
+    lifetime = age + reuse if reuse else 0
+    return (
+        ("age", str(age)),
+        ("etag", tag),
+        ("cache-control", f"max-age={lifetime}, stale-if-error={error}"),
+    )
+
+
+def etag(body: AnswerJson, max_stale: timedelta | None) -> str:
+    """A weak tag of everything in an answer but its growing age: a 304 means the same prediction, verdict and place."""
+    reason = body.reason if body.age_seconds is None else None  # a reason repeats the age
+    content = msgspec.json.encode((msgspec.structs.replace(body, age_seconds=None, reason=reason), str(max_stale)))
+    return f'W/"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+
+
+def _point(pipeline: Pipeline, entity: EntityKey) -> Point | None:
+    if not isinstance(pipeline.partitions, Grid) or not isinstance(entity, int):
+        return None
+    lat, lon = pipeline.partitions.position(entity)
+    return Point(lat=round(lat, 6), lon=round(lon, 6))
+
+
+def _time(when: datetime | None) -> str | None:
+    return None if when is None else format_time(when)
+
+
+def _clock_note(reading: Reading, generation: int | None) -> str | None:
+    seconds = reading.clock_shifts.get(generation or 0, 0.0)
+    return f"observations replayed: clock shifted by {seconds / 3600:+g} h" if seconds else None
+
+
+def _ceil(age: timedelta) -> timedelta:
+    """Rounded up to the unit that `span` shows, so that the advice suffices."""
+    unit = 1 if age < timedelta(seconds=119) else 60 if age < timedelta(hours=48) else 3600
+    return timedelta(seconds=math.ceil(age.total_seconds() / unit) * unit)

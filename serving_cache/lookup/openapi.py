@@ -1,0 +1,222 @@
+"""The OpenAPI document of the service; `python -m serving_cache.lookup.openapi` prints docs/openapi.json.
+
+Made from the structs that are sent, so that document and service cannot part;
+a test holds the committed copy to it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import msgspec
+
+from almanac import __version__
+from serving_cache.lookup.answers import AnswerJson, ManyJson
+from serving_cache.lookup.web import BODY_BYTES_MAX, PROBLEM_JSON
+
+ENTITIES_MAX = 1_000
+
+_FIELDS = {
+    "entity": "The entity's key: a cell's number, a user's id.",
+    "point": "Centre of the cell, for pipelines on a grid.",
+    "outputs": "One entry per declared output, by name.",
+    "verdict": "fresh, stale, expired or missing: how far the prediction can be stood behind.",
+    "source": "Which runtime made the prediction: stream, batch or default.",
+    "place": "Where its bytes came from: redis or postgres; null for the declared default.",
+    "rung": "How far down the ladder it stands: 1 overlay or current generation, 3 previous generation, 4 default.",
+    "reason": "Why no better prediction or place answered; null when there is nothing to explain.",
+    "as_of": "The data time that the prediction speaks from.",
+    "computed_at": "When it was scored.",
+    "age_seconds": "Now minus as_of.",
+    "generation": "The generation that it belongs to, or whose model vouches for it.",
+    "epoch": "Grows with each move of the pipeline's pointer; all answers of one request have the same.",
+    "model": "The model version that made it.",
+    "clock": "Says so when its observations are a replayed file's; null for real time.",
+    "valid_at": "The moment that the output speaks about; null for an output without a horizon.",
+    "value": "Null where the output's verdict is expired or missing.",
+}
+_TIMES = ("as_of", "computed_at", "valid_at")
+_DURATION_TEXT = "The greatest age accepted: seconds, or a duration such as 90m, 2h, 1d or PT90M."
+_DURATION = {
+    "description": _DURATION_TEXT,
+    "examples": ["90m"],
+}
+
+
+def document() -> dict[str, Any]:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Almanac lookup",
+            "version": __version__,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Answers with the freshest prediction it can stand behind, and says how old it is and where "
+            "it came from. Errors are application/problem+json (RFC 9457). No answer is older than max_stale, or "
+            "older than the pipeline declares usable; a refusal (503) carries no prediction.",
+        },
+        "paths": _paths(),
+        "components": {"schemas": _schemas(), "responses": _problems()},
+    }
+
+
+def document_bytes() -> bytes:
+    """The document as it is sent and committed."""
+    return (json.dumps(document(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _schemas() -> dict[str, Any]:
+    _, found = msgspec.json.schema_components([AnswerJson, ManyJson], ref_template="#/components/schemas/{name}")
+    renamed = json.loads(json.dumps(found).replace("Json", ""))
+    schemas = {name.replace("Json", ""): schema for name, schema in renamed.items()}
+    for schema in schemas.values():
+        schema.pop("title", None)
+        for name, field in schema.get("properties", {}).items():
+            if name in _FIELDS:
+                schema["properties"][name] = {**field, "description": _FIELDS[name]}
+            if name in _TIMES:
+                schema["properties"][name]["anyOf"] = [{"type": "string", "format": "date-time"}, {"type": "null"}]
+    answer = schemas["Answer"]["properties"]
+    answer["verdict"]["enum"] = ["fresh", "stale", "missing"]
+    answer["source"]["enum"] = ["stream", "batch", "default"]
+    schemas["Output"]["properties"]["verdict"]["enum"] = ["fresh", "stale", "expired", "missing"]
+    schemas["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457; `detail` is one sentence that says what to do.",
+        "properties": {
+            "type": {"type": "string", "examples": ["urn:almanac:problem:refused"]},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+        },
+        "required": ["type", "title", "status", "detail"],
+    }
+    schemas["Pipeline"] = {
+        "type": "object",
+        "description": "What a caller may know of a declaration; durations in seconds.",
+        "properties": {"name": {"type": "string"}, "entity": {"type": "string"}, "outputs": {"type": "array"}},
+        "required": ["name", "entity", "outputs", "fresh_for_seconds", "usable_for_seconds"],
+    }
+    schemas["Duration"] = {
+        **_DURATION,
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 315_360_000},
+            {"type": "string", "pattern": r"^[0-9]{1,5}(s|m|min|h)?$"},
+            {"type": "string", "pattern": r"^PT[0-9]{1,5}[HMS]$"},
+        ],
+    }
+    return dict(sorted(schemas.items()))
+
+
+def _problems() -> dict[str, Any]:
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    retry = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before asking again."}}
+    return {
+        "BadRequest": {"description": "The request cannot be understood; the detail says why.", "content": content},
+        "NotFound": {"description": "No such pipeline, entity or point on the grid.", "content": content},
+        "TooLarge": {"description": f"The body is larger than {BODY_BYTES_MAX:,} bytes.", "content": content},
+        "Refused": {
+            "description": "Nothing that may answer: too old, not published, or no place answers.",
+            "content": content,
+            "headers": retry,
+        },
+    }
+
+
+def _paths() -> dict[str, Any]:
+    name = _parameter("name", "path", {"type": "string", "examples": ["weather"]}, "A declared pipeline.")
+    entity = _parameter("entity", "path", {"type": "string", "minLength": 1, "examples": ["17"]}, _FIELDS["entity"])
+    stale = _parameter("max_stale", "query", {"$ref": "#/components/schemas/Duration"}, _DURATION_TEXT, required=False)
+    lat = _parameter("lat", "query", {"type": "number", "minimum": -90, "maximum": 90}, "Degrees north.")
+    lon = _parameter("lon", "query", {"type": "number", "minimum": -360, "maximum": 360}, "Degrees east.")
+    answer = {**_ok("The answer.", "Answer"), "headers": _cache_headers()}
+    unchanged = {
+        "description": "The same prediction, verdict and place as If-None-Match names.",
+        "headers": _cache_headers(),
+    }
+    looked_up = {"200": answer, "304": unchanged, **_errors(400, 404, 503)}
+    many = {
+        "type": "object",
+        "properties": {
+            "entities": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": ENTITIES_MAX,
+                "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+            },
+            "max_stale": {"anyOf": [{"$ref": "#/components/schemas/Duration"}, {"type": "null"}]},
+        },
+        "required": ["entities"],
+        "additionalProperties": False,
+    }
+    return {
+        "/v1/pipelines": {
+            "get": _get("pipelines", "The declared pipelines", {"200": _ok("All of them."), **_errors(400)})
+        },
+        "/v1/pipelines/{name}": {
+            "get": _get(
+                "pipeline",
+                "One declaration and its current generation",
+                {"200": _ok("The declaration.", "Pipeline"), **_errors(400, 404)},
+                name,
+            )
+        },
+        "/v1/{name}/entities/{entity}": {
+            "get": _get("entity", "One entity's prediction", looked_up, name, entity, stale)
+        },
+        "/v1/{name}/point": {"get": _get("point", "The cell nearest to a point", looked_up, name, lat, lon, stale)},
+        "/v1/{name}/entities:lookup": {
+            "post": {
+                "operationId": "entities",
+                "summary": "Many entities' predictions, of one epoch",
+                "parameters": [name],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": many, "examples": {"cells": {"value": {"entities": [17, 18]}}}}
+                    },
+                },
+                "responses": {"200": _ok("Answers, and refusals of the rest.", "Many"), **_errors(400, 404, 413, 503)},
+            }
+        },
+        "/livez": {"get": _get("livez", "The process runs", {"200": _ok("It does."), **_errors(400)})},
+        "/readyz": {
+            "get": _get("readyz", "At least one place answers", {"200": _ok("Which ones answer."), **_errors(400, 503)})
+        },
+        "/openapi.json": {"get": _get("openapi", "This document", {"200": _ok("OpenAPI 3.1."), **_errors(400)})},
+    }
+
+
+def _get(operation: str, text: str, responses: dict[str, Any], *parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"operationId": operation, "summary": text, "parameters": list(parameters), "responses": responses}
+
+
+def _parameter(name: str, where: str, schema: dict[str, Any], text: str, *, required: bool = True) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": required, "schema": schema, "description": text}
+
+
+def _ok(text: str, schema: str | None = None) -> dict[str, Any]:
+    found = {"$ref": f"#/components/schemas/{schema}"} if schema else {"type": "object"}
+    return {"description": text, "content": {"application/json": {"schema": found}}}
+
+
+def _errors(*statuses: int) -> dict[str, Any]:
+    names = {400: "BadRequest", 404: "NotFound", 413: "TooLarge", 503: "Refused"}
+    return {str(status): {"$ref": f"#/components/responses/{names[status]}"} for status in statuses}
+
+
+def _cache_headers() -> dict[str, Any]:
+    return {
+        "Age": {"schema": {"type": "integer"}, "description": "The prediction's age in seconds."},
+        "ETag": {"schema": {"type": "string"}, "description": "Weak: everything in the answer but its growing age."},
+        "Cache-Control": {
+            "schema": {"type": "string"},
+            "description": "max-age on the axis of Age, never past the moment the answer turns stale; stale-if-error.",
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(document_bytes())

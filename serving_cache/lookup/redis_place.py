@@ -1,0 +1,185 @@
+"""Redis as a place: the pointer and overlays, then manifests, then blocks; three round trips however many entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from almanac.blocks import Block, decode
+from almanac.errors import BlockError
+from almanac.ladder import Candidate, Candidates
+from almanac.partitioning import EntityKey
+from almanac.pipeline import Pipeline
+from serving_cache import layout
+from serving_cache.lookup.candidates import (
+    clock_shifts,
+    from_overlay,
+    from_row,
+    generation_summary,
+    need_same_partitions,
+)
+from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
+from serving_cache.records import ManifestEntry, Pointer
+
+REDIS_LIMIT_SECONDS = 0.1
+CONNECTIONS_MAX = 32
+RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What Redis holds of one generation, as far as the entities need it."""
+
+    exists: bool
+    entries: Mapping[int, ManifestEntry]
+    blocks: Mapping[str, Block]
+
+    def gap(self, generation: int, partition: int) -> str | None:
+        """What is missing of a partition; None if it is whole, or the generation does not cover it."""
+        if not self.exists:
+            return f"redis has no manifest of generation {generation}"
+        entry = self.entries.get(partition)
+        if entry is not None and entry.block_hash not in self.blocks:
+            return f"redis misses a block of generation {generation}"
+        return None
+
+
+class RedisPlace:
+    """Reads what the generation store wrote to Redis.
+
+    Args:
+        url: redis:// URL.
+        limit_seconds: how long one read may take in all.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: str, *, limit_seconds: float = REDIS_LIMIT_SECONDS) -> None:
+        self.limit_seconds = limit_seconds
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS_MAX,
+            timeout=limit_seconds,
+            socket_timeout=limit_seconds,
+            socket_connect_timeout=limit_seconds,
+            retry=Retry(NoBackoff(), RETRIES_MAX),
+            protocol=2,
+        )
+        self._redis = Redis(connection_pool=pool)
+
+    async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
+        """Everything Redis holds about these entities, by one pointer.
+
+        Raises:
+            PlaceDown: it cannot be reached.
+            PlaceUnusable: it holds no pointer, or something unreadable.
+        """
+        try:
+            return await self._read(pipeline, entities)
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            raise PlaceDown("redis cannot be reached") from None
+        except RedisError as error:
+            raise PlaceUnusable(f"redis answered with an error ({type(error).__name__})") from None
+        except BlockError:
+            raise PlaceUnusable("redis holds something unreadable") from None
+
+    async def current(self, pipeline: Pipeline) -> dict[str, object] | None:
+        """The current generation, for people."""
+        try:
+            return generation_summary(self._pointer(pipeline, await self._redis.get(layout.pointer_key(pipeline.name))))
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            raise PlaceDown("redis cannot be reached") from None
+        except (RedisError, BlockError):
+            raise PlaceUnusable("redis holds something unreadable") from None
+
+    async def check(self) -> None:
+        """Return if Redis answers."""
+        try:
+            await self._redis.ping()  # type: ignore[misc]
+        except (RedisError, OSError):
+            raise PlaceDown("redis cannot be reached") from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose(close_connection_pool=True)
+
+    async def _read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
+        async with self._redis.pipeline(transaction=False) as first:
+            first.get(layout.pointer_key(pipeline.name))
+            for entity in entities:
+                first.hgetall(layout.overlay_key(pipeline.name, str(entity)))
+            pointer_bytes, *overlays = await first.execute()
+        pointer = self._pointer(pipeline, pointer_bytes)
+        partition_of = {entity: pipeline.partitions.partition_of(entity) for entity in entities}
+        current, previous = await self._held(pipeline, pointer, sorted(set(partition_of.values())))
+        shown: dict[EntityKey, EntityReading] = {}
+        for entity, raw in zip(entities, overlays, strict=True):
+            partition = partition_of[entity]
+            decoded = [layout.decode_overlay(value) for value in raw.values()]
+            generation = pointer.generation
+            old = pointer.previous
+            shown[entity] = EntityReading(
+                candidates=Candidates(
+                    generation=generation.generation,
+                    model=generation.model,
+                    overlays=tuple(from_overlay(overlay, generation, self.name) for overlay in decoded),
+                    current=_candidate(entity, partition, generation.generation, current),
+                    previous=_candidate(entity, partition, old.generation, previous) if old and previous else None,
+                ),
+                gap=current.gap(generation.generation, partition),
+                previous_gap=previous.gap(old.generation, partition) if old and previous else None,
+                covered=partition in current.entries,
+            )
+        return Reading(epoch=pointer.epoch, entities=shown, clock_shifts=clock_shifts(pointer))
+
+    def _pointer(self, pipeline: Pipeline, data: bytes | None) -> Pointer:
+        if data is None:
+            raise PlaceUnusable(f"redis holds nothing of {pipeline.name}")
+        pointer = layout.decode_pointer(data)
+        need_same_partitions(pipeline, pointer.generation, self.name)
+        return pointer
+
+    async def _held(
+        self, pipeline: Pipeline, pointer: Pointer, partitions: Sequence[int]
+    ) -> tuple[_Held, _Held | None]:
+        """Manifest entries and blocks of the current and the previous generation."""
+        numbers = [record.generation for record in (pointer.generation, pointer.previous) if record is not None]
+        async with self._redis.pipeline(transaction=False) as second:
+            for number in numbers:
+                key = layout.manifest_key(pipeline.name, number)
+                second.exists(key)
+                second.hmget(key, [str(partition) for partition in partitions])
+            answers = await second.execute()
+        found = []
+        for exists, raw in zip(answers[0::2], answers[1::2], strict=True):
+            pairs = zip(partitions, raw, strict=True)
+            found.append(
+                (bool(exists), {p: layout.decode_manifest_entry(data) for p, data in pairs if data is not None})
+            )
+        hashes = {entry.block_hash for _, entries in found for entry in entries.values()}
+        blocks = await self._blocks(pipeline, sorted(hashes))
+        held = [_Held(exists, entries, blocks) for exists, entries in found]
+        return held[0], held[1] if len(held) > 1 else None
+
+    async def _blocks(self, pipeline: Pipeline, hashes: Iterable[str]) -> dict[str, Block]:
+        names = list(hashes)
+        if not names:
+            return {}
+        raw = await self._redis.mget([layout.block_key(pipeline.name, name) for name in names])
+        return {name: decode(data) for name, data in zip(names, raw, strict=True) if data is not None}
+
+
+def _candidate(entity: EntityKey, partition: int, generation: int, held: _Held) -> Candidate | None:
+    entry = held.entries.get(partition)
+    block = held.blocks.get(entry.block_hash) if entry is not None else None
+    values = block.row(entity) if block is not None else None
+    if entry is None or values is None:
+        return None
+    return from_row(values, entry, generation, RedisPlace.name)

@@ -1,0 +1,274 @@
+"""Who answers at which path. Handlers take a request and give a response, or raise a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from almanac.errors import UnknownEntity, UnknownPipeline, UsageError
+from almanac.ladder import Answer, Refusal
+from almanac.partitioning import EntityKey, Grid
+from almanac.pipeline import Pipeline
+from serving_cache.lookup import parsing
+from serving_cache.lookup.answers import (
+    RETRY_AFTER_SECONDS,
+    AnswerJson,
+    ManyJson,
+    RefusalJson,
+    answer_json,
+    cache_headers,
+    refusal_json,
+)
+from serving_cache.lookup.service import NothingAnswers, Outcome, Service
+from serving_cache.lookup.web import Problem, Request, Response, Route, json_response
+
+ENTITIES_MAX = 1_000
+
+_NO_STORE = (("cache-control", "no-store"),)
+_RETRY = (("retry-after", str(RETRY_AFTER_SECONDS)),)
+
+
+class Many(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a lookup of many entities."""
+
+    entities: list[Any]
+    max_stale: Any = None
+
+
+class Routes:
+    """The handlers, over the declared pipelines and a service.
+
+    Args:
+        pipelines: by name.
+        service: gives the service; waits for it while the process starts.
+        document: the OpenAPI document's bytes.
+    """
+
+    def __init__(self, pipelines: Mapping[str, Pipeline], service: Any, document: bytes) -> None:
+        self._pipelines = pipelines
+        self._service = service
+        self._document = document
+
+    def table(self) -> list[Route]:
+        """All routes, most special first."""
+        return [
+            Route("GET", "/livez", self.livez),
+            Route("GET", "/readyz", self.readyz),
+            Route("GET", "/openapi.json", self.openapi),
+            Route("GET", "/v1/pipelines", self.list_pipelines),
+            Route("GET", "/v1/pipelines/{name}", self.describe),
+            Route("GET", "/v1/{name}/point", self.point),
+            Route("POST", "/v1/{name}/entities:lookup", self.many),
+            Route("GET", "/v1/{name}/entities/{entity...}", self.one),
+        ]
+
+    async def livez(self, request: Request) -> Response:
+        """The process runs."""
+        request.query()
+        return json_response({"alive": True}, headers=_NO_STORE)
+
+    async def readyz(self, request: Request) -> Response:
+        """At least one place answers; says which."""
+        request.query()
+        service: Service = await self._service()
+        places = await service.health()
+        if "ok" not in places.values():
+            detail = "no place answers: look at `almanac status`"
+            raise Problem(503, "not-ready", detail, headers=_RETRY, members={"ready": False, "places": places})
+        return json_response({"ready": True, "places": places}, headers=_NO_STORE)
+
+    async def openapi(self, request: Request) -> Response:
+        """The document of this service."""
+        request.query()
+        return Response(200, (("content-type", "application/json"),), self._document)
+
+    async def list_pipelines(self, request: Request) -> Response:
+        """The declared pipelines."""
+        request.query()
+        return json_response({"pipelines": [summary(found) for found in self._pipelines.values()]}, headers=_NO_STORE)
+
+    async def describe(self, request: Request, name: str) -> Response:
+        """One declaration, and its current generation as far as a place can tell."""
+        request.query()
+        pipeline = self._pipeline(name)
+        service: Service = await self._service()
+        try:
+            current, place = await service.current(pipeline)
+        except NothingAnswers as error:
+            return json_response(
+                {**summary(pipeline), "current": None, "place": None, "reason": str(error)}, headers=_NO_STORE
+            )
+        reason = None if current else "no generation is published yet"
+        return json_response(
+            {**summary(pipeline), "current": current, "place": place, "reason": reason}, headers=_NO_STORE
+        )
+
+    async def one(self, request: Request, name: str, entity: str) -> Response:
+        """One entity."""
+        query = request.query("max_stale")
+        pipeline = self._pipeline(name)
+        return await self._one(request, pipeline, _entity(pipeline, entity), _max_stale(query.get("max_stale")))
+
+    async def point(self, request: Request, name: str) -> Response:
+        """The cell nearest to a point."""
+        query = request.query("lat", "lon", "max_stale")
+        pipeline = self._pipeline(name)
+        try:
+            cell = parsing.position(pipeline, query.get("lat"), query.get("lon"))
+        except UnknownEntity as error:
+            raise Problem(404, "outside-grid", str(error)) from None
+        except UsageError as error:
+            raise Problem(400, "bad-point", str(error)) from None
+        return await self._one(request, pipeline, cell, _max_stale(query.get("max_stale")))
+
+    async def many(self, request: Request, name: str) -> Response:
+        """Many entities, of one epoch; those that cannot be answered stand beside those that are."""
+        request.query()
+        pipeline = self._pipeline(name)
+        body = _many(request.body)
+        max_stale = _max_stale(body.max_stale)
+        wanted, refusals = _entities(pipeline, body.entities)
+        answers: list[AnswerJson] = []
+        epoch = 0
+        if wanted:
+            outcome = await self._lookup(pipeline, wanted, max_stale)
+            epoch = outcome.reading.epoch
+            for entity in wanted:
+                decision = outcome.decisions[entity]
+                if isinstance(decision, Answer):
+                    answers.append(answer_json(pipeline, entity, decision, outcome))
+                else:
+                    refusals.append(refusal_json(pipeline, entity, decision, outcome))
+        if not answers:
+            status = 503 if any(refusal.status == 503 for refusal in refusals) else 404
+            raise Problem(
+                status,
+                "refused" if status == 503 else "unknown-entity",
+                f"none of the {len(refusals)} entities can be answered; the first: {refusals[0].detail}",
+                headers=_RETRY if status == 503 else (),
+                members={"pipeline": pipeline.name, "refusals": refusals},
+            )
+        found = ManyJson(pipeline=pipeline.name, epoch=epoch, answers=answers, refusals=refusals)
+        return json_response(found, headers=_NO_STORE)
+
+    async def _one(
+        self, request: Request, pipeline: Pipeline, entity: EntityKey, max_stale: timedelta | None
+    ) -> Response:
+        outcome = await self._lookup(pipeline, [entity], max_stale)
+        decision = outcome.decisions[entity]
+        if isinstance(decision, Refusal):
+            refusal = refusal_json(pipeline, entity, decision, outcome)
+            raise Problem(
+                refusal.status,
+                "refused" if refusal.status == 503 else "unknown-entity",
+                refusal.detail,
+                headers=_RETRY if refusal.status == 503 else (),
+                members={"pipeline": pipeline.name, "entity": entity},
+            )
+        body = answer_json(pipeline, entity, decision, outcome)
+        headers = cache_headers(decision, body, max_stale)
+        if _matches(request.headers.get("if-none-match", ""), dict(headers)["etag"]):
+            return Response(304, headers, b"")
+        return json_response(body, headers=headers)
+
+    async def _lookup(self, pipeline: Pipeline, entities: list[EntityKey], max_stale: timedelta | None) -> Outcome:
+        service: Service = await self._service()
+        try:
+            return await service.lookup(pipeline, entities, max_stale)
+        except NothingAnswers as error:
+            detail = f"{pipeline.name} cannot be looked up now: {error}: retry, or look at `almanac status`"
+            raise Problem(503, "no-place", detail, headers=_RETRY, members={"pipeline": pipeline.name}) from None
+
+    def _pipeline(self, name: str) -> Pipeline:
+        found = self._pipelines.get(name)
+        if found is None:
+            known = ", ".join(self._pipelines) or "none"
+            error = UnknownPipeline(
+                f"no pipeline {parsing.shown(name)} is declared (declared: {known}): correct the name"
+            )
+            raise Problem(404, "unknown-pipeline", str(error))
+        return found
+
+
+def summary(pipeline: Pipeline) -> dict[str, Any]:
+    """What callers may know of a declaration; durations in seconds."""
+    partitions = pipeline.partitions
+    grid = (
+        {name: getattr(partitions, name) for name in ("rows", "cols", "north", "west", "step")}
+        if isinstance(partitions, Grid)
+        else None
+    )
+    return {
+        "name": pipeline.name,
+        "description": pipeline.description,
+        "entity": pipeline.entity,
+        "grid": grid,
+        "outputs": [
+            {
+                "name": output.name,
+                "unit": output.unit,
+                "horizon_seconds": output.horizon.total_seconds() if output.horizon else None,
+            }
+            for output in pipeline.outputs
+        ],
+        "fresh_for_seconds": pipeline.freshness.fresh_for.total_seconds(),
+        "usable_for_seconds": pipeline.freshness.usable_for.total_seconds(),
+        "model": pipeline.model,
+        "schedule": pipeline.schedule,
+        "stream": pipeline.stream is not None,
+        "default": dict(pipeline.default) if pipeline.default is not None else None,
+    }
+
+
+def _max_stale(value: object) -> timedelta | None:
+    try:
+        return parsing.max_stale(value)
+    except UsageError as error:
+        raise Problem(400, "bad-max-stale", str(error)) from None
+
+
+def _entity(pipeline: Pipeline, value: object) -> EntityKey:
+    try:
+        return parsing.entity(pipeline, value)
+    except UnknownEntity as error:
+        raise Problem(404, "unknown-entity", str(error), members={"pipeline": pipeline.name}) from None
+
+
+def _many(body: bytes) -> Many:
+    try:
+        found = msgspec.json.decode(body, type=Many)
+    except msgspec.ValidationError as error:
+        detail = f'the body is not {{"entities": [...], "max_stale": ...}} ({error}): correct it'
+        raise Problem(400, "bad-body", detail) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Problem(400, "bad-body", 'the body is not JSON: send {"entities": [...]}') from None
+    if not 1 <= len(found.entities) <= ENTITIES_MAX:
+        detail = f"{len(found.entities):,} entities are asked for: give 1 to {ENTITIES_MAX:,} in one request"
+        raise Problem(400, "entities", detail)
+    for value in found.entities:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            detail = f"entities holds {parsing.shown(value)}: give keys only, numbers or strings"
+            raise Problem(400, "entities", detail)
+    return found
+
+
+def _entities(pipeline: Pipeline, values: list[Any]) -> tuple[list[EntityKey], list[RefusalJson]]:
+    """The entities to look up, each once, and refusals of those that the pipeline cannot have."""
+    wanted: dict[EntityKey, None] = {}
+    refusals: dict[str, RefusalJson] = {}
+    for value in values:
+        try:
+            wanted[parsing.entity(pipeline, value)] = None
+        except UnknownEntity as error:
+            shown = value if isinstance(value, str) else parsing.shown(value)
+            refusals[shown] = RefusalJson(entity=shown, status=404, detail=str(error))
+    return list(wanted), list(refusals.values())
+
+
+def _matches(header: str, tag: str) -> bool:
+    """Whether If-None-Match names the tag, by weak comparison."""
+    named = [part.strip().removeprefix("W/") for part in header.split(",")]
+    return tag.removeprefix("W/") in named or header.strip() == "*"
