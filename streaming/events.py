@@ -1,0 +1,271 @@
+"""An event: what one message of a pipeline's stream says, or why it cannot be believed. Pure, no I/O.
+
+An event is a JSON object with the entity, the time of observation and the value:
+
+    {"cell_id": 17, "observed_at": "2026-11-21T13:20:00Z", "t2m": 281.3}
+
+plain, or as the data of a CloudEvent (binary mode: `ce_*` headers; structured
+mode: content-type `application/cloudevents+json`). Other fields are ignored, so
+that producers may add some. The message's key is the entity; it may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from cloudevents.core.base import BaseCloudEvent
+from cloudevents.core.bindings import kafka as ce_kafka
+from cloudevents.core.exceptions import BaseCloudEventException, CloudEventValidationError
+from cloudevents.core.formats.json import JSONFormat
+
+from almanac.clock import format_time, parse_time
+from almanac.errors import EventError, UnknownEntity
+from almanac.partitioning import EntityKey, Grid
+from almanac.pipeline import GridObservations, Pipeline, Stream
+
+EVENT_BYTES_MAX = 65_536
+"""Size of a message's value, in bytes, above which it is not looked at."""
+
+OBSERVED_AT_MIN = datetime(1970, 1, 1, tzinfo=UTC)
+"""Earliest believable observation; also what every store's timestamps can hold."""
+
+OBSERVED_AT = "observed_at"
+SHOWN_CHARS_MAX = 60
+
+REASONS = (
+    "not-json",
+    "not-an-object",
+    "duplicate-field",
+    "bad-envelope",
+    "missing-field",
+    "wrong-type",
+    "not-finite",
+    "out-of-range",
+    "unknown-entity",
+    "bad-time",
+    "future-time",
+    "too-large",
+    "key-mismatch",
+)
+"""Every reason with which `parse` refuses: stable words, used in headers and metrics."""
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+_JSON_TYPE = re.compile(r"(application|text)/([a-z0-9.\-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_STRUCTURED_TYPE = re.compile(r"application/cloudevents\+json\s*(;.*)?", re.IGNORECASE)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One believable observation.
+
+    Args:
+        entity: what was observed.
+        observed_at: when, aware UTC.
+        value: the observed variable, finite, in the source's unit.
+        event_id: a CloudEvent's source and id, by which a duplicate is known; None for a plain event.
+        trace: W3C traceparent, to be passed on; None when absent or malformed.
+    """
+
+    entity: EntityKey
+    observed_at: datetime
+    value: float
+    event_id: str | None = None
+    trace: str | None = None
+
+
+def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipeline: Pipeline, now: datetime) -> Event:
+    """Read one message of the pipeline's stream.
+
+    Args:
+        value, key, headers: the message as Kafka delivered it.
+        pipeline: a pipeline with a stream and a source.
+        now: aware time, against which a future observation is judged.
+
+    Raises:
+        EventError: the event cannot be handled; `reason` is one of `REASONS`. Nothing else is raised for any message.
+    """
+    stream, source = declared(pipeline)
+    if value is None:
+        raise EventError("not-json", "the message has no value: send a JSON object")
+    if len(value) > EVENT_BYTES_MAX:
+        raise EventError(
+            "too-large", f"the event has {len(value)} bytes, at most {EVENT_BYTES_MAX} are read: send less"
+        )
+    fields, event_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
+    entity = _entity(_need(fields, pipeline.entity), pipeline)
+    if key is not None and key != str(entity).encode():
+        raise EventError(
+            "key-mismatch", f"key {_shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
+        )
+    return Event(
+        entity=entity,
+        observed_at=_observed_at(_need(fields, OBSERVED_AT), now, stream),
+        value=_value(_need(fields, source.variable), source),
+        event_id=event_id,
+        trace=traceparent(headers),
+    )
+
+
+def declared(pipeline: Pipeline) -> tuple[Stream, GridObservations]:
+    """The pipeline's stream, and the source that says which variable events carry.
+
+    Raises:
+        ValueError: the declaration lacks one of the two, so that no event of it could be read.
+    """
+    if pipeline.stream is None or pipeline.source is None:
+        raise ValueError(f"pipeline {pipeline.name} has no stream or no source: declare both")
+    return pipeline.stream, pipeline.source
+
+
+def traceparent(headers: Headers | None) -> str | None:
+    """The well-formed W3C traceparent of a message, if it has one; a CloudEvent may carry it as an extension."""
+    found = {name.lower(): content for name, content in headers or () if content}
+    for name in ("traceparent", "ce_traceparent"):
+        text = found.get(name, b"").decode("ascii", "replace")
+        if _TRACEPARENT.fullmatch(text):
+            return text
+    return None
+
+
+def _shown(what: object) -> str:
+    """A value as a message shows it: one line, short, ASCII."""
+    text = ascii(what)
+    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
+
+
+def _need(fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise EventError("missing-field", f"field {name!r} is missing: send {name}")
+    return fields[name]
+
+
+def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], str | None]:
+    """The event's fields and its identity, whichever way it came."""
+    content_type = headers.get("content-type", b"").decode("latin-1").strip()
+    if any(name.startswith(ce_kafka.CE_PREFIX) and name != "ce_traceparent" for name in headers):
+        if content_type and not _JSON_TYPE.fullmatch(content_type):
+            raise EventError("not-json", f"content-type is {_shown(content_type)}: send application/json")
+        envelope = {name: content for name, content in headers.items() if name.startswith(ce_kafka.CE_PREFIX)}
+        if "ce_id" not in envelope:  # the library would invent one
+            raise EventError(
+                "bad-envelope", "the CloudEvent has no ce_id header: send id, source, type and specversion"
+            )
+        fields = _object(value)  # the library's own reader takes NaN and repeated names
+        return fields, _identity(_cloud_event(ce_kafka.KafkaMessage(headers=envelope, key=None, value=value)))
+    if _STRUCTURED_TYPE.fullmatch(content_type):
+        if "id" not in _object(value):
+            raise EventError("bad-envelope", "the CloudEvent has no id: send id, source, type and specversion")
+        event = _cloud_event(ce_kafka.KafkaMessage(headers={}, key=None, value=value))
+        data = event.get_data()
+        if isinstance(data, bytes):  # the envelope's data_base64
+            data = _object(data)
+        if not isinstance(data, dict):
+            raise EventError("not-an-object", f"the CloudEvent's data is {_shown(data)}: send a JSON object")
+        return data, _identity(event)
+    return _object(value), None
+
+
+def _cloud_event(message: ce_kafka.KafkaMessage) -> BaseCloudEvent:
+    try:
+        return ce_kafka.from_kafka(message, JSONFormat())
+    except CloudEventValidationError as error:
+        names = ", ".join(sorted(error.errors))
+        raise EventError(
+            "bad-envelope", f"the CloudEvent's attributes {_shown(names)} are missing or malformed: correct them"
+        ) from None
+    except (BaseCloudEventException, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise EventError("bad-envelope", f"the CloudEvent cannot be read ({_shown(str(error))}): correct it") from None
+
+
+def _identity(event: BaseCloudEvent) -> str:
+    return f"{event.get_source()} {event.get_id()}"
+
+
+def _object(value: bytes) -> dict[str, Any]:
+    """Strict JSON (RFC 8259, with each name once): the object, or an EventError."""
+    try:
+        found = json.loads(value.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise EventError("not-json", "the event is nested too deeply: send a flat JSON object") from None
+    except ValueError as error:
+        raise EventError("not-json", f"the event is not JSON ({_shown(str(error))}): send a JSON object") from None
+    if not isinstance(found, dict):
+        raise EventError("not-an-object", f"the event is {_shown(found)}: send a JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise EventError("duplicate-field", f"field {_shown(twice)} stands twice: send each once")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise EventError("not-finite", f"{text} is not a JSON number: send a finite value")
+
+
+def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
+    whole = isinstance(found, int) and not isinstance(found, bool)
+    wanted = "a whole number" if isinstance(pipeline.partitions, Grid) else "a string"
+    if not (whole or (isinstance(found, str) and not isinstance(pipeline.partitions, Grid))):
+        raise EventError("wrong-type", f"{pipeline.entity} is {_shown(found)}: send {wanted}")
+    if isinstance(found, str) and "\0" in found:
+        raise EventError("wrong-type", f"{pipeline.entity} holds a NUL character, which no store takes: send {wanted}")
+    try:
+        return pipeline.partitions.check(found)
+    except UnknownEntity:
+        raise EventError("unknown-entity", f"{pipeline.entity} {_shown(found)} is not of this pipeline") from None
+    except ValueError:  # text that is not Unicode (a lone surrogate), or an endless number
+        raise EventError("wrong-type", f"{pipeline.entity} cannot be written as text: send {wanted}") from None
+
+
+def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
+    if not isinstance(found, str):
+        raise EventError("wrong-type", f"{OBSERVED_AT} is {_shown(found)}: send a string such as 2026-11-21T13:20:00Z")
+    try:
+        moment = parse_time(found)
+    except (ValueError, OverflowError):
+        raise EventError(
+            "bad-time",
+            f"{OBSERVED_AT} {_shown(found)} is no time with an offset: send RFC 3339, such as 2026-11-21T13:20:00Z",
+        ) from None
+    if moment < OBSERVED_AT_MIN:
+        raise EventError(
+            "bad-time", f"{OBSERVED_AT} {_shown(found)} is before {format_time(OBSERVED_AT_MIN)}: correct it"
+        )
+    if moment > now + stream.future_tolerance:
+        raise EventError(
+            "future-time",
+            f"{OBSERVED_AT} {format_time(moment)} is more than {stream.future_tolerance} after {format_time(now)}: "
+            "set the sender's clock",
+        )
+    return moment
+
+
+def _value(found: Any, source: GridObservations) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise EventError("wrong-type", f"{source.variable} is {_shown(found)}: send a number in {source.unit}")
+    try:
+        value = float(found)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise EventError("not-finite", f"{source.variable} is not finite: send a number in {source.unit}")
+    least, greatest = source.valid_range
+    if not least <= value <= greatest:
+        raise EventError(
+            "out-of-range",
+            f"{source.variable} is {value:g} {source.unit}, not within {least:g} to {greatest:g}: correct it",
+        )
+    return value

@@ -1,0 +1,231 @@
+"""Handle: from the records of one batch to what is written for them. Pure, given the online features.
+
+Two steps, with the reading of features between them (docs: steps 2 to 4):
+`sort` tells events from dead letters and duplicates, `score` makes predictions.
+
+Which failures are whose:
+- An event that cannot be believed, or whose cell has no features, or for which
+  the model answers NaN, is terminal: a dead letter, and the stream goes on.
+- A feature column that is missing for every cell, or a store that has no
+  features for anyone, is not the event's fault: `FeatureError` is left to the
+  worker, which pauses and tries again with the same events.
+An event without features still gives a feature row: what was observed is true,
+and the online store shall know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from almanac.errors import EventError, FeatureError, PredictionError
+from almanac.partitioning import EntityKey
+from almanac.pipeline import Pipeline
+from streaming.duplicates import Duplicates
+from streaming.events import Event, parse
+from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
+
+FEATURES_MISSING = "features-missing"
+PREDICTION_INVALID = "prediction-invalid"
+
+ObservationRow = Callable[[Pipeline, Any, datetime, float], Mapping[str, Any]]
+"""The observation view's row for one event: entity, time and value go in."""
+
+FEATURES_NAMED_MAX = 3
+
+
+class Scores(Protocol):
+    """What scoring needs of a model: `almanac.scoring.Scorer` is one."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Feature columns, in order."""
+        ...
+
+    def score(self, features: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
+        """One array per output."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """The records of a batch, in offset order, after they were read.
+
+    Args:
+        events: believable ones, each with where it came from.
+        refused: records that become dead letters, each with why.
+        duplicates: how many were dropped.
+        seen: the memory of duplicates, for the worker to merge once the batch is committed.
+    """
+
+    events: tuple[tuple[Consumed, Event], ...]
+    refused: tuple[tuple[Consumed, EventError], ...]
+    duplicates: int
+    seen: Duplicates
+
+    @property
+    def entities(self) -> list[EntityKey]:
+        """Each entity once, in order of first appearance."""
+        return list(dict.fromkeys(event.entity for _, event in self.events))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handled:
+    """What one batch writes."""
+
+    predictions: tuple[Produced, ...]
+    features: tuple[Produced, ...]
+    dead_letters: tuple[Produced, ...]
+
+    @property
+    def records(self) -> tuple[Produced, ...]:
+        """All of it."""
+        return self.predictions + self.features + self.dead_letters
+
+
+def sort(records: Sequence[Consumed], pipeline: Pipeline, seen: Duplicates, now: datetime) -> Sorted:
+    """Step 2, parse: tell events from what cannot be handled and from duplicates."""
+    events, refused, duplicates, branch = [], [], 0, seen.branch()
+    for record in sorted(records, key=lambda found: (found.topic, found.partition, found.offset)):
+        try:
+            event = parse(record.value, record.key, record.headers, pipeline, now)
+        except EventError as error:
+            refused.append((record, error))
+            continue
+        if branch.knows(event):
+            duplicates += 1
+            continue
+        branch.remember(event)
+        events.append((record, event))
+    return Sorted(events=tuple(events), refused=tuple(refused), duplicates=duplicates, seen=branch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What events are scored with.
+
+    Args:
+        model: id of the model's version.
+        scorer: the loaded model.
+        observation_row: makes the observation view's columns of an event.
+    """
+
+    model: str
+    scorer: Scores
+    observation_row: ObservationRow
+
+
+def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: Scoring, now: datetime) -> Handled:
+    """Step 4, score: predictions from the features as they were at each event.
+
+    Args:
+        batch: what `sort` found.
+        online: online features of the batch's entities: the entity's column and feature columns, null
+            where missing; None if the batch has no events.
+        now: aware time, written as `computed_at`.
+
+    Raises:
+        FeatureError: a column that the model needs is missing from `online` altogether.
+    """
+    refused = list(batch.refused)
+    if online is None or not batch.events:
+        return Handled(predictions=(), features=(), dead_letters=_dead_letters(pipeline, refused))
+    complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs)
+    refused.extend(
+        (
+            batch.events[index][0],
+            EventError(
+                FEATURES_MISSING,
+                f"{pipeline.entity} {batch.events[index][1].entity} has no usable feature {_named(names)}: "
+                "run the pipeline's DAG, then send the event again",
+            ),
+        )
+        for index, names in lacking.items()
+    )
+    predictions = []
+    for index, outcome in _predict(complete, scoring.scorer, pipeline):
+        origin, event = batch.events[index]
+        if isinstance(outcome, PredictionError):
+            refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
+        else:
+            predictions.append(prediction_record(pipeline, origin, event, outcome, scoring.model, now))
+    return Handled(
+        predictions=tuple(predictions),
+        features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),
+        dead_letters=_dead_letters(pipeline, refused),
+    )
+
+
+def _dead_letters(pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]) -> tuple[Produced, ...]:
+    in_order = sorted(refused, key=lambda found: (found[0].topic, found[0].partition, found[0].offset))
+    return tuple(dead_letter_record(pipeline, origin, error) for origin, error in in_order)
+
+
+def nothing_known(online: pa.Table, pipeline: Pipeline) -> bool:
+    """Whether the online store answered with nulls alone: it was emptied, or not filled yet."""
+    return all(online[name].null_count == online.num_rows for name in online.column_names if name != pipeline.entity)
+
+
+def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring) -> pa.Table:
+    """One row of features per event: the entity's online features, its observation view replaced by the event's own."""
+    row_of = {entity: row for row, entity in enumerate(online[pipeline.entity].to_pylist())}
+    table = online.take(pa.array([row_of[event.entity] for _, event in batch.events], type=pa.int64()))
+    rows = [
+        scoring.observation_row(pipeline, event.entity, event.observed_at, event.value) for _, event in batch.events
+    ]
+    for name in rows[0] if rows else ():
+        if name in scoring.scorer.inputs:
+            column = pa.array([row[name] for row in rows], type=pa.float32())
+            at = table.schema.get_field_index(name)
+            table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+    return table
+
+
+def _split(
+    batch: Sorted, table: pa.Table, inputs: tuple[str, ...]
+) -> tuple[tuple[list[int], pa.Table], dict[int, list[str]]]:
+    """The events whose features are complete, with their rows; and for each of the others, what is missing."""
+    lacking: dict[int, list[str]] = {}
+    absent = [name for name in inputs if name not in table.column_names]
+    if absent:
+        raise FeatureError(
+            f"the online features lack {', '.join(absent)}: apply the feature definitions that the model was trained on"
+        )
+    for name in inputs:
+        gone = pc.is_null(table[name], nan_is_null=True)
+        for index in np.flatnonzero(gone.to_numpy(zero_copy_only=False)):
+            lacking.setdefault(int(index), []).append(name)
+    kept = [index for index in range(len(batch.events)) if index not in lacking]
+    return (kept, table.take(pa.array(kept, type=pa.int64())).select(list(inputs))), lacking
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - FEATURES_NAMED_MAX
+    return ", ".join(names[:FEATURES_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _predict(
+    complete: tuple[list[int], pa.Table], scorer: Scores, pipeline: Pipeline
+) -> list[tuple[int, dict[str, float] | PredictionError]]:
+    """Score all rows at once; if the model answers NaN for some, one by one, so that only those are refused."""
+    kept, table = complete
+    if not kept:
+        return []
+    try:
+        columns = scorer.score(table)
+        return [
+            (index, {name: float(columns[name][row]) for name in pipeline.output_names})
+            for row, index in enumerate(kept)
+        ]
+    except PredictionError as error:
+        if len(kept) == 1:
+            return [(kept[0], error)]
+    return [
+        found for row, index in enumerate(kept) for found in _predict(([index], table.slice(row, 1)), scorer, pipeline)
+    ]

@@ -1,0 +1,57 @@
+"""A pause: waiting, with growing waits and named limits, for something that is down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import stamina
+import stamina.instrumentation
+
+WAIT_SECONDS_MIN = 0.2
+WAIT_SECONDS_MAX = 2.0
+"""Longest wait between two attempts; also what stopping may have to wait for."""
+PAUSE_SECONDS_MAX = 60.0
+"""Time after which the attempts with the same records end, so that the consumer polls again;
+far below `POLL_INTERVAL_MS_MAX`. They are read again after it: a pause has no end but success."""
+
+
+class Stopped(Exception):
+    """The thread was asked to stop while it waited."""
+
+
+class Pause:
+    """Waits that double from `WAIT_SECONDS_MIN` to `WAIT_SECONDS_MAX`, cut short by `stop`."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._seconds = WAIT_SECONDS_MIN
+
+    def wait(self) -> None:
+        """Wait once, longer than the last time."""
+        self._stop.wait(self._seconds)
+        self._seconds = min(self._seconds * 2, WAIT_SECONDS_MAX)
+
+    def reset(self) -> None:
+        """Begin with short waits again."""
+        self._seconds = WAIT_SECONDS_MIN
+
+    @staticmethod
+    def attempts(on: tuple[type[Exception], ...]) -> Iterator[AbstractContextManager[Any]]:
+        """Attempts at one thing until it succeeds; after `PAUSE_SECONDS_MAX` the last error is raised."""
+        return iter(
+            stamina.retry_context(
+                on=on,
+                attempts=None,
+                timeout=PAUSE_SECONDS_MAX,
+                wait_initial=WAIT_SECONDS_MIN,
+                wait_max=WAIT_SECONDS_MAX,
+                wait_jitter=WAIT_SECONDS_MIN,
+            )
+        )
+
+
+# The report says once that a thread pauses; a line for each attempt would drown it.
+stamina.instrumentation.set_on_retry_hooks([])

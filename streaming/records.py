@@ -1,0 +1,211 @@
+"""Records: what the stream reads from Kafka and what it writes there. Pure, no I/O.
+
+Every JSON value written has `source`: the topic, partition and offset of the
+event that it was made from, by which a reader tells a replay from news.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from almanac.clock import format_time, parse_time
+from almanac.errors import AlmanacError, DataError, EventError
+from almanac.freshness import valid_at
+from almanac.partitioning import EntityKey
+from almanac.pipeline import Pipeline
+from serving_cache.records import OverlayRecord
+from streaming.events import Event
+
+# Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
+HEADER_EXCEPTION = "__streams.errors.exception"
+HEADER_MESSAGE = "__streams.errors.message"
+HEADER_TOPIC = "__streams.errors.topic"
+HEADER_PARTITION = "__streams.errors.partition"
+HEADER_OFFSET = "__streams.errors.offset"
+HEADER_REASON = "almanac.reason"
+ERROR_HEADERS = (HEADER_EXCEPTION, HEADER_MESSAGE, HEADER_TOPIC, HEADER_PARTITION, HEADER_OFFSET, HEADER_REASON)
+
+MESSAGE_CHARS_MAX = 1_000
+"""Length of the message in a dead letter's headers, in characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consumed:
+    """A record as Kafka delivered it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def source(self) -> dict[str, str | int]:
+        """Where it stood."""
+        return {"topic": self.topic, "partition": self.partition, "offset": self.offset}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Produced:
+    """A record to be written."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRow:
+    """An observation read back from the features topic: the columns of the observation view."""
+
+    entity: EntityKey
+    observed_at: datetime
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """A dead letter as a person reads it."""
+
+    reason: str
+    message: str
+    topic: str
+    partition: int
+    offset: int
+    raw: bytes | None
+    key: bytes | None
+
+
+def prediction_record(
+    pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, float], model: str, computed_at: datetime
+) -> Produced:
+    """The record for the predictions topic: key is the entity, as_of is the event's time."""
+    moments = {output.name: valid_at(output, event.observed_at) for output in pipeline.outputs}
+    body = {
+        "pipeline": pipeline.name,
+        "entity": event.entity,
+        "as_of": format_time(event.observed_at),
+        "values": dict(values),
+        "valid_at": {name: moment and format_time(moment) for name, moment in moments.items()},
+        "model": model,
+        "generation": None,
+        "source": origin.source,
+        "computed_at": format_time(computed_at),
+    }
+    return _produced(pipeline.predictions_topic, event, body)
+
+
+def feature_record(pipeline: Pipeline, origin: Consumed, event: Event) -> Produced:
+    """The record for the features topic: the observation, on its way to the online store."""
+    body = {
+        "pipeline": pipeline.name,
+        "entity": event.entity,
+        "observed_at": format_time(event.observed_at),
+        "value": event.value,
+        "source": origin.source,
+    }
+    return _produced(pipeline.features_topic, event, body)
+
+
+def _produced(topic: str, event: Event, body: dict[str, Any]) -> Produced:
+    headers = (("traceparent", event.trace.encode()),) if event.trace else ()
+    return Produced(topic=topic, key=str(event.entity).encode(), value=msgspec.json.encode(body), headers=headers)
+
+
+def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) -> Produced:
+    """The record for the dead-letter topic: raw bytes, key and headers unchanged, then why and where.
+
+    Of headers that stand twice (a dead letter sent again and refused again) the last one counts.
+    """
+    added = {
+        HEADER_EXCEPTION: type(error).__name__,
+        HEADER_MESSAGE: str(error)[:MESSAGE_CHARS_MAX],
+        HEADER_TOPIC: origin.topic,
+        HEADER_PARTITION: str(origin.partition),
+        HEADER_OFFSET: str(origin.offset),
+        HEADER_REASON: error.reason,
+    }
+    headers = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
+    return Produced(
+        topic=pipeline.dead_letter_topic, key=origin.key, value=origin.value, headers=(*origin.headers, *headers)
+    )
+
+
+def read_dead_letter(record: Consumed) -> DeadLetter:
+    """A dead letter for a person; a header that somebody else left out reads `unknown` or -1."""
+    found = {name: (content or b"").decode("utf-8", "replace") for name, content in record.headers}
+
+    def number(name: str) -> int:
+        text = found.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() else -1
+
+    return DeadLetter(
+        reason=found.get(HEADER_REASON, "unknown"),
+        message=found.get(HEADER_MESSAGE, "unknown"),
+        topic=found.get(HEADER_TOPIC, "unknown"),
+        partition=number(HEADER_PARTITION),
+        offset=number(HEADER_OFFSET),
+        raw=record.value,
+        key=record.key,
+    )
+
+
+def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
+    """Read a record of the predictions topic as the overlay that it becomes.
+
+    Raises:
+        DataError: it was not written by a stream worker of this pipeline.
+    """
+    try:
+        body = _body(pipeline, record)
+        source = body["source"]
+        return OverlayRecord(
+            entity=str(pipeline.partitions.check(body["entity"])),
+            as_of=parse_time(body["as_of"]),
+            values={name: float(body["values"][name]) for name in pipeline.output_names},
+            model=str(body["model"]),
+            topic=str(source["topic"]),
+            kafka_partition=int(source["partition"]),
+            kafka_offset=int(source["offset"]),
+            computed_at=parse_time(body["computed_at"]),
+        )
+    except (ValueError, KeyError, TypeError, AlmanacError) as error:
+        raise _foreign(record, error) from None
+
+
+def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
+    """Read a record of the features topic.
+
+    Raises:
+        DataError: it was not written by a stream worker of this pipeline.
+    """
+    try:
+        body = _body(pipeline, record)
+        return FeatureRow(
+            entity=pipeline.partitions.check(body["entity"]),
+            observed_at=parse_time(body["observed_at"]),
+            value=float(body["value"]),
+        )
+    except (ValueError, KeyError, TypeError, AlmanacError) as error:
+        raise _foreign(record, error) from None
+
+
+def _body(pipeline: Pipeline, record: Consumed) -> dict[str, Any]:
+    body = msgspec.json.decode(record.value or b"", type=dict[str, Any])
+    if body["pipeline"] != pipeline.name:
+        raise ValueError(f"it is of pipeline {body['pipeline']!r}")
+    return body
+
+
+def _foreign(record: Consumed, error: Exception) -> DataError:
+    return DataError(
+        f"{record.topic}/{record.partition} offset {record.offset} was not written by a stream worker "
+        f"({type(error).__name__}: {error}): skipped; find who else writes to this topic"
+    )

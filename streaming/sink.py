@@ -1,0 +1,235 @@
+"""Sinks: what the worker committed to Kafka reaches the stores, at least once and without harm twice.
+
+Each pipeline has two, each with a consumer group and so a pace of its own, for
+a store that is down must not hold up the other:
+
+    overlays   predictions topic -> overlay in Postgres, then in Redis
+    features   features topic    -> latest observation in the online store
+
+A sink consumes, applies, and only then commits its offsets. A kill in between
+repeats a batch; the stores' put-if-newer makes that a nothing. A store that is
+down pauses its sink, with one exception: Postgres is the record and Redis its
+copy, so overlays go on to Postgres without Redis; what Redis is owed is kept,
+newest per entity, and written once Redis answers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaException
+
+from almanac.decisions import is_newer, newest
+from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from serving_cache.records import OverlayRecord
+from streaming.connection import almanac_error, consumed, next_offsets, open_consumer
+from streaming.handle import ObservationRow
+from streaming.pause import Pause, Stopped
+from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
+from streaming.report import Report
+
+BATCH_RECORDS_MAX = 1_000
+CONSUME_SECONDS_MAX = 0.1
+OWED_MAX = 200_000
+"""Overlays kept for a Redis that is down; beyond it the oldest are left to the reconciler."""
+OWED_RETRY_SECONDS = 1.0
+
+TRANSIENT = (Unavailable, FeatureError)
+
+
+class Target(Protocol):
+    """Where a sink brings records."""
+
+    def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
+        """Write them; returns counts for the report.
+
+        Raises:
+            Unavailable, FeatureError: the store is not there; the same records are given again.
+        """
+        ...
+
+    def idle(self) -> Mapping[str, int]:
+        """Called between batches; returns counts for the report."""
+        ...
+
+
+class OverlayStore(Protocol):
+    """What a sink needs of a store: both the Postgres and the Redis one are such."""
+
+    def put_overlays(self, pipeline: str, overlays: Sequence[OverlayRecord]) -> int:
+        """Put each if it is newer, atomically; returns how many were."""
+        ...
+
+
+class OnlineRows(Protocol):
+    """What a sink needs of the online store."""
+
+    def push(self, rows: pa.Table) -> None:
+        """Write the latest observations, each only over an older one."""
+        ...
+
+
+class Overlays:
+    """Predictions to the overlay, in Postgres and then in Redis."""
+
+    def __init__(self, pipeline: Pipeline, record: OverlayStore, copy: OverlayStore, report: Report) -> None:
+        self._pipeline = pipeline
+        self._record = record
+        self._copy = copy
+        self._report = report
+        self._owed: OrderedDict[tuple[str, str], OverlayRecord] = OrderedDict()
+        self._tried_at = 0.0
+
+    def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
+        """Put the newest overlay of each entity and model."""
+        found, foreign = _read(records, lambda record: read_prediction(self._pipeline, record), self._report)
+        newest_found = newest(found)
+        put = self._record.put_overlays(self._pipeline.name, newest_found) if newest_found else 0
+        for overlay in newest_found:
+            self._owe(overlay)
+        self._pay()
+        return {"predictions": len(found), "overlays_newer": put, "not_newer": len(found) - put, "foreign": foreign}
+
+    def idle(self) -> Mapping[str, int]:
+        """Try again to write what Redis is owed."""
+        if self._owed and time.monotonic() - self._tried_at >= OWED_RETRY_SECONDS:
+            self._pay()
+        return {}
+
+    def _owe(self, overlay: OverlayRecord) -> None:
+        at = (overlay.entity, overlay.model)
+        if at not in self._owed or is_newer(overlay.sequence, self._owed[at].sequence):
+            self._owed[at] = overlay
+            self._owed.move_to_end(at)
+        if len(self._owed) > OWED_MAX:
+            self._owed.popitem(last=False)
+
+    def _pay(self) -> None:
+        self._tried_at = time.monotonic()
+        try:
+            if self._owed:
+                self._copy.put_overlays(self._pipeline.name, list(self._owed.values()))
+        except Unavailable as error:
+            self._report.say(
+                "running, Redis behind", f"{len(self._owed)} overlays owed: {error}", level=logging.WARNING
+            )
+            return
+        self._owed.clear()
+        self._report.say("running")
+
+
+class Features:
+    """Feature rows to the online store."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        online: Callable[[], OnlineRows],
+        observation_row: ObservationRow,
+        report: Report,
+    ) -> None:
+        self._pipeline = pipeline
+        self._open = online
+        self._online: OnlineRows | None = None
+        self._observation_row = observation_row
+        self._report = report
+
+    def open(self) -> OnlineRows:
+        """The online store, opened on the first call."""
+        if self._online is None:
+            self._online = self._open()
+        return self._online
+
+    def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
+        """Push the latest observation of each entity."""
+        found, foreign = _read(records, lambda record: read_feature_row(self._pipeline, record), self._report)
+        latest: dict[Any, FeatureRow] = {}
+        for row in found:  # in offset order, so that of two with one time the later wins
+            if row.entity not in latest or latest[row.entity].observed_at <= row.observed_at:
+                latest[row.entity] = row
+        if latest:
+            rows = [self._observation_row(self._pipeline, r.entity, r.observed_at, r.value) for r in latest.values()]
+            self.open().push(pa.Table.from_pylist([dict(row) for row in rows]))
+        return {"feature_rows": len(found), "pushed": len(latest), "foreign": foreign}
+
+    def idle(self) -> Mapping[str, int]:
+        """Nothing to do between batches."""
+        return {}
+
+
+def _read(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report: Report) -> tuple[list[Any], int]:
+    """Read the records that a worker wrote; count those that somebody else did, and name the first."""
+    found, foreign = [], 0
+    for record in records:
+        try:
+            found.append(reader(record))
+        except DataError as error:
+            if not foreign:
+                report.warn(str(error))
+            foreign += 1
+    return found, foreign
+
+
+class Sink:
+    """Brings one topic to one target."""
+
+    def __init__(self, topic: str, group: str, settings: Settings, report: Report, instance: str = "0") -> None:
+        self.topic = topic
+        self.group = group
+        self.report = report
+        self._settings = settings
+        self._instance = instance
+
+    def run(self, target: Target, stop: threading.Event) -> None:
+        """Apply what is committed until `stop` is set."""
+        pause = Pause(stop)
+        while not stop.is_set():
+            try:
+                self._session(target, stop, pause)
+            except Stopped:
+                break
+            except (KafkaException, *TRANSIENT) as error:
+                if isinstance(error, KafkaException):
+                    error = almanac_error(error, f"{self.topic} cannot be read", self._settings)
+                self.report.say("paused", str(error), level=logging.WARNING)
+                pause.wait()
+        self.report.say("stopped")
+
+    def _session(self, target: Target, stop: threading.Event, pause: Pause) -> None:
+        """One consumer, from what was committed until `stop` or the first error."""
+        consumer = open_consumer(self._settings, self.group, self._instance)
+        try:
+            consumer.subscribe([self.topic])
+            self.report.say("running")
+            while not stop.is_set():
+                self._batch(consumer, target, stop)
+                pause.reset()
+                self.report.summarise(time.monotonic())
+        finally:
+            consumer.close()
+
+    def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> None:
+        records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
+        self.report.add(**target.idle())
+        if not records:
+            return
+        for attempt in Pause.attempts(TRANSIENT):
+            with attempt:
+                if stop.is_set():
+                    raise Stopped
+                try:
+                    self.report.add(**target.apply(records))
+                except AlmanacError as error:
+                    self.report.say("paused", str(error), level=logging.WARNING)
+                    raise
+        consumer.commit(offsets=next_offsets(records), asynchronous=False)
+        if self.report.state == "paused":
+            self.report.say("running")

@@ -1,0 +1,92 @@
+"""The topics of a pipeline's stream: their names, limits, and how they come to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import NewTopic
+
+from almanac.errors import UsageError
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from streaming.connection import kafka_errors, open_admin
+from streaming.events import EVENT_BYTES_MAX, declared
+
+PARTITIONS = 4
+REQUEST_SECONDS_MAX = 10.0
+BROKER_DEFAULT = -1
+"""Replication factor: the broker's own default, which fits one node and many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic and its limits.
+
+    Args:
+        retention: how long records are kept.
+        record_bytes_max: size of one record, in bytes.
+    """
+
+    name: str
+    retention: timedelta
+    record_bytes_max: int
+    partitions: int = PARTITIONS
+
+    def new(self) -> NewTopic:
+        """The request that creates it."""
+        return NewTopic(
+            self.name,
+            num_partitions=self.partitions,
+            replication_factor=BROKER_DEFAULT,
+            config={
+                "cleanup.policy": "delete",
+                "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+                "max.message.bytes": str(self.record_bytes_max),
+            },
+        )
+
+
+def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
+    """The four topics of a pipeline with a stream.
+
+    The events' topic takes records above `EVENT_BYTES_MAX`, so that one that is
+    too large to be read becomes a dead letter instead of an error for nobody;
+    the dead letters' takes those and the headers added to them.
+    """
+    stream, _ = declared(pipeline)
+    return (
+        Topic(name=stream.topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
+        Topic(name=pipeline.predictions_topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
+        Topic(name=pipeline.features_topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
+        Topic(name=pipeline.dead_letter_topic, retention=timedelta(days=30), record_bytes_max=8 * EVENT_BYTES_MAX),
+    )
+
+
+def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
+    """Create the topics that are missing; existing ones stay as they are. Returns the names of the new ones.
+
+    Raises:
+        Unavailable: no broker answered.
+        UsageError: the broker refuses to create one; says why.
+    """
+    wanted = topics(pipeline)
+    with kafka_errors(f"topics of pipeline {pipeline.name} cannot be looked up", settings):
+        admin = open_admin(settings)
+        present = admin.list_topics(timeout=REQUEST_SECONDS_MAX).topics
+        missing = [topic for topic in wanted if topic.name not in present]
+        created = []
+        pending = admin.create_topics([topic.new() for topic in missing]) if missing else {}
+        for name, future in pending.items():
+            try:
+                future.result(timeout=REQUEST_SECONDS_MAX)
+                created.append(name)
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() == KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was faster
+                    continue
+                if cause.retriable() or cause.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+                    raise
+                raise UsageError(f"topic {name} cannot be created ({cause.str()}): create it by hand") from None
+        return created

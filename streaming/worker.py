@@ -1,0 +1,229 @@
+"""The worker: events in, one Kafka transaction a batch out.
+
+The steps of a batch, numbered here as in docs/architecture.md:
+
+    1 consume        up to BATCH_RECORDS_MAX records of the events' topic
+    2 parse          believable events, dead letters, duplicates          (handle.sort)
+    3 read features  the online features of the batch's entities          (features.online)
+    4 score          predictions, feature rows, dead letters              (handle.score)
+    5 write          all of it and the offsets, in one transaction
+    6 commit         the transaction; only then are the events remembered as handled
+
+What happens when a step fails:
+- 3 or 4, a store or the model is not there: pause, with growing waits, and the
+  same events again; nothing was written, nothing is lost.
+- 1, 5 or 6, anything that Kafka says: consumer and producer are thrown away and
+  new ones opened. Opening the producer ends whatever its predecessor left, one
+  way or the other; opening the consumer starts from what is committed. So it
+  does not matter whether a commit whose answer was lost took place.
+- the process is killed: the same, in its successor.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from almanac.clock import utc_now
+from almanac.errors import AlmanacError, FeatureError, Unavailable
+from almanac.partitioning import EntityKey, Grid
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from streaming import handle
+from streaming.connection import almanac_error, consumed, next_offsets, open_consumer, open_transactional_producer
+from streaming.duplicates import Duplicates
+from streaming.events import declared
+from streaming.models import CurrentModel
+from streaming.pause import Pause, Stopped
+from streaming.records import Consumed
+from streaming.report import Report
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_RECORDS_MAX = 500
+CONSUME_SECONDS_MAX = 0.2
+"""Time to wait for a batch to fill: what an event may wait at most while others trickle in."""
+START_SECONDS_MAX = 15.0
+WRITE_SECONDS_MAX = 10.0
+COMMIT_SECONDS_MAX = 10.0
+PROBED_CELLS = 3
+"""Cells that are asked for to tell a store that is empty from one that lacks a cell."""
+
+
+class Online(Protocol):
+    """What the worker needs of the online store: `features.online.OnlineFeatures` is one."""
+
+    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
+        """The entity's column and one column per feature, null where missing or, at that moment, too old."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a worker works with, besides Kafka.
+
+    Args:
+        online: makes the connection to the online store; called once, in the worker's thread.
+        observation_row: the observation view's columns of an event.
+        now: the clock.
+    """
+
+    online: Callable[[Pipeline, Settings], Online]
+    observation_row: handle.ObservationRow
+    now: Callable[[], datetime] = utc_now
+
+
+class Worker:
+    """Handles the events of one pipeline.
+
+    Args:
+        instance: names this worker among those of the pipeline; two of the same name fence each other off.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: Settings, around: Surroundings, instance: str = "0") -> None:
+        self._stream, _ = declared(pipeline)
+        self._pipeline = pipeline
+        self._settings = settings
+        self._around = around
+        self._instance = instance
+        self.group = f"almanac-{pipeline.name}-stream"
+        self.report = Report(f"{pipeline.name} worker")
+        self._model = CurrentModel(pipeline, settings, self.report)
+        self._scored_with: str | None = None
+        self._seen = Duplicates()
+        self._online: Online | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Handle events until `stop` is set; a batch that has begun is finished or abandoned whole."""
+        pause = Pause(stop)
+        self._warm()
+        while not stop.is_set():
+            try:
+                self._session(stop, pause)
+            except Stopped:
+                break
+            except (KafkaException, Unavailable, FeatureError) as error:
+                if isinstance(error, KafkaException):
+                    error = almanac_error(error, "the transaction was given up", self._settings)
+                self.report.add(sessions_given_up=1)
+                self.report.say("paused", str(error), level=logging.WARNING)
+                pause.wait()
+        self.report.say("stopped")
+
+    def _warm(self) -> None:
+        """Load the model and open the online store before the first event, which would wait seconds for it."""
+        try:
+            self._model.get(time.monotonic())
+            self._read([0] if isinstance(self._pipeline.partitions, Grid) else ["0"], self._around.now())
+        except AlmanacError as error:
+            self.report.say("paused", str(error), level=logging.WARNING)
+
+    def _session(self, stop: threading.Event, pause: Pause) -> None:
+        """One consumer and one producer, from opening until `stop` or the first error."""
+        producer = open_transactional_producer(self._settings, f"{self.group}-{self._instance}")
+        try:
+            producer.init_transactions(START_SECONDS_MAX)
+            consumer = open_consumer(self._settings, self.group, self._instance)
+            try:
+                self._seen = Duplicates()
+                consumer.subscribe([self._stream.topic], on_assign=self._reassigned, on_revoke=self._reassigned)
+                self.report.say("running")
+                while not stop.is_set():
+                    self._batch(consumer, producer, stop)
+                    pause.reset()
+                    self.report.summarise(time.monotonic())
+            finally:
+                consumer.close()
+        finally:
+            throw_away(producer)
+
+    def _reassigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._seen = Duplicates()  # another worker may handle these entities in between
+
+    def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> None:
+        records = self._consume(consumer)  # 1
+        if not records:
+            return
+        batch, written = self._handle(records, stop)  # 2, 3, 4
+        producer.begin_transaction()
+        for record in written.records:  # 5
+            producer.produce(record.topic, key=record.key, value=record.value, headers=list(record.headers))
+        producer.send_offsets_to_transaction(
+            next_offsets(records), consumer.consumer_group_metadata(), WRITE_SECONDS_MAX
+        )
+        producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
+        self._seen.merge(batch.seen)
+        self.report.add(
+            events=len(records),
+            predictions=len(written.predictions),
+            dead_letters=len(written.dead_letters),
+            duplicates=batch.duplicates,
+        )
+        self.report.say("running")
+
+    def _consume(self, consumer: Consumer) -> list[Consumed]:
+        """Step 1; a partition that was taken away while records were collected is left to its new owner."""
+        records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
+        if not records:
+            return []
+        ours = {(found.topic, found.partition) for found in consumer.assignment()}
+        return [record for record in records if (record.topic, record.partition) in ours]
+
+    def _handle(self, records: list[Consumed], stop: threading.Event) -> tuple[handle.Sorted, handle.Handled]:
+        """Steps 2 to 4, again and again while a store or the model is not there."""
+        for attempt in Pause.attempts((Unavailable, FeatureError)):
+            with attempt:
+                if stop.is_set():
+                    raise Stopped
+                try:
+                    return self._try(records)
+                except AlmanacError as error:
+                    self.report.say("paused", str(error), level=logging.WARNING)
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _try(self, records: list[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
+        model, scorer = self._model.get(time.monotonic())
+        if model != self._scored_with:  # an event sent again is to be scored again by the new model
+            self._seen, self._scored_with = Duplicates(), model
+        now = self._around.now()
+        batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
+        online = self._read(batch.entities, now)  # 3
+        scoring = handle.Scoring(model=model, scorer=scorer, observation_row=self._around.observation_row)
+        return batch, handle.score(batch, online, self._pipeline, scoring, now)  # 4
+
+    def _read(self, entities: list[EntityKey], now: datetime) -> pa.Table | None:
+        """Step 3.
+
+        Raises:
+            Unavailable: the online store did not answer.
+            FeatureError: it has no features for anyone: emptied, or not filled yet.
+        """
+        if not entities:
+            return None
+        if self._online is None:
+            self._online = self._around.online(self._pipeline, self._settings)
+        online = self._online.read(entities, at=now)
+        if handle.nothing_known(online, self._pipeline) and isinstance(self._pipeline.partitions, Grid):
+            last = self._pipeline.partitions.cells - 1
+            probed = sorted({last * step // (PROBED_CELLS - 1) for step in range(PROBED_CELLS)})
+            if handle.nothing_known(self._online.read(probed, at=now), self._pipeline):
+                raise FeatureError(
+                    f"the online store has no features of pipeline {self._pipeline.name}: run its DAG, or wait for it"
+                )
+        return online
+
+
+def throw_away(producer: Producer) -> None:
+    """Let go of a producer without waiting for what it still holds; its transaction is its successor's to end."""
+    with suppress(KafkaException, RuntimeError):
+        producer.purge()

@@ -1,0 +1,246 @@
+"""From the records of a batch to what is written for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almanac.errors import FeatureError, PredictionError
+from almanac.partitioning import Grid
+from almanac.pipeline import Freshness, GridObservations, Output, Pipeline, Stream, hours
+from streaming import duplicates as duplicates_module
+from streaming.duplicates import Duplicates
+from streaming.events import Event
+from streaming.handle import Scoring, Sorted, nothing_known, score, sort
+from streaming.records import Consumed, Produced, read_dead_letter, read_feature_row, read_prediction
+
+NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TINY = Pipeline(
+    name="tiny",
+    entity="cell_id",
+    partitions=Grid(rows=4, cols=5, tile=2),
+    outputs=(Output(name="t2m_1h", horizon=hours(1)), Output(name="t2m_6h", horizon=hours(6)), Output(name="risk")),
+    features="weather_v1",
+    model="tiny@champion",
+    schedule="0 * * * *",
+    freshness=Freshness(fresh_for=hours(1), usable_for=hours(2)),
+    source=GridObservations(variable="t2m", unit="K", valid_range=(180.0, 340.0)),
+    stream=Stream(topic="tiny.observations"),
+)
+
+
+class SumOfInputs:
+    """Answers t2m + 10 lag_1h + the minute, so that each number says which features it saw; -1 K of lag gives NaN."""
+
+    inputs = ("t2m", "lag_1h", "minute")
+
+    def score(self, features: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
+        t2m, lag, minute = (features[name].to_numpy().astype(np.float32) for name in self.inputs)
+        if (lag == -1).any():
+            raise PredictionError("t2m_1h is NaN for 1 row")
+        return {"t2m_1h": t2m + 10 * lag, "t2m_6h": minute, "risk": t2m * 0}
+
+
+def observation_row(pipeline: Pipeline, entity: int, observed_at: datetime, value: float) -> dict[str, Any]:
+    return {"cell_id": entity, "event_timestamp": observed_at, "t2m": value, "minute": float(observed_at.minute)}
+
+
+SCORING = Scoring(model="tiny-v1", scorer=SumOfInputs(), observation_row=observation_row)
+
+
+def record(
+    offset: int, cell: Any = 3, minute: int = 0, value: float = 280.0, partition: int = 0, **more: Any
+) -> Consumed:
+    body = {"cell_id": cell, "observed_at": f"2026-11-21T13:{minute:02}:00Z", "t2m": value}
+    return Consumed(
+        topic="tiny.observations", partition=partition, offset=offset, key=None, value=json.dumps(body).encode(), **more
+    )
+
+
+def features(**lag_of: float | None) -> pa.Table:
+    """Online features of cells `c3=…`, whose own observation is old and must not be seen."""
+    cells = [int(name[1:]) for name in lag_of]
+    return pa.table(
+        {
+            "cell_id": pa.array(cells, pa.int64()),
+            "t2m": pa.array([1.0] * len(cells), pa.float32()),
+            "lag_1h": pa.array(list(lag_of.values()), pa.float32()),
+        }
+    )
+
+
+def handle(records: list[Consumed], online: pa.Table) -> Any:
+    return score(sort(records, TINY, Duplicates(), NOW), online, TINY, SCORING, NOW)
+
+
+def delivered(written: Produced, offset: int = 0) -> Consumed:
+    return Consumed(
+        topic=written.topic, partition=0, offset=offset, key=written.key, value=written.value, headers=written.headers
+    )
+
+
+def test_each_event_sees_its_own_observation_and_no_later_one() -> None:
+    handled = handle([record(8, minute=20, value=290.0), record(7, minute=10)], features(c3=1.0))
+    found = [read_prediction(TINY, delivered(written)) for written in handled.predictions]
+    assert [(f.as_of.minute, f.values["t2m_1h"], f.values["t2m_6h"]) for f in found] == [(10, 290, 10), (20, 300, 20)]
+
+
+def test_a_prediction_says_where_it_comes_from() -> None:
+    (written,) = handle(
+        [record(7, minute=10, headers=(("traceparent", TRACE), ("x", b"y")))], features(c3=1.0)
+    ).predictions
+    assert (written.topic, written.key, written.headers) == ("tiny.predictions", b"3", (("traceparent", TRACE),))
+    assert json.loads(written.value or b"") == {
+        "pipeline": "tiny",
+        "entity": 3,
+        "as_of": "2026-11-21T13:10:00Z",
+        "values": {"t2m_1h": 290.0, "t2m_6h": 10.0, "risk": 0.0},
+        "valid_at": {"t2m_1h": "2026-11-21T14:10:00Z", "t2m_6h": "2026-11-21T19:10:00Z", "risk": None},
+        "model": "tiny-v1",
+        "generation": None,
+        "source": {"topic": "tiny.observations", "partition": 0, "offset": 7},
+        "computed_at": "2026-11-21T13:30:00Z",
+    }
+
+
+def test_a_prediction_becomes_the_overlay_it_says() -> None:
+    overlay = read_prediction(TINY, delivered(handle([record(7)], features(c3=1.0)).predictions[0]))
+    assert (overlay.entity, overlay.model, overlay.kafka_partition, overlay.kafka_offset) == ("3", "tiny-v1", 0, 7)
+
+
+def test_a_malformed_event_becomes_a_dead_letter_unchanged_and_the_others_go_on() -> None:
+    raw = b'{"cell_id": 3, "t2m": \xff}'
+    bad = Consumed(
+        topic="tiny.observations", partition=2, offset=5, key=b"\x00key", value=raw, headers=(("x", None), ("x", b"2"))
+    )
+    handled = handle([record(7), bad], features(c3=1.0))
+    (letter,) = handled.dead_letters
+    assert (letter.topic, letter.key, letter.value, letter.headers[:2]) == (
+        "tiny.dead-letters",
+        b"\x00key",
+        raw,
+        (("x", None), ("x", b"2")),
+    )
+    assert dict(letter.headers[2:]) | {"__streams.errors.message": b""} == {
+        "__streams.errors.exception": b"EventError",
+        "__streams.errors.message": b"",
+        "__streams.errors.topic": b"tiny.observations",
+        "__streams.errors.partition": b"2",
+        "__streams.errors.offset": b"5",
+        "almanac.reason": b"not-json",
+    }
+    assert len(handled.predictions) == len(handled.features) == 1
+
+
+def test_a_dead_letter_reads_back_and_of_two_refusals_the_last_counts() -> None:
+    (first,) = handle([record(7, cell="x")], features()).dead_letters
+    again = Consumed(
+        topic="tiny.observations", partition=1, offset=9, key=None, value=first.value, headers=first.headers
+    )
+    (second,) = handle([again], features()).dead_letters
+    letter = read_dead_letter(delivered(second))
+    assert (letter.reason, letter.topic, letter.partition, letter.offset) == ("wrong-type", "tiny.observations", 1, 9)
+    assert letter.raw == first.value
+
+
+def test_a_dead_letter_of_somebody_else_can_be_read() -> None:
+    strange = Consumed(
+        topic="t", partition=0, offset=0, key=None, value=None, headers=(("__streams.errors.offset", b"x"),)
+    )
+    assert read_dead_letter(strange).reason == "unknown"
+
+
+def test_a_cell_without_features_is_a_dead_letter_but_its_observation_is_kept() -> None:
+    handled = handle([record(7, cell=3), record(8, cell=4)], features(c3=None, c4=1.0))
+    assert [read_prediction(TINY, delivered(p)).entity for p in handled.predictions] == ["4"]
+    assert [read_dead_letter(delivered(letter)).reason for letter in handled.dead_letters] == ["features-missing"]
+    assert [read_feature_row(TINY, delivered(row)).entity for row in handled.features] == [3, 4]
+    assert "cell_id 3 has no usable feature lag_1h" in read_dead_letter(delivered(handled.dead_letters[0])).message
+
+
+def test_a_feature_that_no_cell_has_is_not_the_events_fault() -> None:
+    with pytest.raises(FeatureError, match="lag_1h"):
+        handle([record(7)], pa.table({"cell_id": pa.array([3], pa.int64()), "t2m": pa.array([1.0], pa.float32())}))
+
+
+def test_only_the_event_whose_prediction_is_nan_is_refused() -> None:
+    handled = handle([record(7, cell=3), record(8, cell=4), record(9, cell=5)], features(c3=1.0, c4=-1.0, c5=2.0))
+    assert [read_prediction(TINY, delivered(p)).entity for p in handled.predictions] == ["3", "5"]
+    (letter,) = (read_dead_letter(delivered(found)) for found in handled.dead_letters)
+    assert (letter.reason, letter.offset) == ("prediction-invalid", 8)
+
+
+def test_without_any_event_no_features_are_needed() -> None:
+    handled = score(sort([record(7, cell="x")], TINY, Duplicates(), NOW), None, TINY, SCORING, NOW)
+    assert (len(handled.predictions), len(handled.dead_letters)) == (0, 1)
+
+
+def test_an_emptied_store_is_told_from_one_that_lacks_a_cell() -> None:
+    assert nothing_known(features(c3=None).drop_columns(["t2m"]), TINY)
+    assert not nothing_known(features(c3=None, c4=1.0).drop_columns(["t2m"]), TINY)
+
+
+def events_of(batch: Sorted) -> list[int]:
+    return [origin.offset for origin, _ in batch.events]
+
+
+def test_duplicates_are_dropped_and_a_value_that_returns_is_none() -> None:
+    batch = sort([record(1), record(2), record(3, value=281.0), record(4)], TINY, Duplicates(), NOW)
+    assert (events_of(batch), batch.duplicates) == ([1, 3, 4], 1)
+
+
+def test_a_cloud_event_is_a_duplicate_by_its_identity_alone() -> None:
+    headers = (("ce_id", b"1"), ("ce_source", b"s"), ("ce_type", b"t"), ("ce_specversion", b"1.0"))
+    other = (("ce_id", b"2"), *headers[1:])
+    batch = sort(
+        [record(1, headers=headers), record(2, value=281.0, headers=headers), record(3, headers=other)],
+        TINY,
+        Duplicates(),
+        NOW,
+    )
+    assert (events_of(batch), batch.duplicates) == ([1, 3], 1)
+
+
+def test_only_a_committed_batch_is_remembered() -> None:
+    seen = Duplicates()
+    thrown_away = sort([record(1)], TINY, seen, NOW)
+    committed = sort([record(1)], TINY, seen, NOW)
+    assert thrown_away.duplicates == committed.duplicates == 0
+    seen.merge(committed.seen)
+    assert sort([record(2)], TINY, seen, NOW).duplicates == 1
+
+
+def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates_module, "REMEMBERED_MAX", 2)
+    seen = Duplicates()
+    for cell in (1, 2, 3):
+        seen.remember(Event(entity=cell, observed_at=NOW, value=280.0, event_id=str(cell)))
+    assert [seen.knows(Event(entity=cell, observed_at=NOW, value=280.0, event_id=str(cell))) for cell in (1, 2, 3)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from([3, 4, 99, "x"])), unique_by=lambda r: r[:2]
+    )
+)
+def test_every_record_is_counted_exactly_once(drawn: list[tuple[int, int, Any]]) -> None:
+    records = [
+        record(offset, cell=cell, partition=partition, value=200.0 + offset) for partition, offset, cell in drawn
+    ]
+    batch = sort(records, TINY, Duplicates(), NOW)
+    handled = score(batch, features(c3=1.0, c4=None), TINY, SCORING, NOW)
+    assert len(handled.predictions) + len(handled.dead_letters) + batch.duplicates == len(records)
+    assert len(handled.features) == len(batch.events)
