@@ -1,0 +1,69 @@
+"""`almanac status`, and the addresses that `almanac up` shows."""
+
+from __future__ import annotations
+
+from almanac.clock import utc_now
+from almanac.output import print_json, print_table
+from almanac.settings import Settings
+from almanac.stack import airflow, health, leftovers
+from almanac.stack.health import ProgramStatus
+from almanac.stack.places import Places
+from almanac.stack.supervisor import Supervisor
+
+
+def report(settings: Settings, *, as_json: bool) -> bool:
+    """Print the status of the stack; returns whether everything is healthy."""
+    places = Places.of(settings.state_dir)
+    if not Supervisor(places).alive():
+        return _report_down(places, as_json=as_json)
+    programs = health.survey(places, settings)
+    healthy = bool(programs) and all(program.why_not is None for program in programs)
+    if as_json:
+        print_json(
+            {
+                "up": True,
+                "state_dir": str(places.state_dir),
+                "healthy": healthy,
+                "programs": [program.to_json() for program in programs],
+            }
+        )
+    else:
+        columns = ("program", "state", "pid", "since", "restarts", "address", "healthy")
+        print_table(columns, [_row(program) for program in programs])
+    return healthy
+
+
+def _report_down(places: Places, *, as_json: bool) -> bool:
+    left = [process.pid for process in leftovers.find(places)] if places.state_dir.is_dir() else []
+    if as_json:
+        print_json({"up": False, "state_dir": str(places.state_dir), "healthy": False, "programs": [], "left": left})
+    elif left:
+        pids = ", ".join(str(pid) for pid in left)
+        print(f"the process manager is gone, processes {pids} are left: run `almanac up` or `almanac down`")
+    else:
+        print(f"the stack of {places.state_dir} is not up: run `almanac up`")
+    return False
+
+
+def _row(program: ProgramStatus) -> tuple[object, ...]:
+    since = None
+    if program.since is not None:
+        since = f"{(utc_now() - program.since).total_seconds():.0f} s ago"
+    verdict = "yes" if program.why_not is None else f"no: {program.why_not}"
+    return (program.name, program.state, program.pid, since, program.restarts, program.address, verdict)
+
+
+def print_addresses(places: Places, settings: Settings) -> None:
+    """Where everything is, and where its passwords are."""
+    rows: list[tuple[object, ...]] = []
+    if settings.airflow_url:
+        where = f"user {settings.airflow_username}, password in {airflow.passwords_file(places)}"
+        rows.append(("Airflow UI", settings.airflow_url, where))
+    if settings.lookup_url:
+        rows.append(("lookup", settings.lookup_url, ""))
+    for label, name in (("PostgreSQL", "postgres"), ("Redis", "redis"), ("Kafka", "kafka")):
+        if address := health.public_address(settings, name):
+            where = "" if name == "kafka" else f"user and password in {places.endpoints}"
+            rows.append((label, address, where))
+    rows.append(("logs", places.logs, ""))
+    print_table(("what", "where", "how to get in"), rows)
