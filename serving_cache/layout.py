@@ -4,6 +4,7 @@ Redis, everything of one pipeline in one hash slot:
 
     almanac:{weather}:pointer                JSON of a Pointer: one GET says what to read
     almanac:{weather}:marker                 random text; gone means Redis was emptied
+    almanac:{weather}:generations            set of the generations whose manifests are here
     almanac:{weather}:manifest:<generation>  hash: partition -> JSON of a ManifestEntry
     almanac:{weather}:block:<hash>           a block's bytes
     almanac:{weather}:overlay:<entity>       hash: model -> JSON [as_of in microseconds, topic,
@@ -49,6 +50,11 @@ def pointer_key(pipeline: str) -> str:
 def marker_key(pipeline: str) -> str:
     """Key that is gone once Redis was emptied."""
     return f"almanac:{{{pipeline}}}:marker"
+
+
+def generations_key(pipeline: str) -> str:
+    """Key of the set of generations whose manifests Redis holds."""
+    return f"almanac:{{{pipeline}}}:generations"
 
 
 def manifest_key(pipeline: str, generation: int) -> str:

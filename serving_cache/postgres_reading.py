@@ -138,16 +138,17 @@ class Reading(StoreBase):
         return [record for page in self.overlay_pages(pipeline, model, since) for record in page]
 
     def overlay_pages(
-        self, pipeline: str, model: str, since: datetime, written_since: datetime = _LONG_AGO
+        self, pipeline: str, model: str, since: datetime, written_since: datetime | None = None
     ) -> Iterator[list[OverlayRecord]]:
         """As `overlays`, by pages of `OVERLAYS_PER_STATEMENT`.
 
         Args:
-            written_since: leave out what was stored before this moment of the server's clock.
+            written_since: leave out what was stored before this moment of the server's clock; None for nothing.
         """
         after = ""
+        stored_from = written_since or _LONG_AGO
         while True:
-            rows = self._client.query(_OVERLAYS, (pipeline, model, since, written_since, after, OVERLAYS_PER_STATEMENT))
+            rows = self._client.query(_OVERLAYS, (pipeline, model, since, stored_from, after, OVERLAYS_PER_STATEMENT))
             if not rows:
                 return
             after = rows[-1][0]

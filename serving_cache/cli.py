@@ -1,0 +1,128 @@
+"""Commands of the store: `generations`, `rollback`, `rebuild-cache`; and those of the lookup service."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from serving_cache.records import GenerationRecord
+
+LIST_LIMIT = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add this package's commands."""
+    app.command("generations")(generations)
+    app.command("rollback")(rollback)
+    app.command("rebuild-cache")(rebuild_cache)
+    if importlib.util.find_spec("serving_cache.lookup_cli") is not None:
+        importlib.import_module("serving_cache.lookup_cli").register(app)
+
+
+def generations(
+    pipeline: str,
+    limit: int = typer.Option(LIST_LIMIT, min=1, help="How many of the latest to show."),
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable."),
+) -> None:
+    """List the latest generations of a pipeline, newest first."""
+    from almanac.clock import utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.output import print_json, print_table
+    from almanac.settings import settings
+    from serving_cache.postgres import PostgresStore
+
+    name = declared(pipeline).name
+    now = utc_now()
+    with PostgresStore(settings().need("postgres_url")) as store:
+        rows = [_shown(record, now) for record in store.generations(name, limit)]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["generation", "state", "epoch", "as_of", "age", "model", "rows", "coverage", "published_at", "reason"]
+    if not rows:
+        typer.echo(f"pipeline {name} has no generation yet: `almanac trigger {name}` makes one")
+        return
+    print_table(columns, [[_cell(row, column) for column in columns] for row in rows])
+
+
+def rollback(pipeline: str) -> None:
+    """Make the previous generation current again."""
+    from almanac.clock import utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.errors import Unavailable
+    from almanac.settings import settings
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
+    from serving_cache.sync import sync_redis
+
+    found = declared(pipeline)
+    with PostgresStore(settings().need("postgres_url")) as store:
+        outcome = store.rollback(found.name, now=utc_now())
+        typer.echo(f"{found.name} is back at generation {outcome.generation}, epoch {outcome.epoch}")
+        if settings().redis_url:
+            try:
+                with RedisStore(settings().need("redis_url")) as cache:
+                    sync_redis(found, store, cache)
+            except Unavailable as error:
+                typer.echo(f"Redis follows later: {error}", err=True)
+
+
+def rebuild_cache(pipeline: str) -> None:
+    """Empty Redis of a pipeline and fill it again from Postgres."""
+    from almanac.declarations import pipeline as declared
+    from almanac.settings import settings
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
+    from serving_cache.sync import rebuild_redis
+
+    found = declared(pipeline)
+    urls = settings()
+    with PostgresStore(urls.need("postgres_url")) as store, RedisStore(urls.need("redis_url")) as cache:
+        rebuild_redis(found, store, cache)
+        pointer = cache.pointer(found.name)
+    if pointer is None:
+        typer.echo(f"{found.name} has nothing published; Redis holds nothing of it")
+    else:
+        typer.echo(f"{found.name} is in Redis again: generation {pointer.generation.generation}, epoch {pointer.epoch}")
+
+
+def _shown(record: GenerationRecord, now: datetime) -> dict[str, Any]:
+    from almanac.clock import format_time
+    from almanac.freshness import age_of
+
+    return {
+        "pipeline": record.pipeline,
+        "generation": record.generation,
+        "state": record.state.value,
+        "epoch": record.epoch,
+        "as_of": format_time(record.as_of),
+        "age_seconds": round(age_of(record.as_of, now).total_seconds(), 3),
+        "model": record.model,
+        "rows": record.rows,
+        "coverage": record.coverage,
+        "published_at": None if record.published_at is None else format_time(record.published_at),
+        "reason": record.reason,
+        "run_key": record.run_key,
+        "clock_shift_seconds": record.clock_shift_seconds,
+        "dropped_at": None if record.dropped_at is None else format_time(record.dropped_at),
+    }
+
+
+def _cell(row: dict[str, Any], column: str) -> Any:
+    """One cell of the table: times to the second, the age in words, the coverage in percent."""
+    if column == "age":
+        minutes = int(row["age_seconds"] // 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    value = row[column]
+    if column in ("as_of", "published_at") and value is not None:
+        return f"{value[:19]}Z"
+    if column == "coverage":
+        return f"{value:.1%}"
+    if column == "state" and row["dropped_at"] is not None:
+        return f"{value}, dropped"
+    return value

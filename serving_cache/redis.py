@@ -1,0 +1,321 @@
+"""`RedisStore`: packed blocks, manifests, the pointer and overlays. Nothing here but what Postgres can rebuild.
+
+`layout.py` names the keys. What the pointer no longer names is let go after
+`GRACE_SECONDS`, so that a reader which has just read the pointer still finds
+what it names. Blocks that no manifest ever referred to go after a day.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from almanac.decisions import newest
+from almanac.errors import BlockError, Unavailable, UsageError
+from serving_cache import redis_scripts as scripts
+from serving_cache.layout import (
+    block_key,
+    decode_manifest_entry,
+    decode_overlay,
+    decode_pointer,
+    encode_overlay,
+    encode_record,
+    generations_key,
+    manifest_key,
+    marker_key,
+    overlay_key,
+    pointer_key,
+)
+from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
+
+CONNECT_TIMEOUT_SECONDS = 2
+SOCKET_TIMEOUT_SECONDS = 5
+RETRIES_MAX = 1  # a connection may have died with the server that it was made to
+KEYS_PER_TRIP = 500
+BYTES_PER_TRIP = 8 * 1024 * 1024
+GRACE_SECONDS = 600
+UNREFERENCED_SECONDS = 86_400
+OVERLAY_KEPT = timedelta(days=31)
+
+_TRANSIENT = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+    OSError,
+)
+T = TypeVar("T")
+
+
+class Emptied(Unavailable):
+    """Redis was emptied while it was written; write everything again."""
+
+
+class RedisStore:
+    """The generation store's cache.
+
+    Every method raises `Unavailable` when Redis does not answer in time, and
+    `BlockError` when it holds something that is not ours.
+
+    Args:
+        url: redis:// URL.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            self.where = f"{parts.hostname}:{parts.port or 6379}"
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                socket_timeout=SOCKET_TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), RETRIES_MAX),
+                client_name="almanac",
+            )
+        except ValueError:
+            raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
+        self._move_pointer = self._redis.register_script(scripts.MOVE_POINTER)
+        self._let_go = self._redis.register_script(scripts.LET_GO)
+        self._put_overlays = self._redis.register_script(scripts.PUT_OVERLAYS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; using the store again opens others."""
+        self._redis.close()
+
+    # What readers read
+
+    def pointer(self, pipeline: str) -> Pointer | None:
+        """What readers read now; None if Redis knows nothing of the pipeline."""
+        return self.pointer_and_marker(pipeline)[0]
+
+    def pointer_and_marker(self, pipeline: str) -> tuple[Pointer | None, str | None]:
+        """The pointer, and the marker that is gone once Redis was emptied."""
+        with self._errors():
+            pointer, marker = _commands(self._redis.mget([pointer_key(pipeline), marker_key(pipeline)]))
+        return (None if pointer is None else decode_pointer(pointer), None if marker is None else marker.decode())
+
+    def manifest(self, pipeline: str, generation: int) -> dict[int, ManifestEntry]:
+        """Partition to the block that holds it; empty if Redis has no such manifest."""
+        with self._errors():
+            found = _commands(self._redis.hgetall(manifest_key(pipeline, generation)))
+        return {int(partition): decode_manifest_entry(data) for partition, data in sorted(found.items())}
+
+    def blocks(self, pipeline: str, hashes: Iterable[str]) -> dict[str, bytes]:
+        """The blocks that are there, by hash."""
+        found: dict[str, bytes] = {}
+        with self._errors():
+            for part in _chunks(list(hashes), KEYS_PER_TRIP):
+                values = _commands(self._redis.mget([block_key(pipeline, digest) for digest in part]))
+                found.update({digest: data for digest, data in zip(part, values, strict=True) if data is not None})
+        return found
+
+    def overlays(self, pipeline: str, entity: str) -> dict[str, OverlayRecord]:
+        """One entity's overlays by model."""
+        with self._errors():
+            found = _commands(self._redis.hgetall(overlay_key(pipeline, entity)))
+        return {model.decode(): decode_overlay(data) for model, data in found.items()}
+
+    # What `sync_redis` writes
+
+    def mark(self, pipeline: str) -> str:
+        """The marker, made if it is gone: what is written from here on is whole while it stays the same."""
+        key = marker_key(pipeline)
+        with self._errors(), self._redis.pipeline(transaction=True) as trip:
+            trip.set(key, secrets.token_hex(8), nx=True)
+            trip.get(key)
+            return str(trip.execute()[1].decode())
+
+    def missing_blocks(self, pipeline: str, hashes: Iterable[str]) -> list[str]:
+        """Those of the blocks that are not there."""
+        return self._each(pipeline, hashes, "exists")
+
+    def hold(self, pointer: Pointer, hashes: Iterable[str]) -> None:
+        """Keep these blocks, and the manifests that the pointer names, until `let_go`."""
+        name = pointer.pipeline
+        self._each(name, hashes, "persist")
+        with self._errors(), self._redis.pipeline(transaction=False) as trip:
+            for generation in _named(pointer):
+                trip.persist(manifest_key(name, generation))
+                trip.sadd(generations_key(name), generation)
+            trip.execute()
+
+    def forget_pointer(self, pipeline: str) -> None:
+        """Remove a pointer that cannot be read; readers turn to Postgres until the next one."""
+        with self._errors():
+            self._redis.delete(pointer_key(pipeline))
+
+    def put_blocks(self, pipeline: str, blocks: Mapping[str, bytes]) -> None:
+        """Write blocks by hash; they go after a day unless a manifest comes to hold them."""
+        with self._errors():
+            for part in _by_size(blocks):
+                with self._redis.pipeline(transaction=False) as trip:
+                    for digest, data in part:
+                        trip.set(block_key(pipeline, digest), data, ex=UNREFERENCED_SECONDS)
+                    trip.execute()
+
+    def manifest_size(self, pipeline: str, generation: int) -> int:
+        """Number of partitions in a manifest; 0 if there is none."""
+        with self._errors():
+            return int(_commands(self._redis.hlen(manifest_key(pipeline, generation))))
+
+    def put_manifest(self, pipeline: str, generation: int, manifest: Mapping[int, ManifestEntry]) -> None:
+        """Write a generation's manifest, whole."""
+        if not manifest:
+            return
+        key = manifest_key(pipeline, generation)
+        fields = {str(partition): encode_record(entry) for partition, entry in manifest.items()}
+        with self._errors(), self._redis.pipeline(transaction=True) as trip:
+            trip.delete(key)
+            trip.hset(key, mapping=fields)
+            trip.sadd(generations_key(pipeline), generation)
+            trip.execute()
+
+    def move_pointer(self, pointer: Pointer, marker: str) -> bool:
+        """Move the pointer, only to a greater epoch; returns whether it moved.
+
+        Args:
+            marker: what `mark` returned before blocks and manifests were written.
+
+        Raises:
+            Emptied: Redis was emptied since; write everything again.
+        """
+        keys = [pointer_key(pointer.pipeline), marker_key(pointer.pipeline)]
+        with self._errors():
+            moved = int(self._move_pointer(keys=keys, args=[pointer.epoch, encode_record(pointer), marker]))
+        if moved < 0:
+            raise Emptied(f"Redis at {self.where} was emptied while {pointer.pipeline} was written: write it again")
+        return moved == 1
+
+    def let_go(self, pointer: Pointer, kept: Iterable[str]) -> int:
+        """Give manifests that the pointer does not name, and their blocks but the `kept` ones, `GRACE_SECONDS`.
+
+        Does nothing once Redis is at another epoch. Returns how many generations went.
+        """
+        name = pointer.pipeline
+        holding = set(kept)
+        gone = 0
+        with self._errors():
+            held = {int(member) for member in _commands(self._redis.smembers(generations_key(name)))}
+            for generation in sorted(held - _named(pointer)):
+                manifest = self.manifest(name, generation)
+                hashes = {entry.block_hash for entry in manifest.values()} - holding
+                keys = [block_key(name, digest) for digest in sorted(hashes)] + [manifest_key(name, generation)]
+                for part in _chunks(keys, KEYS_PER_TRIP):
+                    guarded = [pointer_key(name), generations_key(name), *part]
+                    last = generation if part[-1] == keys[-1] else ""
+                    gone += int(self._let_go(keys=guarded, args=[pointer.epoch, GRACE_SECONDS, last]))
+        return gone
+
+    def put_overlays(
+        self, pipeline: str, records: Sequence[OverlayRecord], keep_for: timedelta = OVERLAY_KEPT
+    ) -> int:
+        """Store predictions from the stream where they are newer than what is stored; returns how many were.
+
+        Atomic for each entity. Replays and zombies change nothing.
+
+        Args:
+            keep_for: after this time without a newer one an overlay goes.
+        """
+        written = 0
+        seconds = int(keep_for.total_seconds())
+        with self._errors():
+            for part in _chunks(newest(records), KEYS_PER_TRIP):
+                keys = [overlay_key(pipeline, record.entity) for record in part]
+                pairs = [word for record in part for word in (record.model, encode_overlay(record))]
+                written += int(self._put_overlays(keys=keys, args=[seconds, *pairs]))
+        return written
+
+    def clear(self, pipeline: str) -> None:
+        """Remove all that is here of a pipeline; the pointer first, so that readers turn to Postgres meanwhile."""
+        guards = [pointer_key(pipeline), marker_key(pipeline)]
+        with self._errors():
+            self._redis.delete(*guards)
+            for part in _chunks(list(self._redis.scan_iter(match=every_key(pipeline), count=1000)), KEYS_PER_TRIP):
+                self._redis.unlink(*part)
+            self._redis.delete(*guards)  # what a reconciler wrote in between is not whole
+
+    def _each(self, pipeline: str, hashes: Iterable[str], command: str) -> list[str]:
+        """Run a command on each block's key; returns the hashes for which it answered 0."""
+        zeros: list[str] = []
+        with self._errors():
+            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
+                with self._redis.pipeline(transaction=False) as trip:
+                    for digest in part:
+                        getattr(trip, command)(block_key(pipeline, digest))
+                    answers = trip.execute()
+                zeros += [digest for digest, answer in zip(part, answers, strict=True) if not answer]
+        return zeros
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _TRANSIENT as error:
+            raise Unavailable(
+                f"Redis at {self.where} did not answer ({_first_line(error)}): retry, or look at `almanac status`"
+            ) from error
+        except redis.exceptions.RedisError as error:
+            raise BlockError(
+                f"Redis at {self.where} holds something else or refused ({_first_line(error)}): "
+                "run `almanac rebuild-cache`"
+            ) from error
+
+
+def every_key(pipeline: str) -> str:
+    """Pattern of every key of a pipeline."""
+    return pointer_key(pipeline).removesuffix("pointer") + "*"
+
+
+def _named(pointer: Pointer) -> set[int]:
+    return {record.generation for record in (pointer.generation, pointer.previous) if record is not None}
+
+
+def _commands(answer: Any) -> Any:
+    """The answer of the synchronous client, whose types also allow for the asynchronous one."""
+    return answer
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _by_size(blocks: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:
+    """Blocks in groups of at most `BYTES_PER_TRIP` and `KEYS_PER_TRIP`, or of one that is larger."""
+    group: list[tuple[str, bytes]] = []
+    size = 0
+    for digest, data in blocks.items():
+        if group and (size + len(data) > BYTES_PER_TRIP or len(group) >= KEYS_PER_TRIP):
+            yield group
+            group, size = [], 0
+        group.append((digest, data))
+        size += len(data)
+    if group:
+        yield group

@@ -1,0 +1,68 @@
+"""What must happen at once in Redis, in Lua."""
+
+MOVE_POINTER = """
+-- KEYS: pointer, marker. ARGV: epoch, pointer's JSON, marker that the blocks were written under.
+-- Returns 1: moved; 0: the stored epoch is not smaller; -1: Redis was emptied since.
+if redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end
+local stored = redis.call('GET', KEYS[1])
+if stored then
+  local readable, pointer = pcall(cjson.decode, stored)
+  if readable and type(pointer) == 'table' and (tonumber(pointer.epoch) or 0) >= tonumber(ARGV[1]) then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+LET_GO = """
+-- KEYS: pointer, set of generations, keys to let go. ARGV: epoch, seconds, generation whose last keys these are or ''.
+-- Does nothing once another epoch is current. Returns 1 when a generation is gone.
+local stored = redis.call('GET', KEYS[1])
+if not stored or tonumber(cjson.decode(stored).epoch) ~= tonumber(ARGV[1]) then return 0 end
+for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[2]) end
+if ARGV[3] == '' then return 0 end
+return redis.call('SREM', KEYS[2], ARGV[3])
+"""
+
+# Topics are compared by their bytes: Lua's own comparison follows the server's locale.
+PUT_OVERLAYS = """
+-- KEYS: one an overlay. ARGV: seconds to keep, then for each key: model,
+-- JSON [as_of, topic, partition, offset, record].
+-- Returns how many were newer than what was stored.
+local function bytes_greater(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y end
+  end
+  return #a > #b
+end
+local function newer(a, b)
+  if a[1] ~= b[1] then return a[1] > b[1] end
+  if a[2] ~= b[2] then return bytes_greater(a[2], b[2]) end
+  if a[3] ~= b[3] then return a[3] > b[3] end
+  return a[4] > b[4]
+end
+local function sequence(text)
+  local readable, found = pcall(cjson.decode, text)
+  if readable and type(found) == 'table' and type(found[1]) == 'number' then return found end
+  return nil
+end
+local kept_us = tonumber(ARGV[1]) * 1000000
+local written = 0
+for i, key in ipairs(KEYS) do
+  local model, value = ARGV[2 * i], ARGV[2 * i + 1]
+  local candidate = cjson.decode(value)
+  local stored = redis.call('HGET', key, model)
+  local held = stored and sequence(stored)
+  if not held or newer(candidate, held) then
+    redis.call('HSET', key, model, value)
+    redis.call('EXPIRE', key, ARGV[1])
+    written = written + 1
+    local fields = redis.call('HGETALL', key)
+    for f = 1, #fields, 2 do
+      local old = sequence(fields[f + 1])
+      if not old or old[1] < candidate[1] - kept_us then redis.call('HDEL', key, fields[f]) end
+    end
+  end
+end
+return written
+"""

@@ -1,0 +1,131 @@
+"""Redis follows Postgres: whatever is missing is written, then the pointer moves.
+
+The order makes every death harmless: blocks, manifests, overlays, and only then
+the pointer, which Redis accepts only with a greater epoch and only if it was not
+emptied meanwhile. So what the pointer names is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+
+from almanac.clock import utc_now
+from almanac.errors import BlockError, UsageError
+from almanac.pipeline import Pipeline
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import ManifestEntry, Pointer
+from serving_cache.redis import Emptied, RedisStore
+
+log = logging.getLogger(__name__)
+
+TRIES_MAX = 3
+PARTITIONS_PER_STEP = 256
+
+
+def sync_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, *, overlays: bool = False) -> bool:
+    """Make Redis hold what Postgres says of a pipeline; returns whether Redis's pointer moved.
+
+    Args:
+        overlays: bring every usable overlay as well. It happens anyway when Redis
+            has no pointer.
+
+    Raises:
+        Unavailable: Postgres or Redis does not answer; Redis stays as it was, or further on the way.
+        BlockError: rows in Postgres are not those that were published.
+    """
+    for left in reversed(range(TRIES_MAX)):
+        pointer = postgres.pointer(pipeline.name)
+        if pointer is None:
+            return False
+        try:
+            return _follow(pipeline, pointer, postgres, cache, overlays=overlays)
+        except (BlockError, UsageError):
+            # Retention may have dropped what an older pointer named.
+            if not left or postgres.pointer(pipeline.name) == pointer:
+                raise
+        except Emptied:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def rebuild_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore) -> bool:
+    """Empty Redis of a pipeline and fill it again from Postgres; returns whether anything is published.
+
+    Raises:
+        Unavailable: Postgres or Redis does not answer.
+    """
+    postgres.pointer(pipeline.name)  # do not empty what cannot be filled again
+    cache.clear(pipeline.name)
+    return sync_redis(pipeline, postgres, cache, overlays=True)
+
+
+def sync_overlays(
+    pipeline: Pipeline, pointer: Pointer, stores: tuple[PostgresStore, RedisStore], written_since: datetime | None
+) -> int:
+    """Bring usable overlays of the models that readers may be answered by; returns how many Redis lacked.
+
+    Args:
+        written_since: leave out what Postgres stored before; None for all.
+    """
+    postgres, cache = stores
+    usable_since = utc_now() - pipeline.freshness.usable_for
+    models = {record.model for record in (pointer.generation, pointer.previous) if record is not None}
+    changed = 0
+    for model in sorted(models):
+        for page in postgres.overlay_pages(pipeline.name, model, usable_since, written_since):
+            changed += cache.put_overlays(pipeline.name, page)
+    return changed
+
+
+def _follow(
+    pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore, *, overlays: bool
+) -> bool:
+    name = pipeline.name
+    refilled = _is_empty(cache, name)
+    marker = cache.mark(name)
+    held: set[str] = set()
+    for record in (pointer.generation, pointer.previous):
+        if record is not None:
+            manifest = postgres.manifest(name, record.generation)
+            _bring_blocks(pipeline, record.generation, manifest, postgres, cache)
+            if cache.manifest_size(name, record.generation) != len(manifest):
+                cache.put_manifest(name, record.generation, manifest)
+            held.update(entry.block_hash for entry in manifest.values())
+    if overlays or refilled:
+        sync_overlays(pipeline, pointer, (postgres, cache), None)
+    moved = cache.move_pointer(pointer, marker)
+    # Now that no older follower can let them go (`let_go` looks at the epoch), hold what this pointer names.
+    cache.hold(pointer, held)
+    cache.let_go(pointer, held)
+    if moved:
+        log.info("redis pipeline=%s epoch=%d generation=%d", name, pointer.epoch, pointer.generation.generation)
+    return moved
+
+
+def _is_empty(cache: RedisStore, pipeline: str) -> bool:
+    try:
+        pointer, marker = cache.pointer_and_marker(pipeline)
+    except BlockError as error:
+        log.warning("redis pipeline=%s forgets its pointer: %s", pipeline, error)
+        cache.forget_pointer(pipeline)
+        return True
+    return pointer is None or marker is None
+
+
+def _bring_blocks(
+    pipeline: Pipeline,
+    generation: int,
+    manifest: Mapping[int, ManifestEntry],
+    postgres: PostgresStore,
+    cache: RedisStore,
+) -> None:
+    missing = set(cache.missing_blocks(pipeline.name, {entry.block_hash for entry in manifest.values()}))
+    partitions = [partition for partition, entry in manifest.items() if entry.block_hash in missing]
+    for start in range(0, len(partitions), PARTITIONS_PER_STEP):
+        step = partitions[start : start + PARTITIONS_PER_STEP]
+        cache.put_blocks(pipeline.name, postgres.blocks(pipeline, generation, step))
+
+
