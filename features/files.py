@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +15,18 @@ LOCK_WAIT_SECONDS_MAX = 300.0
 LOCK_POLL_SECONDS = 0.1
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside `path`, flush it to disk, and rename it over `path`.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; after the block, flush it to disk and rename it over `path`.
 
-    A reader, or a death at any moment, finds the old file or the new one.
-    `write` is given the temporary path; when it raises, `path` stays as it was.
+    A reader, or a death at any moment, finds the old file or the new one. When
+    the block raises, `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name must not end in .parquet: readers take every such file of a folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        write(temporary)
+        yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

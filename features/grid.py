@@ -126,7 +126,9 @@ def _check(block: NDArray[np.float32], times: NDArray[Any], grid: Grid) -> NDArr
         )
     gaps = np.flatnonzero(np.diff(moments) != np.timedelta64(1, "h"))
     if len(gaps):
-        raise FeatureError(f"hours after {moments[gaps[0]]} are missing or out of order: give every hour once, in order")
+        raise FeatureError(
+            f"hours after {moments[gaps[0]]} are missing or out of order: give every hour once, in order"
+        )
     return moments[HISTORY_HOURS:]
 
 

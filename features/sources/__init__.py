@@ -64,7 +64,8 @@ def grid_of(pipeline: Pipeline) -> tuple[Grid, GridObservations]:
     """
     if not isinstance(pipeline.partitions, Grid) or pipeline.source is None:
         raise DeclarationError(
-            f"pipeline {pipeline.name} declares no source on a Grid: give it partitions=Grid(…) and source=GridObservations(…)"
+            f"pipeline {pipeline.name} declares no source on a Grid: "
+            "give it partitions=Grid(…) and source=GridObservations(…)"
         )
     return pipeline.partitions, pipeline.source
 
@@ -88,4 +89,4 @@ def open_source(pipeline: Pipeline, settings: Settings, *, now: datetime | None 
         return SimulatedAtmosphere(grid, observed, settings.weather_seed)
     from features.sources.replay import open_replay
 
-    return open_replay(pipeline, settings, now or utc_now())
+    return open_replay(pipeline, settings, settings.weather_data, now or utc_now())

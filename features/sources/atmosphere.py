@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from almanac.clock import HOUR, floor_hour
 from almanac.errors import SourceError
@@ -26,7 +27,7 @@ from almanac.pipeline import GridObservations
 if TYPE_CHECKING:
     import xarray
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Floats = NDArray[np.float64]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 VERSION = 1  # raise it when the same seed gives other numbers
@@ -136,7 +137,9 @@ class SimulatedAtmosphere:
 
         times = hours_between(start, end, self._grid)
         if start < EPOCH:
-            raise SourceError(f"the simulated atmosphere begins at {EPOCH:%Y-%m-%d}, not {start:%Y-%m-%d}: ask for later hours")
+            raise SourceError(
+                f"the simulated atmosphere begins at {EPOCH:%Y-%m-%d}, not {start:%Y-%m-%d}: ask for later hours"
+            )
         first_day = (floor_hour(start) - EPOCH) // timedelta(days=1)
         last_day = (floor_hour(end) - EPOCH) // timedelta(days=1)
         skipped = int((floor_hour(start) - EPOCH) / HOUR) - first_day * DAY_HOURS
@@ -169,10 +172,11 @@ class SimulatedAtmosphere:
 class _Field:
     """The atmosphere over some cells, one day at a time."""
 
-    def __init__(self, atmosphere: SimulatedAtmosphere, cells: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def __init__(self, atmosphere: SimulatedAtmosphere, cells: NDArray[np.int64]) -> None:
         grid, self._bands, self._cloud = atmosphere.parts
-        self._latitude = grid.north - (cells // grid.cols) * grid.step
-        self._longitude = grid.west + (cells % grid.cols) * grid.step
+        row, col = np.divmod(cells.astype(np.float64), grid.cols)
+        self._latitude: Floats = np.asarray(grid.north - row * grid.step)
+        self._longitude: Floats = np.asarray(grid.west + col * grid.step)
         # A flat map about the grid's middle latitude: good enough, and straight waves stay straight.
         middle = grid.north - (grid.rows - 1) * grid.step / 2
         x = self._longitude * KM_PER_DEGREE * math.cos(math.radians(middle))
@@ -190,4 +194,4 @@ class _Field:
         clear = np.clip(0.75 + self._cloud.weights(hours) @ self._cloud_basis, 0.15, 1.35)
         solar = 2 * math.pi / DAY_HOURS * (hours[:, None] + self._longitude / 15 - 14.5)
         daily = 0.5 * self._swing * clear * (np.cos(solar) + 0.18 * np.cos(2 * solar))
-        return np.round(climate + daily + weights @ self._basis, DECIMALS)
+        return np.asarray(np.round(climate + daily + weights @ self._basis, DECIMALS))

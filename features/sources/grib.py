@@ -66,7 +66,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_whole(path: Path) -> None:
     """Walk over the messages: a file that was cut ends inside one, which cfgrib may pass over in silence."""
-    import eccodes
+    import eccodes  # type: ignore[import-untyped]
 
     end = 0
     with path.open("rb") as file:
@@ -90,7 +90,8 @@ def _check_whole(path: Path) -> None:
         raise SourceError(f"{path} holds no GRIB message: give a GRIB file, or one that ends in .parquet")
     if _tail(path, end).strip(b"\0"):  # messages may be padded with zeros
         raise SourceError(
-            f"{path} is truncated or damaged: its last whole message ends after {end:,} of {path.stat().st_size:,} bytes: {REMEDY}"
+            f"{path} is truncated or damaged: its last whole message ends after {end:,} of "
+            f"{path.stat().st_size:,} bytes: {REMEDY}"
         )
 
 
@@ -106,9 +107,10 @@ def _check_coordinates(path: Path, field: xarray.DataArray, grid: Grid) -> None:
         expected = first + np.arange(count) * step
         found = field.coords.get(axis)
         degrees = np.atleast_1d(found.values).astype(np.float64) if found is not None else np.empty(0)
-        if degrees.ndim != 1 or len(degrees) != count or np.abs(degrees - expected).max() > DEGREES_TOLERANCE:
-            says = f"{len(degrees)} from {degrees[0]:g} to {degrees[-1]:g}" if degrees.ndim == 1 and len(degrees) else "none on a regular grid"
+        on_axis = degrees.ndim == 1 and len(degrees) > 0
+        if not on_axis or len(degrees) != count or np.abs(degrees - expected).max() > DEGREES_TOLERANCE:
+            says = f"{len(degrees)} from {degrees[0]:g} to {degrees[-1]:g}" if on_axis else "no regular axis"
             raise SourceError(
-                f"{path} has other coordinates: {axis}s expected {count} from {expected[0]:g} to {expected[-1]:g}, found {says}: "
-                "give a file on the declared Grid, or declare the file's"
+                f"{path} has other coordinates: {axis}s expected {count} from {expected[0]:g} to {expected[-1]:g}, "
+                f"found {says}: give a file on the declared Grid, or declare the file's"
             )

@@ -86,7 +86,8 @@ def _arrange(
     times, hour = np.unique(moments, return_inverse=True)
     if len(times) * grid.cells != len(cells):
         raise SourceError(
-            f"{path} has {len(cells):,} rows for {len(times):,} hours x {grid.cells:,} cells: give each cell once in each hour"
+            f"{path} has {len(cells):,} rows for {len(times):,} hours x {grid.cells:,} cells: "
+            "give each cell once in each hour"
         )
     block = np.full(len(times) * grid.cells, np.nan, np.float32)
     seen = np.zeros(len(block), bool)

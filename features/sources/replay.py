@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
-from features.files import locked, replace_file
+from features.files import locked, replacing
 from features.sources import grid_of
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def read_recording(path: Path, grid: Grid, observed: GridObservations, entity: s
         SourceError: one line with what is expected and what was found.
     """
     if not path.is_file():
-        raise SourceError(f"{path} is not a file: correct ALMANAC_WEATHER_DATA, or unset it for the simulated atmosphere")
+        raise SourceError(
+            f"{path} is not a file: correct ALMANAC_WEATHER_DATA, or unset it for the simulated atmosphere"
+        )
     if path.suffix == ".parquet":
         from features.sources.parquet import read_parquet
 
@@ -81,9 +82,9 @@ def _check_hours(path: Path, times: np.ndarray[Any, Any]) -> None:
         raise SourceError(f"{path} has observations between the hours: give one value an hour, on the hour")
     gaps = np.flatnonzero(np.diff(times) != np.timedelta64(1, "h"))
     if len(gaps):
-        before, after = times[gaps[0]], times[gaps[0] + 1]
+        before, after = (_aware(times[gaps[0] + step]) for step in (0, 1))
         raise SourceError(
-            f"{path} has {len(gaps)} gap(s): {_aware(before):%Y-%m-%d %H:%M} is followed by {_aware(after):%Y-%m-%d %H:%M}: "
+            f"{path} has {len(gaps)} gap(s), the first from {before:%Y-%m-%d %H:%M} to {after:%Y-%m-%d %H:%M}: "
             "give every hour once, in order"
         )
 
@@ -102,16 +103,15 @@ def _check_values(
     least, greatest = float(values.min()), float(values.max())
     if least < low or greatest > high:
         raise SourceError(
-            f"{path} has {observed.variable} from {least:.1f} to {greatest:.1f}, outside {low} to {high} {observed.unit}: "
-            "give the declared unit, or correct the declaration's valid_range"
+            f"{path} has {observed.variable} from {least:.1f} to {greatest:.1f}, outside {low} to {high} "
+            f"{observed.unit}: give the declared unit, or correct the declaration's valid_range"
         )
 
 
-def open_replay(pipeline: Pipeline, settings: Settings, now: datetime) -> Replay:
-    """Read the file that the settings name and settle its clock; see `open_source`."""
-    assert settings.weather_data is not None
+def open_replay(pipeline: Pipeline, settings: Settings, path: Path, now: datetime) -> Replay:
+    """Read a file and settle its clock; see `open_source`."""
     grid, observed = grid_of(pipeline)
-    recording = read_recording(settings.weather_data, grid, observed, pipeline.entity)
+    recording = read_recording(path, grid, observed, pipeline.entity)
     shift = settle_clock(settings.features_dir / CLOCK_FILE, pipeline.name, recording, now)
     return Replay(recording, grid, observed, shift)
 
@@ -135,20 +135,23 @@ def settle_clock(path: Path, name: str, recording: Recording, now: datetime) -> 
             "shift_hours": shift // HOUR,
             "settled_at": format_time(now),
         }
-        text = json.dumps(known, indent=1, sort_keys=True) + "\n"
-        write: Callable[[Path], object] = lambda temporary: temporary.write_text(text)  # noqa: E731
-        replace_file(path, write)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         return shift
 
 
 def _read_clocks(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        return {name: {"sha256": entry["sha256"], **entry, "shift_hours": int(entry["shift_hours"])} for name, entry in found.items()}
+        for entry in found.values():
+            entry["sha256"], entry["shift_hours"] = str(entry["sha256"]), int(entry["shift_hours"])
+        return found
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} cannot be read ({error!r}): remove it, and the replayed clock is settled anew") from None
+        raise SourceError(
+            f"{path} cannot be read ({error!r}): remove it, and the replayed clock is settled anew"
+        ) from None
 
 
 def clock_shift(last: datetime, now: datetime) -> timedelta:
@@ -178,7 +181,10 @@ class Replay:
     def describe(self) -> str:
         """One line for a person."""
         first, last = _aware(self._recording.times[0]), self._recording.last
-        text = f"{self._recording.path.name}, {len(self._recording.times)} hours of {self._observed.variable}, {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
+        text = (
+            f"{self._recording.path.name}, {len(self._recording.times)} hours of {self._observed.variable}, "
+            f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
+        )
         if not self.clock_shift:
             return text
         return f"{text}; replayed with the clock shifted by {self.clock_shift // HOUR} hours"
@@ -187,9 +193,10 @@ class Replay:
         """The last observed hour at or before `now`; see `Source.latest`."""
         latest = min(self._recording.last + self.clock_shift, floor_hour(now))
         if latest < self.earliest:
+            shifted = " on its shifted clock" if self.clock_shift else ""
             raise SourceError(
-                f"{self._recording.path} has nothing at or before {format_time(now)}: it begins at {format_time(self.earliest)}"
-                f"{' on its shifted clock' if self.clock_shift else ''}; ask for a later time"
+                f"{self._recording.path} has nothing at or before {format_time(now)}: "
+                f"it begins at {format_time(self.earliest)}{shifted}; ask for a later time"
             )
         return latest
 

@@ -33,7 +33,8 @@ def hours_between(start: datetime, end: datetime, grid: Grid) -> Hours:
     count = (end - start) // HOUR + 1
     if count * grid.cells > WINDOW_VALUES_MAX:
         raise SourceError(
-            f"a window of {count:,} hours x {grid.cells:,} cells has more than {WINDOW_VALUES_MAX:,} values: ask for fewer hours"
+            f"a window of {count:,} hours x {grid.cells:,} cells has more than {WINDOW_VALUES_MAX:,} values: "
+            "ask for fewer hours"
         )
     return np.asarray(datetime64(start) + np.arange(count) * np.timedelta64(1, "h").astype("timedelta64[us]"))
 

@@ -1,0 +1,55 @@
+"""Where offline features lie: one folder a view, one Parquet file a day (static views: one in all).
+
+    <features_dir>/<pipeline>/<view>/2026-11-20.parquet
+
+Shared by those who write the files (`features.ingest`) and by the Feast
+definitions that name them (`features/repo/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from almanac.settings import Settings, load_settings
+
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+STATIC_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
+"""Event time of rows that hold at all times, such as positions."""
+
+_applying: ContextVar[Settings | None] = ContextVar("_applying", default=None)
+
+
+def view_dir(features_dir: Path, pipeline: str, view: str) -> Path:
+    """The folder of one view."""
+    return features_dir / pipeline / view
+
+
+def day_file(folder: Path, day: date) -> Path:
+    """The file of one day, in UTC."""
+    return folder / f"{day:%Y-%m-%d}.parquet"
+
+
+def static_file(folder: Path) -> Path:
+    """The one file of a static view."""
+    return folder / "static.parquet"
+
+
+@contextmanager
+def definitions_for(settings: Settings) -> Iterator[None]:
+    """While this is held, `source_path` speaks of these settings instead of the process's own."""
+    token = _applying.set(settings)
+    try:
+        yield
+    finally:
+        _applying.reset(token)
+
+
+def source_path(pipeline: str, view: str) -> str:
+    """What a Feast FileSource reads: all files of a view."""
+    settings = _applying.get() or load_settings()
+    return str(view_dir(settings.features_dir.absolute(), pipeline, view) / "*.parquet")

@@ -1,0 +1,202 @@
+"""Online features: the latest row of each entity in Redis, written by batch and stream, read by the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from almanac.clock import need_utc, utc_now
+from almanac.errors import FeatureError, Unavailable
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE
+from features.offline import file_errors
+from features.sources import grid_of
+from features.store import open_service, registry_errors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast import FeatureService, FeatureStore, FeatureView
+
+READ_ENTITIES_MAX = 1_000  # of one trip to Redis
+
+
+def observation_row(pipeline: Pipeline, entity: int, observed_at: datetime, value: float) -> dict[str, Any]:
+    """The observation view's row for one event: entity, `event_timestamp`, and the columns that batch computes.
+
+    Raises:
+        DeclarationError: the pipeline declares no source.
+        ValueError: `observed_at` has no time zone.
+    """
+    from features.grid import observation_columns
+
+    _, observed = grid_of(pipeline)
+    return {
+        pipeline.entity: entity,
+        EVENT_TIMESTAMP: need_utc(observed_at),
+        **observation_columns(value, observed_at, observed.variable),
+    }
+
+
+def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
+    """Write the latest row of each view at or before `as_of` into Redis; a newer row there stays.
+
+    Both halves are Feast's: the offline store's latest rows, and a write to the
+    online store. Its `materialize`, which also notes every run in the registry,
+    is not used: a death between its two notes bars the view from materializing
+    for good, and the notes grow without end.
+
+    Returns:
+        Rows handed to Redis, over all views.
+
+    Raises:
+        FeatureError: no features were ingested, or the service is not registered.
+        Unavailable: Redis or the registry does not answer.
+    """
+    from feast.infra.provider import get_provider
+
+    as_of = need_utc(as_of)
+    settings.need("redis_url")
+    store, service = open_service(pipeline, settings)
+    rows = 0
+    with registry_errors(), file_errors(pipeline), redis_errors():
+        provider = get_provider(store.config)
+        for view in _views(store, service):
+            source = view.batch_source
+            latest = provider.offline_store.pull_latest_from_table_or_query(
+                config=store.config,
+                data_source=source,
+                join_key_columns=view.join_keys,
+                feature_name_columns=[field.name for field in view.features],
+                timestamp_field=source.timestamp_field,
+                created_timestamp_column=source.created_timestamp_column,
+                start_date=as_of - view.ttl if view.ttl else STATIC_SINCE,
+                end_date=as_of,
+            ).to_df()
+            if len(latest):
+                store.write_to_online_store(view.name, latest)
+            rows += len(latest)
+    return rows
+
+
+def _views(store: FeatureStore, service: FeatureService) -> list[FeatureView]:
+    names = [projection.name for projection in service.feature_view_projections]
+    return [store.get_feature_view(name) for name in names]
+
+
+class OnlineFeatures:
+    """The online features of one pipeline; made once in a process that lives long.
+
+    The definitions are read when it is made and not again, so that reads and
+    pushes go on without Feast's registry.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        """Read the definitions.
+
+        Raises:
+            FeatureError: the pipeline's FeatureService is not registered.
+            Unavailable: the registry does not answer.
+        """
+        settings.need("redis_url")
+        self._pipeline = pipeline
+        self._store, self._service = open_service(pipeline, settings, ties_replace=True)
+        with registry_errors():
+            views = _views(self._store, self._service)
+        self._ttl = {
+            field.name: view.ttl.total_seconds() if view.ttl else None for view in views for field in view.features
+        }
+        streams = [view for view in views if view.stream_source is not None]
+        self._push_source = streams[0].stream_source.name if streams else None
+        self._pushed = [field.name for field in streams[0].features] if streams else []
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the feature columns, in the service's order."""
+        return tuple(self._ttl)
+
+    def read(self, entities: Sequence[int], *, at: datetime | None = None) -> pa.Table:
+        """The latest features of some entities, in their order.
+
+        Args:
+            entities: each may occur more than once.
+            at: rows older than their view's TTL at this moment count as missing; default: none does.
+
+        Returns:
+            The entity column and a float32 column per feature, null where missing.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        import pyarrow as pa
+
+        tables = [
+            self._read(list(entities[start : start + READ_ENTITIES_MAX]), at)
+            for start in range(0, len(entities), READ_ENTITIES_MAX)
+        ]
+        return pa.concat_tables(tables or [self._table([], {})]).combine_chunks()
+
+    def _read(self, entities: list[int], at: datetime | None) -> pa.Table:
+        with redis_errors():
+            response = self._store.get_online_features(
+                features=self._service, entity_rows={self._pipeline.entity: entities}
+            )
+        found = response.to_dict(include_event_timestamps=True)
+        now = None if at is None else need_utc(at).timestamp()
+        columns = {}
+        for name, ttl in self._ttl.items():
+            values = found[name]
+            if now is not None and ttl is not None:  # Feast itself returns what has expired
+                written = found[f"{name}__ts"]
+                values = [value if now - moment <= ttl else None for value, moment in zip(values, written, strict=True)]
+            columns[name] = values
+        return self._table(entities, columns)
+
+    def _table(self, entities: list[int], columns: dict[str, list[float | None]]) -> pa.Table:
+        import pyarrow as pa
+
+        features = {name: pa.array(columns.get(name, []), pa.float32()) for name in self._ttl}
+        return pa.table({self._pipeline.entity: pa.array(entities, pa.int64()), **features})
+
+    def push(self, rows: pa.Table) -> None:
+        """Write observations into Redis; each replaces its entity's row unless that is newer.
+
+        Args:
+            rows: entity, `event_timestamp` (with a time zone) and the observation view's columns.
+
+        Raises:
+            FeatureError: a column is absent, or no view of the service has a push source.
+            Unavailable: Redis does not answer.
+        """
+        from feast.data_source import PushMode
+
+        if self._push_source is None:
+            raise FeatureError(f"no view of {self._pipeline.features} has a PushSource: declare one in features/repo/")
+        absent = [
+            name for name in (self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed) if name not in rows.column_names
+        ]
+        if absent:
+            raise FeatureError(f"pushed rows have no column {', '.join(absent)}: make them with observation_row")
+        if not rows.num_rows:
+            return
+        frame = rows.select([self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed]).to_pandas()
+        frame[CREATED_TIMESTAMP] = utc_now()
+        with redis_errors():
+            self._store.push(self._push_source, frame, to=PushMode.ONLINE)
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Map what the Redis client raises onto the project's errors."""
+    import redis
+
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        raise Unavailable(f"Redis did not answer for online features ({reason}): see `almanac status`") from error
+    except redis.RedisError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Unavailable(f"Redis refused online features ({reason}): see its log") from error

@@ -1,0 +1,218 @@
+"""The Feast store, configured from the settings: offline Parquet through DuckDB, online Redis, registry in Postgres."""
+
+from __future__ import annotations
+
+import json
+import string
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+from almanac.errors import FeatureError, Unavailable, UsageError
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from features.files import locked
+from features.layout import definitions_for
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore
+
+REPO = Path(__file__).resolve().parent / "repo"
+CONFIG_FILE = REPO / "feature_store.yaml"
+REGISTRY_SCHEMA = "feast"
+REGISTRY_LOCK = 0x616C6D616E6163  # "almanac": the advisory lock that one `apply` at a time holds
+CONNECT_SECONDS_MAX = 5
+REDIS_SECONDS_MAX = 5
+NO_REDIS = "redis://127.0.0.1:1"  # never opened: stands in where only offline features are needed
+
+
+def redis_connection(url: str) -> str:
+    """Feast's connection string, `host:port,key=value,…`, for a `redis://` or `rediss://` URL.
+
+    Raises:
+        UsageError: not such a URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or ":" in parts.hostname:
+        raise UsageError(
+            f"redis_url {parts.scheme}://{parts.hostname} is not usable: give redis://[:password@]host:port[/database]"
+        )
+    options: dict[str, Any] = {
+        "socket_timeout": REDIS_SECONDS_MAX,
+        "socket_connect_timeout": REDIS_SECONDS_MAX,
+    }
+    if parts.scheme == "rediss":
+        options["ssl"] = True
+    if parts.path.strip("/"):
+        options["db"] = int(parts.path.strip("/"))
+    for name in ("username", "password"):
+        if value := getattr(parts, name):
+            options[name] = unquote(value)
+    # Feast splits at commas and reads values as JSON; it stands between single quotes in the YAML.
+    words = [f"{name}={_escape(json.dumps(value))}" for name, value in options.items()]
+    return ",".join([f"{parts.hostname}:{parts.port or 6379}", *words])
+
+
+def _escape(text: str) -> str:
+    return text.replace(",", "\\u002c").replace("'", "\\u0027")
+
+
+def registry_url(postgres_url: str) -> str:
+    """SQLAlchemy's URL of the registry: the same database, a schema of its own, through psycopg 3."""
+    parts = urlsplit(postgres_url)
+    query = dict(parse_qsl(parts.query))
+    query["options"] = f"{query.get('options', '')} -csearch_path={REGISTRY_SCHEMA}".strip()
+    query.setdefault("connect_timeout", str(CONNECT_SECONDS_MAX))
+    return urlunsplit(("postgresql+psycopg", parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables of `features/repo/feature_store.yaml`; with passwords, so never printed."""
+    if settings.postgres_url:
+        kind, path = "sql", registry_url(settings.postgres_url)
+    else:
+        kind, path = "file", str(settings.features_dir.absolute() / "registry.db")
+    return {
+        "ALMANAC_FEAST_REGISTRY_TYPE": kind,
+        "ALMANAC_FEAST_REGISTRY_PATH": path.replace("'", "%27"),
+        "ALMANAC_FEAST_REDIS": redis_connection(settings.redis_url or NO_REDIS),
+    }
+
+
+def feature_store(settings: Settings, *, ties_replace: bool = False, create: bool = False) -> FeatureStore:
+    """A Feast store. Opening it reads the registry once; it is not read again.
+
+    Args:
+        settings: `postgres_url` (unset: a registry file), `redis_url`, `features_dir`.
+        ties_replace: a pushed row replaces one of the same event time.
+        create: make the registry's tables where they are absent.
+
+    Raises:
+        Unavailable: the registry's Postgres does not answer.
+    """
+    import yaml  # type: ignore[import-untyped]
+    from feast import FeatureStore, RepoConfig
+
+    # ibis calls a method that this DuckDB deprecates; nobody who reads the log can change that.
+    warnings.filterwarnings("ignore", message=r"fetch_arrow_table\(\) is deprecated", category=DeprecationWarning)
+    config = yaml.safe_load(string.Template(CONFIG_FILE.read_text()).substitute(environment(settings)))
+    config["online_store"]["ties_replace"] = ties_replace
+    if config["registry"]["registry_type"] == "sql" and not create:
+        config["registry"]["schema_mode"] = "skip"
+    settings.features_dir.mkdir(parents=True, exist_ok=True)
+    with registry_errors():
+        return FeatureStore(config=RepoConfig(**config, repo_path=REPO))
+
+
+def open_service(
+    pipeline: Pipeline, settings: Settings, *, ties_replace: bool = False
+) -> tuple[FeatureStore, FeatureService]:
+    """A Feast store with the pipeline's FeatureService; an empty registry is filled first.
+
+    A registry that has the service is used as it is: new definitions arrive
+    with `almanac feast apply`, when somebody decides so.
+
+    Raises:
+        FeatureError: no definition in `features/repo/` has this name.
+        Unavailable: the registry's Postgres does not answer.
+    """
+    try:
+        return _open_service(pipeline, settings, ties_replace)
+    except FeatureError:
+        apply(settings)
+    try:
+        return _open_service(pipeline, settings, ties_replace)
+    except FeatureError as error:
+        raise FeatureError(
+            f"pipeline {pipeline.name} names the FeatureService {pipeline.features!r}, which features/repo/ "
+            "does not define: add its Feast file, or correct the declaration"
+        ) from error
+
+
+def _open_service(pipeline: Pipeline, settings: Settings, ties_replace: bool) -> tuple[FeatureStore, FeatureService]:
+    with registry_errors():
+        store = feature_store(settings, ties_replace=ties_replace)
+        return store, store.get_feature_service(pipeline.features)
+
+
+@contextmanager
+def registry_errors() -> Iterator[None]:
+    """Map what Feast's registry raises onto the project's errors."""
+    from feast.errors import FeastObjectNotFoundException
+    from sqlalchemy.exc import OperationalError, ProgrammingError
+
+    try:
+        yield
+    except OperationalError as error:
+        reason = (str(error.orig).splitlines() or ["no answer"])[0]
+        raise Unavailable(f"Feast's registry in Postgres did not answer ({reason}): see `almanac status`") from error
+    except (ProgrammingError, FeastObjectNotFoundException, FileNotFoundError) as error:
+        reason = (str(getattr(error, "orig", error)).splitlines() or ["empty"])[0]
+        raise FeatureError(f"Feast's registry lacks the definitions ({reason}): run `almanac feast apply`") from error
+
+
+def apply(settings: Settings) -> None:
+    """Register the definitions of `features/repo/`, as `feast apply` does; again changes nothing.
+
+    Raises:
+        Unavailable: the registry's Postgres does not answer.
+    """
+    from feast.repo_operations import extract_objects_for_apply_delete
+
+    lock = _database_lock(settings.postgres_url) if settings.postgres_url else nullcontext()
+    with locked(settings.features_dir / "apply.lock"), lock, definitions_for(settings), registry_errors():
+        store = feature_store(settings, create=True)
+        found = _definitions(store.project)
+        keep, delete, _, _ = extract_objects_for_apply_delete(store.project, store.registry, found)
+        store.apply(keep, objects_to_delete=delete, partial=False)
+
+
+@contextmanager
+def _database_lock(postgres_url: str) -> Iterator[None]:
+    """One `apply` at a time in this database, and the registry's schema made; released with the connection."""
+    import psycopg
+    from psycopg import sql
+
+    try:
+        with psycopg.connect(postgres_url, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True) as connection:
+            connection.execute("SELECT pg_advisory_lock(%s)", (REGISTRY_LOCK,))
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(REGISTRY_SCHEMA)))
+            yield
+    except psycopg.OperationalError as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        raise Unavailable(f"Feast's registry in Postgres did not answer ({reason}): see `almanac status`") from error
+
+
+def _definitions(project: str) -> Any:
+    """All Feast objects of the repository's files, executed anew, for their paths depend on the settings."""
+    from feast import Entity, FeatureService, FeatureView, Project
+    from feast.data_source import DataSource, PushSource
+    from feast.repo_contents import RepoContents
+
+    objects: list[Any] = []
+    for file in sorted(REPO.glob("*.py")):
+        spec = spec_from_file_location(f"almanac_feast_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise FeatureError(f"{file} is not a Python file that can be imported: correct or remove it")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        objects += vars(module).values()
+    views = [found for found in objects if isinstance(found, FeatureView)]
+    sources = [found for found in objects if isinstance(found, DataSource)]
+    sources += [found.batch_source for found in sources if isinstance(found, PushSource) and found.batch_source]
+    sources += [view.batch_source for view in views if view.batch_source is not None]
+    return RepoContents(
+        projects=[Project(name=project)],
+        data_sources=list({source.name: source for source in sources}.values()),
+        entities=[found for found in objects if isinstance(found, Entity)],
+        feature_views=views,
+        feature_services=[found for found in objects if isinstance(found, FeatureService)],
+        on_demand_feature_views=[],
+        stream_feature_views=[],
+        label_views=[],
+        permissions=[],
+    )
