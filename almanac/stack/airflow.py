@@ -16,10 +16,9 @@ import httpx
 from almanac.clock import parse_time
 from almanac.settings import PROJECT_ROOT
 from almanac.stack.places import Places
-from almanac.stack.server import HOST, secret, write_private
+from almanac.stack.server import HOST, http_client, secret, write_private
 
 USER = "admin"
-ANSWER_SECONDS_MAX = 5.0
 # Tasks at once: enough that one waits for I/O while another computes, few enough for a laptop's memory.
 TASKS_AT_ONCE_MIN = 2
 TASKS_AT_ONCE_MAX = 4
@@ -45,10 +44,8 @@ def home(places: Places) -> Path:
     return places.state_dir / "airflow"
 
 
-def database_url(postgres_url: str, environment: Mapping[str, str]) -> str:
-    """SQLAlchemy URL of the metadata database: as named in the environment, else `airflow` beside Almanac's own."""
-    if given := environment.get(CONNECTION_VARIABLE):
-        return given
+def database_url(postgres_url: str) -> str:
+    """SQLAlchemy URL of the database `airflow` on the server of another database's URL."""
     parts = urlsplit(postgres_url)
     return urlunsplit(("postgresql+psycopg2", parts.netloc, "/airflow", parts.query, ""))
 
@@ -112,7 +109,7 @@ def why_not(base_url: str, program: str, since: datetime | None) -> str | None:
         since: when the program was started; an older heartbeat was a predecessor's.
     """
     try:
-        answer = httpx.get(f"{base_url}/api/v2/monitor/health", timeout=ANSWER_SECONDS_MAX)
+        answer = http_client().get(f"{base_url}/api/v2/monitor/health")
         answer.raise_for_status()
         report = answer.json()
     except (httpx.HTTPError, ValueError) as error:

@@ -15,9 +15,9 @@ from almanac.settings import Settings
 from almanac.stack import airflow, kafka, postgres, redis
 from almanac.stack.places import Places
 from almanac.stack.programs import AIRFLOW_PROGRAMS, MANAGED, read_json
+from almanac.stack.server import http_client
 from almanac.stack.supervisor import ProcessState, Supervisor
 
-ANSWER_SECONDS_MAX = 3.0
 CHECKS_AT_ONCE = 8
 ADDRESS_OF = {
     "postgres": "postgres_url",
@@ -85,7 +85,7 @@ def ask(name: str, settings: Settings, since: datetime | None) -> str | None:
 
 def _lookup_why_not(url: str) -> str | None:
     try:
-        answer = httpx.get(f"{url}/livez", timeout=ANSWER_SECONDS_MAX)
+        answer = http_client().get(f"{url}/livez")
     except httpx.HTTPError as error:
         return str(error) or type(error).__name__
     return None if answer.status_code == 200 else f"/livez answered {answer.status_code}"

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from almanac.errors import StackError, UsageError
 from almanac.settings import PROJECT_ROOT, Settings
-from almanac.stack import airflow
+from almanac.stack import airflow, postgres
 from almanac.stack.places import Places
 from almanac.stack.server import HOST, Server, free_port, port_is_free, secret, write_private
 from almanac.stack.supervisor import Managed
@@ -244,7 +244,11 @@ def python_program(plan: StackPlan, name: str) -> Server:
 def airflow_environment(plan: StackPlan, name: str) -> dict[str, str]:
     """Airflow's settings for one of its programs, or for a command of it."""
     airflow.prepare(plan.places)
-    connection = airflow.database_url(str(plan.endpoints.get("postgres_url", "")), os.environ)
+    connection = os.environ.get(airflow.CONNECTION_VARIABLE)
+    if not connection and plan.named.postgres_url:
+        connection = airflow.database_url(plan.named.postgres_url)
+    elif not connection:
+        connection = postgres.url(plan.places.state_dir, plan.ports["postgres"], "airflow", "postgresql+psycopg2")
     return airflow.environment(plan.places, plan.ports["airflow"], connection, name)
 
 

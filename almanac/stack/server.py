@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+
+import httpx
 
 from almanac.errors import StackError
 
 HOST = "127.0.0.1"
 SECRETS_FILE = "secrets.json"
 SECRET_BYTES = 24
+ANSWER_SECONDS_MAX = 5.0
 # Below the range from which systems take the ports of outgoing connections: a server that is
 # stopped for a while finds its port free again.
 PORTS = range(15_000, 32_000)
@@ -82,6 +88,26 @@ def write_private(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """One thread of one process at a time adds a secret."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StackError(f"{path} cannot be read ({error}): restore it, or `almanac down --purge`") from None
+
+
 def secret(state_dir: Path, name: str, make: Callable[[], str] | None = None) -> str:
     """A generated secret, the same at each start: made once and kept in `secrets.json` (mode 0600).
 
@@ -93,13 +119,18 @@ def secret(state_dir: Path, name: str, make: Callable[[], str] | None = None) ->
         StackError: the file is there but unreadable.
     """
     path = state_dir / SECRETS_FILE
-    try:
-        known: dict[str, str] = json.loads(path.read_text())
-    except FileNotFoundError:
-        known = {}
-    except (OSError, ValueError) as error:
-        raise StackError(f"{path} cannot be read ({error}): restore it, or `almanac down --purge`") from None
+    known = _secrets(path)
     if name not in known:
-        known[name] = make() if make else secrets.token_urlsafe(SECRET_BYTES)
-        write_private(path, json.dumps(known, indent=2, sort_keys=True))
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with _only_writer(state_dir):
+            known = _secrets(path)
+            if name not in known:
+                known[name] = make() if make else secrets.token_urlsafe(SECRET_BYTES)
+                write_private(path, json.dumps(known, indent=2, sort_keys=True))
     return known[name]
+
+
+@lru_cache(maxsize=1)
+def http_client() -> httpx.Client:
+    """One HTTP client for all questions about health: making one reads all certificate authorities."""
+    return httpx.Client(timeout=ANSWER_SECONDS_MAX, trust_env=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -138,9 +139,10 @@ class StartUp:
             **airflow_environment(self.plan, "airflow-api-server"),
         }
         connection = environment[airflow.CONNECTION_VARIABLE]
-        embedded = "postgres" in self.plan.programs
-        if not embedded and self.plan.named.postgres_url and connection.endswith("/airflow"):
+        given = airflow.CONNECTION_VARIABLE in os.environ
+        if self.plan.named.postgres_url and not given:
             ensure_airflow_database(self.plan.named.postgres_url)
+        embedded = not self.plan.named.postgres_url and not given
         database = "embedded" if embedded else hashlib.sha256(connection.encode()).hexdigest()
         marker = airflow.home(places) / "schema.json"
         wanted = {"airflow": version("apache-airflow"), "database": database}

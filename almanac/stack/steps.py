@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
@@ -17,7 +18,9 @@ from almanac.stack.progress import Reporter
 STEPS_AT_ONCE = 12
 POLL_SECONDS = 0.1
 KILL_SECONDS_MAX = 5
-LOG_TAIL_BYTES = 4000
+LOG_TAIL_BYTES = 20_000
+LINE_CHARACTERS_MAX = 300
+TELLING = re.compile(r"^[\w.]*(Error|Exception)\b|\b(ERROR|FATAL|CRITICAL)\b")
 
 
 class CalledOff(Exception):
@@ -39,9 +42,9 @@ class Calling:
         if self._off.is_set():
             raise CalledOff
 
-    def pause(self) -> None:
+    def pause(self, seconds: float = POLL_SECONDS) -> None:
         """Wait a moment, then check."""
-        self._off.wait(POLL_SECONDS)
+        self._off.wait(seconds)
         self.check()
 
 
@@ -94,14 +97,15 @@ class Command:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something, for an error message."""
+    """The last line of a log that names an error, else its last line, for an error message."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - LOG_TAIL_BYTES, 0))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    return lines[-1].strip() if lines else "its log is empty"
+    telling = [line for line in lines if TELLING.search(line)]
+    return (telling or lines or ["its log is empty"])[-1][:LINE_CHARACTERS_MAX]
 
 
 def run_command(command: Command, calling: Calling) -> None:

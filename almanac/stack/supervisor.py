@@ -27,6 +27,7 @@ ANSWER_SECONDS_MAX = 10.0
 START_SECONDS_MAX = 20.0
 POLL_SECONDS = 0.1
 KILL_SECONDS_MAX = 5
+PRIVATE_UMASK = 0o077
 USER = "almanac"
 LOG_BYTES_MAX = "5MB"
 LOG_BACKUPS = 2
@@ -45,7 +46,6 @@ password={password}
 [supervisord]
 nodaemon=true
 silent=true
-umask=077
 identifier=almanac
 logfile=%(ENV_ALMANAC_LOGS)s/supervisord.log
 logfile_maxbytes=1MB
@@ -226,7 +226,7 @@ class Supervisor:
             process = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(places.configuration)],
                 cwd=places.run, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
+                start_new_session=True, umask=PRIVATE_UMASK,
             )  # fmt: skip
         record = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
         write_private(places.session, json.dumps(record))

@@ -35,9 +35,7 @@ def ensure_libgomp() -> str:
         return "not Linux: LightGBM brings its OpenMP"
     if libgomp_is_there():
         return f"{LIBRARY} is there"
-    missing = (
-        f"{LIBRARY} is missing, which LightGBM needs: install {PACKAGE} (Debian, Ubuntu) or libgomp (Fedora, Alpine)"
-    )
+    missing = f"{LIBRARY}, which LightGBM needs, is missing: install {PACKAGE} (Debian, Ubuntu) or libgomp (others)"
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
         raise StackError(missing)

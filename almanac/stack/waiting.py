@@ -9,13 +9,16 @@ from almanac.errors import StackError
 from almanac.settings import Settings
 from almanac.stack import health
 from almanac.stack.places import Places
-from almanac.stack.programs import AIRFLOW_PROGRAMS
+from almanac.stack.programs import AIRFLOW_PROGRAMS, SERVERS
 from almanac.stack.steps import Calling, last_line
 from almanac.stack.supervisor import Supervisor
 
 HEALTHY_SECONDS_MAX = {"postgres": 60, "redis": 30, "kafka": 90, **dict.fromkeys(AIRFLOW_PROGRAMS, 240)}
 HEALTHY_SECONDS_MAX_OTHERS = 90
 STARTS_MAX = 4
+# How often a program is asked: one that takes long to start should have the processor for itself.
+ASK_SECONDS = {**dict.fromkeys(SERVERS, 0.1), **dict.fromkeys(AIRFLOW_PROGRAMS, 1.0)}
+ASK_SECONDS_OTHERS = 0.25
 
 
 def wait_healthy(
@@ -43,4 +46,4 @@ def wait_healthy(
             limit = "keeps failing" if failing else f"was not healthy within {seconds_max} s"
             log = places.log(name)
             raise StackError(f"{name} {limit} ({reason}; its log ends: {last_line(log)}): see {log}")
-        calling.pause()
+        calling.pause(ASK_SECONDS.get(name, ASK_SECONDS_OTHERS))
