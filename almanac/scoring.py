@@ -1,0 +1,234 @@
+"""The one scoring function of batch, stream and lookup: features in, predictions out.
+
+The only module that imports ONNX Runtime, and only when a model is loaded. A
+model is one ONNX graph: one float32 input `features` (rows, columns), one
+float32 output (rows,) per output of the pipeline, in the output's own unit. The
+names of its columns stand in the graph's own metadata, and must be those of the
+manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.errors import FeatureError, ModelError, PredictionError
+from almanac.pipeline import Pipeline
+from almanac.registry import MODEL_FILE, ModelVersion
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import pyarrow as pa
+
+ROWS_BATCH_MAX = 16_384
+"""Rows that ONNX Runtime is given at once: some MB of features."""
+ENTITIES_NAMED_MAX = 5
+"""Entities that an error names."""
+
+INPUT_NAME = "features"
+COLUMNS_KEY = "almanac.inputs"
+"""Key of the graph's metadata under which the input columns stand, a JSON list in order."""
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+"""Operator sets a model may use: ONNX's own, never a custom library's."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded model. Safe to use from several threads.
+
+    Make one with `Scorer.load`.
+    """
+
+    model_id: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    entity: str
+    session: onnxruntime.InferenceSession
+
+    @classmethod
+    def load(cls, version: ModelVersion, pipeline: Pipeline, *, threads: int = 1) -> Scorer:
+        """Load a version for a pipeline, after everything about it was found to match.
+
+        Args:
+            version: from `Registry.resolve`.
+            pipeline: whose outputs and FeatureService the model must have.
+            threads: that ONNX Runtime may use for one call.
+
+        Raises:
+            ModelError: the file was changed, needs other files or operators, or the model's
+                inputs, outputs or FeatureService are not the expected ones; says which.
+        """
+        manifest = version.manifest
+        _expect(version, "FeatureService", (pipeline.features,), (manifest.features,))
+        _expect(version, "outputs", pipeline.output_names, manifest.outputs)
+        data = version.read(MODEL_FILE)
+        _check_self_contained(version, data)
+        session = _session(version, data, threads)
+        columns = tuple(column.name for column in manifest.inputs)
+        other = sorted({column.dtype for column in manifest.inputs} - {"float32"})
+        if other:
+            raise ModelError(
+                f"model {version.id} has inputs of type {', '.join(other)}, expected float32: train it again"
+            )
+        _check_session(version, session, columns)
+        return cls(version.id, columns, manifest.outputs, pipeline.entity, session)
+
+    def score(self, features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, Floats]:
+        """Predict every output for every row.
+
+        Args:
+            features: a column of n numbers for each name in `inputs`, in any order; other columns are
+                ignored, but the entity's, if it is there, is used to name rows in errors.
+
+        Returns:
+            For each output, float32 (n,), in its own unit; empty for no rows.
+
+        Raises:
+            FeatureError: a column is missing, not numeric, of another length, or has nulls or NaN.
+            PredictionError: a prediction is NaN or infinite.
+        """
+        columns = _columns(features)
+        matrix = self._matrix(columns)
+        batches = [
+            self.session.run(list(self.outputs), {INPUT_NAME: matrix[start : start + ROWS_BATCH_MAX]})
+            for start in range(0, len(matrix), ROWS_BATCH_MAX)
+        ]
+        found: dict[str, Floats] = {}
+        for index, output in enumerate(self.outputs):
+            parts = [np.asarray(batch[index], dtype=np.float32) for batch in batches]
+            found[output] = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+            bad = ~np.isfinite(found[output])
+            if bad.any():
+                raise PredictionError(
+                    f"model {self.model_id} answered NaN or infinity in {output} for {int(bad.sum())} of {len(bad)} "
+                    f"rows{self._entities(columns, bad)}: look at their features, or roll the model's alias back"
+                )
+        return found
+
+    def _matrix(self, columns: Mapping[str, NDArray[Any]]) -> Floats:
+        """The input columns side by side, float32 (n, columns), every number finite."""
+        missing = [name for name in self.inputs if name not in columns]
+        if missing:
+            raise FeatureError(
+                f"{len(missing)} of the {len(self.inputs)} input columns of model {self.model_id} are missing "
+                f"({', '.join(missing[:ENTITIES_NAMED_MAX])}): retrieve them, or train on the features there are"
+            )
+        rows = len(columns[self.inputs[0]]) if self.inputs else 0
+        matrix = np.empty((rows, len(self.inputs)), dtype=np.float32)
+        for index, name in enumerate(self.inputs):
+            try:
+                matrix[:, index] = columns[name]
+            except (TypeError, ValueError):
+                raise FeatureError(
+                    f"input column {name} is {columns[name].dtype} {columns[name].shape}, expected {rows} numbers: "
+                    f"correct the feature view"
+                ) from None
+        bad = ~np.isfinite(matrix)
+        if bad.any():
+            worst = int(bad.sum(axis=0).argmax())
+            raise FeatureError(
+                f"input column {self.inputs[worst]} is missing or not finite in {int(bad[:, worst].sum())} of {rows} "
+                f"rows{self._entities(columns, bad[:, worst])}: materialize the features again, or mend their source"
+            )
+        return matrix
+
+    def _entities(self, columns: Mapping[str, NDArray[Any]], bad: NDArray[np.bool_]) -> str:
+        """` (cell_id 3, 17, …)`, if the entities are known."""
+        if self.entity not in columns or len(columns[self.entity]) != len(bad):
+            return ""
+        chosen = columns[self.entity][bad]
+        named = ", ".join(str(entity) for entity in chosen[:ENTITIES_NAMED_MAX])
+        return f" ({self.entity} {named}{', …' if len(chosen) > ENTITIES_NAMED_MAX else ''})"
+
+
+def _columns(features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, NDArray[Any]]:
+    """Columns as NumPy arrays; a null of an Arrow table becomes NaN."""
+    if isinstance(features, Mapping):
+        return {name: np.asarray(column) for name, column in features.items()}
+    return {name: features.column(name).to_numpy() for name in features.column_names}
+
+
+def _expect(version: ModelVersion, what: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
+    if expected != found:
+        raise ModelError(
+            f"model {version.id} has other {what} than expected: found {', '.join(found) or 'none'}, "
+            f"expected {', '.join(expected)}: train it again or move the alias"
+        )
+
+
+def _check_self_contained(version: ModelVersion, data: bytes) -> None:
+    """Refuse a graph that would read other files or load other code.
+
+    ONNX Runtime would look for external tensors relative to the working
+    directory, so they are refused before it sees the bytes.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError:
+        raise ModelError(f"model {version.id}: {MODEL_FILE} is not an ONNX model: train it again") from None
+    domains = {entry.domain for entry in model.opset_import} - DOMAINS
+    if domains or len(model.functions):
+        raise ModelError(
+            f"model {version.id} uses operators of {', '.join(sorted(domains)) or 'its own functions'}, "
+            f"expected ONNX's own alone: convert it again"
+        )
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        raise ModelError(
+            f"model {version.id} keeps tensors in external data files, which are refused: save it as one file"
+        )
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """All tensors of a graph and of the graphs inside its nodes."""
+    found = list(graph.initializer)
+    found += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
+    for node in graph.node:
+        for attribute in node.attribute:
+            found += [attribute.t, *attribute.tensors]
+            sparse_tensors = [attribute.sparse_tensor, *attribute.sparse_tensors]
+            found += [part for sparse in sparse_tensors for part in (sparse.values, sparse.indices)]
+            for inner in [attribute.g, *attribute.graphs]:
+                if inner.node or inner.initializer:
+                    found += _tensors(inner)
+    return found
+
+
+def _session(version: ModelVersion, data: bytes, threads: int) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no other base class
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model {version.id}: ONNX Runtime refuses {MODEL_FILE} ({reason}): train it again") from None
+
+
+def _check_session(version: ModelVersion, session: onnxruntime.InferenceSession, columns: tuple[str, ...]) -> None:
+    """The graph itself must read what the manifest says, and answer what it says."""
+    inputs = session.get_inputs()
+    _expect(version, "graph inputs", (INPUT_NAME,), tuple(entry.name for entry in inputs))
+    _expect(version, "graph input types", ("tensor(float)",), (inputs[0].type,))
+    try:
+        own = tuple(msgspec.json.decode(session.get_modelmeta().custom_metadata_map[COLUMNS_KEY], type=list[str]))
+    except (KeyError, msgspec.DecodeError):
+        raise ModelError(f"model {version.id}: the graph does not name its input columns: train it again") from None
+    _expect(version, "input columns", columns, own)
+    width = inputs[0].shape[-1] if len(inputs[0].shape) == 2 else None
+    _expect(version, "number of input columns", (str(len(columns)),), (str(width),))
+    outputs = session.get_outputs()
+    _expect(version, "graph outputs", version.manifest.outputs, tuple(entry.name for entry in outputs))
+    _expect(version, "graph output types", ("tensor(float)",) * len(outputs), tuple(entry.type for entry in outputs))
