@@ -102,7 +102,8 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
     """
     from almanac.scoring import Scorer
     from features.ingest import refresh
-    from serving_cache.postgres import GenerationStart, PostgresStore
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.records import GenerationStart
 
     moment = check_cutoff(cutoff, now)
     version = Registry(settings.models_dir).resolve(pipeline.model)

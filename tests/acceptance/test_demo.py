@@ -1,0 +1,119 @@
+"""The demonstration itself, on a small grid, and then every command that the README shows, typed in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.style.test_docs import ROOT, commands_in
+
+DEMO_SECONDS_MAX = 600
+COMMAND_SECONDS_MAX = 200
+TINY = Path(__file__).with_name("tiny_weather.py")
+NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    state = tmp_path_factory.mktemp("state")
+    found = {**os.environ, "ALMANAC_STATE_DIR": str(state), "ALMANAC_PIPELINES": str(TINY)}
+    found.pop("ALMANAC_WEATHER_DATA", None)
+    yield found
+    subprocess.run(
+        [sys.executable, "-m", "almanac.cli", "down"], env=found, cwd=ROOT, timeout=COMMAND_SECONDS_MAX, check=False
+    )
+    assert left_running(state) == []
+
+
+def left_running(state: Path) -> list[str]:
+    """Processes that still work below a state directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            inside = Path(process.cwd()).is_relative_to(state)
+        except (psutil.Error, OSError):
+            continue
+        if inside or any(str(state) in word for word in process.info["cmdline"] or []):
+            found.append(" ".join(process.info["cmdline"] or []))
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "almanac.demo", "--keep"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS_MAX,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(DEMO_SECONDS_MAX + 60)
+def test_everything_the_demonstration_claims_holds(demo: subprocess.CompletedProcess[str]) -> None:
+    assert demo.returncode == 0, demo.stdout[-8000:] + demo.stderr[-4000:]
+    assert "✗" not in demo.stdout
+    assert demo.stdout.count("✓") >= 12
+
+
+@pytest.mark.timeout(900)
+def test_the_readme_commands_work_as_shown(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    assert demo.returncode == 0
+    ran = 0
+    for words in commands_in(ROOT / "README.md"):
+        if words[0] != "almanac" or words[1] in NOT_REPEATED:
+            continue
+        event = '{"cell_id": 17, "observed_at": "2020-01-01T00:00:00Z", "t2m": 281.3}\n'
+        done = subprocess.run(
+            [sys.executable, "-m", "almanac.cli", *words[1:]],
+            env=environment,
+            cwd=ROOT,
+            input=event,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS_MAX,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert done.stdout.strip(), f"{' '.join(words)} printed nothing"
+        ran += 1
+    assert ran >= 8
+
+
+def test_the_airflow_dag_is_as_its_users_expect(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    assert demo.returncode == 0
+    endpoints = json.loads((Path(environment["ALMANAC_STATE_DIR"]) / "endpoints.json").read_text())
+    base = endpoints["airflow_url"].rstrip("/")
+    login = {"username": endpoints.get("airflow_username", "admin"), "password": endpoints["airflow_password"]}
+    with httpx.Client(base_url=base, timeout=30) as client:
+        client.headers["Authorization"] = f"Bearer {client.post('/auth/token', json=login).json()['access_token']}"
+        dag = client.get("/api/v2/dags/weather/details").json()
+        assert "generation" in dag["doc_md"]
+        assert {tag["name"] for tag in dag["tags"]} >= {"almanac", "weather"}
+        assert set(dag["params"]) == {"materialize", "coverage_min"}
+        assert client.get("/api/v2/importErrors").json()["total_entries"] == 0
+        runs = client.get("/api/v2/dags/weather/dagRuns", params={"state": "success"}).json()["dag_runs"]
+        assert runs
+        assert all(run["partition_key"].endswith("Z") for run in runs)
+        tasks = client.get(f"/api/v2/dags/weather/dagRuns/{runs[0]['dag_run_id']}/taskInstances").json()
+        labels = [t["rendered_map_index"] for t in tasks["task_instances"] if t["task_id"] == "score"]
+        assert len(labels) == 2
+        assert all(label.startswith("tile r") for label in labels)
+        assets = client.get("/api/v2/assets").json()["assets"]
+        assert "almanac://weather/predictions" in {asset["uri"] for asset in assets}
+        events = client.get("/api/v2/assets/events").json()["asset_events"]
+        assert any(event["extra"].get("generation") for event in events)
