@@ -219,9 +219,7 @@ def _move_pointer(connection: Connection, pipeline: str, generation: int, now: d
     )
 
 
-def _set_state(
-    connection: Connection, pipeline: str, generation: int, state: State, epoch: int | None = None
-) -> None:
+def _set_state(connection: Connection, pipeline: str, generation: int, state: State, epoch: int | None = None) -> None:
     connection.execute(
         "UPDATE generations SET state = %s, epoch = coalesce(%s, epoch) WHERE pipeline = %s AND generation = %s",
         (state, epoch, pipeline, generation),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,18 +111,14 @@ class Staging(StoreBase):
         _check(attempt, staged)
         by_partition = {part.partition: part for part in staged}
         with self.bulk() as (connection, cursor):
-            entity, outputs = _columns(cursor, attempt)
+            columns = _columns(cursor, attempt)
             for part in staged:
-                if tuple(part.block.columns) != outputs:
-                    raise BlockError(
-                        f"partition {part.partition} has the columns {', '.join(part.block.columns)}, generation "
-                        f"{attempt.generation} of {attempt.pipeline} {', '.join(outputs)}: stage these, in this order"
-                    )
+                _check_columns(attempt, part, columns)
             cursor.execute(_CLAIM, _claims(attempt, list(by_partition.values())))
             claimed = sorted(row[0] for row in cursor.fetchall())
             rows = [by_partition[partition] for partition in claimed if by_partition[partition].block.rows]
             if rows:
-                table = _rows_table(attempt.generation, entity, rows)
+                table = _rows_table(attempt.generation, columns.entity, rows)
                 cursor.adbc_ingest(child_name(attempt.pipeline, attempt.generation), table, mode="append")
             connection.commit()
         return claimed
@@ -171,10 +167,10 @@ class Staging(StoreBase):
             UsageError: the generation has its outcome already.
         """
         with self.bulk() as (_, cursor):
-            entity, outputs = _columns(cursor, attempt)
-            names = ", ".join(quoted(name) for name in ("partition", entity, *outputs))
+            columns = _columns(cursor, attempt)
+            names = ", ".join(quoted(name) for name in ("partition", columns.entity, *columns.outputs))
             child = quoted(child_name(attempt.pipeline, attempt.generation))
-            cursor.execute(f"SELECT {names} FROM {child} ORDER BY partition, {quoted(entity)}")  # noqa: S608
+            cursor.execute(f"SELECT {names} FROM {child} ORDER BY partition, {quoted(columns.entity)}")  # noqa: S608
             return cursor.fetch_arrow_table()
 
     @contextmanager
@@ -248,9 +244,19 @@ def _open(
         "SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', %s, %s, %s, %s, %s, %s, 1, %s, %s "
         "FROM generations WHERE pipeline = %s RETURNING generation",
         (
-            pipeline.name, start.run_key, start.cutoff, start.as_of, start.model, start.model_hash, pipeline.entity,
-            list(pipeline.output_names), repr(pipeline.partitions), len(planned), start.clock_shift.total_seconds(),
-            now, pipeline.name,
+            pipeline.name,
+            start.run_key,
+            start.cutoff,
+            start.as_of,
+            start.model,
+            start.model_hash,
+            pipeline.entity,
+            list(pipeline.output_names),
+            repr(pipeline.partitions),
+            len(planned),
+            start.clock_shift.total_seconds(),
+            now,
+            pipeline.name,
         ),
     ).fetchone()
     assert row is not None  # noqa: S101  (an INSERT that returns)
@@ -287,16 +293,38 @@ def _check(attempt: Attempt, staged: Sequence[StagedPartition]) -> None:
                 )
 
 
-def _columns(cursor: Any, attempt: Attempt) -> tuple[str, tuple[str, ...]]:
-    """Entity and outputs of the attempt's generation, which is held until the transaction ends."""
+class _Columns(NamedTuple):
+    entity: str
+    whole_keys: bool
+    outputs: tuple[str, ...]
+
+
+def _columns(cursor: Any, attempt: Attempt) -> _Columns:
+    """The columns of the attempt's generation, which is held until the transaction ends."""
     cursor.execute(
-        "SELECT fencing_token, state, entity, outputs FROM generations "
-        "WHERE pipeline = $1 AND generation = $2 FOR SHARE",
-        (attempt.pipeline, attempt.generation),
+        "SELECT g.fencing_token, g.state, g.entity, a.atttypid = 'bigint'::regtype, g.outputs FROM generations g "
+        "LEFT JOIN pg_attribute a ON a.attrelid = to_regclass($3) AND a.attname = g.entity "
+        "WHERE g.pipeline = $1 AND g.generation = $2 FOR SHARE OF g",
+        (attempt.pipeline, attempt.generation, quoted(table_name(attempt.pipeline))),
     )
     row = cursor.fetchone()
     need_staged(attempt, token_checked(attempt, row))
-    return row[2], tuple(row[3])
+    return _Columns(row[2], bool(row[3]), tuple(row[4]))
+
+
+def _check_columns(attempt: Attempt, part: StagedPartition, columns: _Columns) -> None:
+    """Refuse a block of another shape: binary COPY would take eight bytes of text for a whole number."""
+    found = tuple(part.block.columns)
+    if found != columns.outputs:
+        raise BlockError(
+            f"partition {part.partition} has the columns {', '.join(found)}, generation {attempt.generation} of "
+            f"{attempt.pipeline} {', '.join(columns.outputs)}: stage these, in this order"
+        )
+    if (part.block.keys.dtype.kind != "S") != columns.whole_keys:
+        raise BlockError(
+            f"partition {part.partition} has keys of type {part.block.keys.dtype}, {attempt.pipeline} has "
+            f"{'whole numbers' if columns.whole_keys else 'text'} for {columns.entity}: stage these"
+        )
 
 
 def _claims(attempt: Attempt, parts: list[StagedPartition]) -> tuple[Any, ...]:

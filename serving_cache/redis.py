@@ -229,9 +229,7 @@ class RedisStore:
                     gone += int(self._let_go(keys=guarded, args=[pointer.epoch, GRACE_SECONDS, last]))
         return gone
 
-    def put_overlays(
-        self, pipeline: str, records: Sequence[OverlayRecord], keep_for: timedelta = OVERLAY_KEPT
-    ) -> int:
+    def put_overlays(self, pipeline: str, records: Sequence[OverlayRecord], keep_for: timedelta = OVERLAY_KEPT) -> int:
         """Store predictions from the stream where they are newer than what is stored; returns how many were.
 
         Atomic for each entity. Replays and zombies change nothing.

@@ -127,5 +127,3 @@ def _bring_blocks(
     for start in range(0, len(partitions), PARTITIONS_PER_STEP):
         step = partitions[start : start + PARTITIONS_PER_STEP]
         cache.put_blocks(pipeline.name, postgres.blocks(pipeline, generation, step))
-
-

@@ -83,8 +83,7 @@ def staged_parts(
     """Partitions (all, unless told) full of one value."""
     chosen = range(pipeline.partitions.count) if partitions is None else partitions
     return [
-        StagedPartition(partition=p, block=block_of(pipeline, p, value), as_of=as_of, computed_at=as_of)
-        for p in chosen
+        StagedPartition(partition=p, block=block_of(pipeline, p, value), as_of=as_of, computed_at=as_of) for p in chosen
     ]
 
 

@@ -1,0 +1,133 @@
+"""The store's decisions: which overlay wins, what publishing leads to, what retention lets go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almanac.decisions import (
+    STAGED_KEPT,
+    Kept,
+    Sequence,
+    abandoned,
+    decide_publish,
+    droppable,
+    is_newer,
+    newest,
+    to_drop,
+)
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SEQUENCES = st.tuples(
+    st.integers(0, 3).map(lambda m: NOON + timedelta(minutes=m)),
+    st.sampled_from(["a", "B", "_", "a.b", "ä"]),
+    st.integers(0, 2),
+    st.integers(0, 5),
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    entity: str
+    model: str
+    sequence: Sequence
+
+
+ITEMS = st.builds(Item, st.sampled_from(["1", "2"]), st.sampled_from(["m-v1", "m-v2"]), SEQUENCES)
+
+
+@given(SEQUENCES, SEQUENCES)
+def test_of_two_sequences_one_is_newer_unless_they_are_equal(a: Sequence, b: Sequence) -> None:
+    assert is_newer(a, b) + is_newer(b, a) == (a != b)
+
+
+@given(SEQUENCES, SEQUENCES, SEQUENCES)
+def test_newer_is_transitive(a: Sequence, b: Sequence, c: Sequence) -> None:
+    if is_newer(a, b) and is_newer(b, c):
+        assert is_newer(a, c)
+
+
+def test_as_of_decides_before_topic_and_place() -> None:
+    later = NOON + timedelta(microseconds=1)
+    assert is_newer((later, "a", 0, 0), (NOON, "z", 9, 9))
+    assert is_newer((NOON, "a", 0, 0), (NOON, "B", 9, 9))  # by bytes, not by a dictionary's order
+    assert is_newer((NOON, "a", 1, 0), (NOON, "a", 0, 9))
+    assert is_newer((NOON, "a", 0, 0), None)
+    assert not is_newer((NOON, "a", 0, 0), (NOON, "a", 0, 0))
+
+
+@given(st.lists(ITEMS), st.randoms())
+def test_newest_keeps_one_of_each_whatever_the_order(items: list[Item], random: object) -> None:
+    found = newest(items)
+    shuffled = list(items)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert newest(shuffled) == found
+    assert {(i.entity, i.model) for i in found} == {(i.entity, i.model) for i in items}
+    assert not any(
+        is_newer(i.sequence, f.sequence) for i in items for f in found if (i.entity, i.model) == (f.entity, f.model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("staged", "as_of", "current", "state"),
+    [
+        (20, NOON, None, "current"),
+        (19, NOON, NOON, "current"),  # the same hour again, say with a better model
+        (18, NOON, None, "rejected"),
+        (20, NOON, NOON + timedelta(hours=1), "archived"),
+        (18, NOON, NOON + timedelta(hours=1), "rejected"),
+    ],
+)
+def test_what_publishing_leads_to(staged: int, as_of: datetime, current: datetime | None, state: str) -> None:
+    decision = decide_publish(staged=staged, planned=20, coverage_min=0.95, as_of=as_of, current_as_of=current)
+    assert decision.state == state
+    assert decision.coverage == staged / 20
+    assert bool(decision.reason) == (state != "current")
+
+
+def test_nothing_planned_covers_nothing() -> None:
+    decision = decide_publish(staged=0, planned=0, coverage_min=0.1, as_of=NOON, current_as_of=None)
+    assert decision.state == "rejected"
+
+
+def kept(generation: int, state: str) -> Kept:
+    published = None if state == "staged" else NOON + timedelta(hours=generation)
+    return Kept(generation, state, NOON + timedelta(hours=generation), published)
+
+
+def test_retention_keeps_the_latest_and_what_the_pointer_names() -> None:
+    found = [kept(n, "retired") for n in range(1, 6)] + [kept(6, "previous"), kept(7, "current"), kept(8, "staged")]
+    assert to_drop(found, pointed=[7, 6], kept=3) == [1, 2, 3]
+    assert to_drop(found, pointed=[7, 6], kept=1) == [1, 2, 3, 4, 5]
+    assert to_drop(found, pointed=[1], kept=2) == [2, 3, 4, 5]
+
+
+def test_backfills_do_not_push_out_what_readers_read() -> None:
+    found = [kept(1, "previous"), kept(2, "current")] + [kept(n, "archived") for n in range(3, 9)]
+    assert to_drop(found, pointed=[2, 1], kept=2) == [3, 4, 5, 6]
+
+
+@given(st.lists(st.sampled_from(["retired", "rolled_back", "archived", "staged"]), max_size=12), st.integers(1, 4))
+def test_retention_never_drops_what_is_pointed_to_or_unfinished(states: list[str], count: int) -> None:
+    found = [kept(n, state) for n, state in enumerate(states)]
+    pointed = [n for n, state in enumerate(states) if state == "retired"][-2:]
+    gone = to_drop(found, pointed=pointed, kept=count)
+    assert not set(gone) & set(pointed)
+    assert not any(states[n] == "staged" for n in gone)
+    assert len([s for s in states if s == "archived"]) - sum(states[n] == "archived" for n in gone) <= count
+
+
+def test_a_table_stays_while_a_generation_refers_to_it() -> None:
+    assert droppable({7: {7, 3}, 6: {6}}, [1, 3, 6, 7, 8], unfinished=[8]) == [1]
+    assert droppable({}, [1, 2], unfinished=[2]) == [1]
+
+
+def test_an_unfinished_generation_is_abandoned_by_age() -> None:
+    found = [kept(1, "staged"), kept(2, "current")]
+    born = NOON + timedelta(hours=1)
+    assert abandoned(found, born + STAGED_KEPT) == []
+    assert abandoned(found, born + STAGED_KEPT + timedelta(seconds=1)) == [1]
