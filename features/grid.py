@@ -67,6 +67,33 @@ VIEWS = views("t2m")
 """The views of the air temperature at 2 m, which the pipeline `weather` observes."""
 
 
+def differences(variable: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of columns whose difference, left minus right, a model may look at besides the levels.
+
+    Against the value now: every lag and neighbour. And how the weather changed
+    from one day to the next, here and around, and over yesterday's same hours.
+    """
+    plain = [f"{side}_{cells}" for cells in VALUE_CELLS for side in DIRECTIONS]
+    yesterdays = [f"{side}_{cells}" for cells in DAY_CELLS for side in DIRECTIONS]
+    return (
+        *((column, variable) for column in (*HISTORY, *plain, "grid_mean")),
+        *((column, f"{column}_lag_24h") for column in (*yesterdays, "grid_mean", "mean_24h")),
+        *((f"lag_{hours}h", f"lag_{hours + 24}h") for hours in LAGS_HOURS if hours + 24 in LAGS_HOURS),
+        *((f"lag_{hours}h", "lag_24h") for hours in (12, 18, 23)),
+        *((f"lag_{hours}h", "lag_48h") for hours in (36, 42)),
+        ("lag_18h", "mean_24h_lag_24h"),
+        ("max_24h", "min_24h"),
+    )
+
+
+def same_hour_column(variable: str, horizon_hours: int) -> str | None:
+    """The column that holds the last known value of the hour of day that a forecast speaks about, if there is one."""
+    lag = -horizon_hours % 24
+    if lag == 0:
+        return variable
+    return f"lag_{lag}h" if lag in LAGS_HOURS else None
+
+
 def observation_columns(value: float, observed_at: datetime, variable: str = "t2m") -> dict[str, float]:
     """The observation view's row for one event.
 

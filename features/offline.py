@@ -56,6 +56,7 @@ def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
 
 @contextmanager
 def file_errors(pipeline: Pipeline) -> Iterator[None]:
+    """Map what DuckDB raises when the Parquet files are absent or damaged onto the project's errors."""
     import duckdb
 
     try:

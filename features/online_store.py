@@ -22,10 +22,14 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreCo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
 ROWS_PER_TRIP = 1_000
+RETRIES_MAX = 2
+RETRY_SECONDS_MAX = 0.2
 
 # KEYS: the entity's hash.
 # ARGV: field of the event time, seconds, nanoseconds, 1 if a tie replaces, then field, value, …
@@ -66,6 +70,13 @@ class NewerWinsOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
 
 class NewerWinsOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     """`RedisOnlineStore` whose writes are put-if-newer on the event time."""
+
+    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
+        fresh = self._client is None
+        client = super()._get_client(online_store_config)
+        if fresh:  # redis-py itself would try for some ten seconds; who calls decides how to wait
+            client.set_retry(Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX))
+        return client
 
     def online_write_batch(
         self,

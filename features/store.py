@@ -96,13 +96,16 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
     """
     import yaml  # type: ignore[import-untyped]
     from feast import FeatureStore, RepoConfig
+    from sqlalchemy import NullPool
 
     # ibis calls a method that this DuckDB deprecates; nobody who reads the log can change that.
     warnings.filterwarnings("ignore", message=r"fetch_arrow_table\(\) is deprecated", category=DeprecationWarning)
     config = yaml.safe_load(string.Template(CONFIG_FILE.read_text()).substitute(environment(settings)))
     config["online_store"]["ties_replace"] = ties_replace
-    if config["registry"]["registry_type"] == "sql" and not create:
-        config["registry"]["schema_mode"] = "skip"
+    if config["registry"]["registry_type"] == "sql":
+        config["registry"]["schema_mode"] = "auto" if create else "skip"
+        # Read once and not again: a connection kept open would only be one less for others.
+        config["registry"]["sqlalchemy_config_kwargs"] = {"poolclass": NullPool}
     settings.features_dir.mkdir(parents=True, exist_ok=True)
     with registry_errors():
         return FeatureStore(config=RepoConfig(**config, repo_path=REPO))

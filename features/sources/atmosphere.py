@@ -56,8 +56,8 @@ class Band:
     heading: tuple[float, float]
 
 
-SYNOPTIC = Band(waves=14, spread=2.6, period=(40, 160), length=(900, 3500), heading=(-50, 50))
-CLOUD = Band(waves=5, spread=0.22, period=(50, 140), length=(1200, 3500), heading=(-40, 40))
+SYNOPTIC = Band(waves=14, spread=2.0, period=(60, 240), length=(900, 3500), heading=(-50, 50))
+CLOUD = Band(waves=5, spread=0.22, period=(60, 200), length=(1200, 3500), heading=(-40, 40))
 NOISE = Band(waves=120, spread=0.22, period=(3, 14), length=(90, 500), heading=(-180, 180))
 
 

@@ -108,9 +108,14 @@ def _check_coordinates(path: Path, field: xarray.DataArray, grid: Grid) -> None:
         found = field.coords.get(axis)
         degrees = np.atleast_1d(found.values).astype(np.float64) if found is not None else np.empty(0)
         on_axis = degrees.ndim == 1 and len(degrees) > 0
-        if not on_axis or len(degrees) != count or np.abs(degrees - expected).max() > DEGREES_TOLERANCE:
+        if not on_axis or len(degrees) != count or _apart(degrees, expected) > DEGREES_TOLERANCE:
             says = f"{len(degrees)} from {degrees[0]:g} to {degrees[-1]:g}" if on_axis else "no regular axis"
             raise SourceError(
                 f"{path} has other coordinates: {axis}s expected {count} from {expected[0]:g} to {expected[-1]:g}, "
                 f"found {says}: give a file on the declared Grid, or declare the file's"
             )
+
+
+def _apart(degrees: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """The greatest difference between two lists of angles; GRIB 2 writes 350 for -10."""
+    return float(np.abs((degrees - expected + 180) % 360 - 180).max())
