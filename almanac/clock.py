@@ -13,14 +13,17 @@ def utc_now() -> datetime:
 
 
 def need_utc(when: datetime) -> datetime:
-    """Return the same moment in UTC; refuse a naive time.
+    """Return the same moment in UTC, as the standard library's `datetime`; refuse a naive time.
+
+    Subclasses (Airflow hands out pendulum's) give other results from `replace` and subtraction.
 
     Raises:
         ValueError: the time has no zone, so it names no moment.
     """
     if when.tzinfo is None:
         raise ValueError(f"{when.isoformat()} has no time zone: give one, such as +00:00")
-    return when.astimezone(UTC)
+    moment = when.astimezone(UTC)
+    return datetime.combine(moment.date(), moment.time(), tzinfo=UTC)
 
 
 def parse_time(text: str) -> datetime:

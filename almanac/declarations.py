@@ -1,4 +1,4 @@
-"""Find the declared pipelines: every `Pipeline` object in the modules that the settings name."""
+"""Find the declared pipelines: every public `Pipeline` object in the modules that the settings name."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def load_pipelines(names: str) -> dict[str, Pipeline]:
     """
     found: dict[str, Pipeline] = {}
     for module in _modules(names):
-        for value in vars(module).values():
-            if isinstance(value, Pipeline) and found.setdefault(value.name, value) is not value:
+        for name, value in vars(module).items():
+            if name.startswith("_") or not isinstance(value, Pipeline):
+                continue  # a declaration may be imported under a private name, to make another from it
+            if found.setdefault(value.name, value) is not value:
                 raise DeclarationError(f"two pipelines are named {value.name!r}: rename the one in {module.__name__}")
     return dict(sorted(found.items()))
 

@@ -83,8 +83,11 @@ def build(pipeline: Pipeline) -> DAG:
         dag_id=name,
         description=pipeline.description,
         doc_md=doc_of(pipeline),
-        schedule=CronPartitionTimetable(pipeline.schedule, timezone="UTC", key_format=PARTITION_KEY_FORMAT),
-        # No start_date: the first scheduled run is the next full hour, not one at the moment of unpausing.
+        # No start_date, and a timedelta of zero: the first scheduled run is at the next tick, not one at the moment of
+        # unpausing, when there may be no model yet. (Airflow 3.3.2 takes False for None: "if the last was recent".)
+        schedule=CronPartitionTimetable(
+            pipeline.schedule, timezone="UTC", key_format=PARTITION_KEY_FORMAT, run_immediately=timedelta(0)
+        ),
         catchup=False,
         max_active_runs=1,
         tags=["almanac", *pipeline.tags],

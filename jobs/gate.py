@@ -74,7 +74,7 @@ def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:
 
 
 def _reason(what: str, bad: list[dict[str, Any]], entity: str, column: str) -> str:
-    shown = ", ".join(f"{row[entity]}={row.get(column)}" for row in bad[:ENTITIES_SHOWN_MAX])
+    shown = ", ".join(f"{entity} {row[entity]} ({row.get(column)})" for row in bad[:ENTITIES_SHOWN_MAX])
     more = f" and {len(bad) - ENTITIES_SHOWN_MAX} more" if len(bad) > ENTITIES_SHOWN_MAX else ""
     return f"{what} failed for {shown}{more}"
 

@@ -30,7 +30,7 @@ def test_rows_that_fail_are_mapped_to_their_partition() -> None:
     report = check(TABLE, [between(min_value=180, max_value=340)], entity="cell_id")
     assert report.rows == 4
     assert list(report.failing) == [1]
-    assert "cell_id=9=999.0" in report.failing[1]
+    assert "failed for cell_id 9 (999.0)" in report.failing[1]
 
 
 def test_a_null_fails_only_its_own_partition() -> None:
