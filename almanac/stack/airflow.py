@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
-
 from almanac.clock import parse_time
 from almanac.settings import PROJECT_ROOT
 from almanac.stack.places import Places
@@ -108,6 +106,8 @@ def why_not(base_url: str, program: str, since: datetime | None) -> str | None:
     Args:
         since: when the program was started; an older heartbeat was a predecessor's.
     """
+    import httpx
+
     try:
         answer = http_client().get(f"{base_url}/api/v2/monitor/health")
         answer.raise_for_status()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from almanac.stack.places import Places
 
 EXIT_UNHEALTHY = 5
 Program = Annotated[str, typer.Argument(help="A program, as `almanac status` names it.")]
@@ -21,6 +24,14 @@ def register(app: typer.Typer) -> None:
     app.command()(restart)
 
 
+def _places() -> Places:
+    """The state directory the environment names; the addresses written down in it are not needed, nor read."""
+    from almanac.stack.places import Places
+    from almanac.stack.programs import environment_settings
+
+    return Places.of(environment_settings().state_dir)
+
+
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is healthy.")] = False,
     only: Annotated[str | None, typer.Option(help="Start only these programs, separated by commas.")] = None,
@@ -32,11 +43,10 @@ def up(
     (ALMANAC_POSTGRES_URL, ALMANAC_REDIS_URL, ALMANAC_KAFKA_BOOTSTRAP,
     ALMANAC_AIRFLOW_URL) is used instead of starting one.
     """
-    from almanac.settings import settings
     from almanac.stack.up import up as run_up
 
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
-    run_up(settings().state_dir, names, detach=detach)
+    run_up(names, detach=detach)
 
 
 def down(
@@ -45,11 +55,9 @@ def down(
     ] = False,
 ) -> None:
     """Stop everything that `almanac up` started; data stays."""
-    from almanac.settings import settings
     from almanac.stack.down import down as run_down
-    from almanac.stack.places import Places
 
-    places = Places.of(settings().state_dir)
+    places = _places()
     ran = run_down(places, lambda text: print(text, file=sys.stderr), purge=purge)
     print("stopped" if ran else "nothing was running", end="")
     print(f"; the data of {places.state_dir} is removed" if purge else "")
@@ -57,30 +65,25 @@ def down(
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """Show each program: its process, its address, and whether it is healthy. Exits 0 only if all are."""
-    from almanac.settings import settings
     from almanac.stack.status import report
 
-    if not report(settings(), as_json=as_json):
+    if not report(_places(), as_json=as_json):
         raise typer.Exit(EXIT_UNHEALTHY)
 
 
 def stop(program: Program) -> None:
     """Stop one program of the stack until it is started again."""
-    from almanac.settings import settings
     from almanac.stack.control import stop as run_stop
-    from almanac.stack.places import Places
 
-    run_stop(Places.of(settings().state_dir), program)
+    run_stop(_places(), program)
     print(f"{program} is stopped")
 
 
 def start(program: Program) -> None:
     """Start one program of the stack and wait until it is healthy."""
-    from almanac.settings import settings
     from almanac.stack.control import start as run_start
-    from almanac.stack.places import Places
 
-    run_start(Places.of(settings().state_dir), program)
+    run_start(_places(), program)
     print(f"{program} is healthy")
 
 
@@ -92,9 +95,7 @@ def restart(
     ] = None,
 ) -> None:
     """Restart one program, with settings changed by --set, or back as `almanac up` started it."""
-    from almanac.settings import settings
     from almanac.stack.control import restart as run_restart
-    from almanac.stack.places import Places
 
-    run_restart(Places.of(settings().state_dir), program, change or [])
+    run_restart(_places(), program, change or [])
     print(f"{program} is healthy")

@@ -8,8 +8,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from almanac.clock import format_time
 from almanac.settings import Settings
 from almanac.stack import airflow, kafka, postgres, redis
@@ -84,6 +82,8 @@ def ask(name: str, settings: Settings, since: datetime | None) -> str | None:
 
 
 def _lookup_why_not(url: str) -> str | None:
+    import httpx
+
     try:
         answer = http_client().get(f"{url}/livez")
     except httpx.HTTPError as error:

@@ -14,13 +14,13 @@ import pwd
 import shutil
 import subprocess
 from pathlib import Path
-
-import psycopg
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from typing import TYPE_CHECKING
 
 from almanac.errors import StackError
 from almanac.stack.server import HOST, Server, secret, write_private
+
+if TYPE_CHECKING:
+    import psycopg
 
 SUPERUSER = "postgres"
 DATABASES = ("almanac", "airflow")
@@ -48,6 +48,7 @@ timezone = 'UTC'
 log_timezone = 'UTC'
 log_min_messages = warning
 jit = off
+fsync = {fsync}
 """
 
 
@@ -174,6 +175,8 @@ def url(state_dir: Path, port: int, database: str, scheme: str = "postgresql") -
 
 
 def _admin(state_dir: Path, port: int, database: str = "postgres") -> str:
+    from psycopg.conninfo import make_conninfo
+
     return make_conninfo(
         host=HOST, port=port, user=SUPERUSER, password=secret(state_dir, "postgres"), dbname=database,
         connect_timeout=CONNECT_SECONDS_MAX,
@@ -182,6 +185,8 @@ def _admin(state_dir: Path, port: int, database: str = "postgres") -> str:
 
 def why_not(conninfo: str) -> str | None:
     """Ask the server one query; None when it answers."""
+    import psycopg
+
     try:
         with psycopg.connect(conninfo, connect_timeout=CONNECT_SECONDS_MAX) as connection:
             connection.execute("SELECT 1")
@@ -190,8 +195,11 @@ def why_not(conninfo: str) -> str | None:
     return None
 
 
-def prepare(state_dir: Path, port: int) -> Server:
+def prepare(state_dir: Path, port: int, *, durable: bool = True) -> Server:
     """Make the data directory on the first start, write the configuration, return the server to run.
+
+    Args:
+        durable: False for data that need not survive a crash of the machine, as in tests: much less waiting for disks.
 
     Raises:
         StackError: initdb failed; says what to do.
@@ -202,7 +210,7 @@ def prepare(state_dir: Path, port: int) -> Server:
     if not (data / "PG_VERSION").exists():
         _initdb(state_dir, data)
     configuration = folder / "postgresql.conf"
-    configuration.write_text(CONFIGURATION.format(host=HOST, port=port))
+    configuration.write_text(CONFIGURATION.format(host=HOST, port=port, fsync="on" if durable else "off"))
     configuration.chmod(0o644)  # holds no secret, and another account reads it
     command = (str(binaries() / "postgres"), "-D", str(data), "-c", f"config_file={configuration}")
     return Server(
@@ -223,6 +231,8 @@ def ensure_databases(state_dir: Path, port: int) -> None:
     Raises:
         StackError: the server refused.
     """
+    import psycopg
+
     try:
         with psycopg.connect(_admin(state_dir, port), autocommit=True) as connection:
             for name in DATABASES:
@@ -235,6 +245,8 @@ def ensure_databases(state_dir: Path, port: int) -> None:
 
 
 def _ensure_database(connection: psycopg.Connection[tuple[object, ...]], name: str, password: str) -> None:
+    from psycopg import sql
+
     role = sql.Identifier(name)
     if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone():
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from almanac.errors import StackError, UsageError
@@ -88,6 +89,20 @@ class EnvironmentSettings(Settings):
         return init_settings, env_settings
 
 
+def environment_settings() -> Settings:
+    """What the caller named himself.
+
+    Raises:
+        UsageError: a variable has a value of the wrong kind; names variable and remedy.
+    """
+    try:
+        return EnvironmentSettings.model_validate({})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "?"
+        raise UsageError(f"ALMANAC_{name} is not usable ({first['msg']}): correct or unset it") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StackPlan:
     """What `almanac up` is to run.
@@ -138,10 +153,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def choose_ports(places: Places, named: Settings, in_use: Mapping[str, int]) -> dict[str, int]:
+def choose_ports(places: Places, named: Settings, programs: Iterable[str], in_use: Mapping[str, int]) -> dict[str, int]:
     """The ports of last time where they are free, else free ones.
 
     Args:
+        programs: those to be started; a port named for another one does not matter.
         in_use: ports that programs of this stack listen on now, and keep.
 
     Raises:
@@ -150,7 +166,7 @@ def choose_ports(places: Places, named: Settings, in_use: Mapping[str, int]) -> 
     last = read_json(places.ports)
     ports: dict[str, int] = {}
     for name in (*SERVERS, "airflow", "lookup"):
-        if name == "lookup" and named.lookup_port is not None:
+        if name == "lookup" and "lookup" in programs and named.lookup_port is not None:
             port = named.lookup_port
             if in_use.get(name) != port and not port_is_free(port, named.lookup_host):
                 raise StackError(

@@ -10,8 +10,6 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-import redis
-
 from almanac.errors import StackError
 from almanac.stack.server import HOST, Server, secret, write_private
 
@@ -64,6 +62,8 @@ def binary() -> Path:
 
 def why_not(url: str) -> str | None:
     """Ask the server for PONG; None when it gives it."""
+    import redis
+
     client = redis.Redis.from_url(url, socket_timeout=ANSWER_SECONDS_MAX, socket_connect_timeout=ANSWER_SECONDS_MAX)
     try:
         client.ping()

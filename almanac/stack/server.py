@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from almanac.errors import StackError
+
+if TYPE_CHECKING:
+    import httpx
 
 HOST = "127.0.0.1"
 SECRETS_FILE = "secrets.json"
@@ -133,4 +135,6 @@ def secret(state_dir: Path, name: str, make: Callable[[], str] | None = None) ->
 @lru_cache(maxsize=1)
 def http_client() -> httpx.Client:
     """One HTTP client for all questions about health: making one reads all certificate authorities."""
+    import httpx
+
     return httpx.Client(timeout=ANSWER_SECONDS_MAX, trust_env=False)

@@ -70,8 +70,8 @@ def stop(process: subprocess.Popen[bytes], stop_signal: str) -> None:
 
 @contextmanager
 def running_postgres(state_dir: Path) -> Iterator[str]:
-    """A Postgres of one's own; yields the URL of its database `almanac`."""
-    with running(postgres.prepare(state_dir, free_port()), state_dir / "postgres.log") as server:
+    """A Postgres of one's own, not durable; yields the URL of its database `almanac`."""
+    with running(postgres.prepare(state_dir, free_port(), durable=False), state_dir / "postgres.log") as server:
         postgres.ensure_databases(state_dir, server.port)
         yield server.address
 

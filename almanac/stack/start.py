@@ -11,8 +11,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-import psycopg
-
 from almanac.errors import StackError
 from almanac.settings import Settings, load_settings
 from almanac.stack import airflow, kafka, leftovers, postgres, redis
@@ -21,6 +19,7 @@ from almanac.stack.programs import (
     INSTEAD,
     MANAGED,
     NEEDS,
+    PASSED_ON,
     SERVERS,
     StackPlan,
     absolute,
@@ -55,13 +54,13 @@ class ProgramTable:
         return list(self._entries)
 
     def put(self, server: Server) -> bool:
-        """Add or replace a program; returns whether anything changed."""
+        """Add or replace a program; returns whether a process of it would have to restart for that."""
         with self._lock:
-            changed = self._entries.get(server.name) != (new := entry(server))
-            if changed:
+            old, new = self._entries.get(server.name), entry(server)
+            if old != new:
                 self._entries[server.name] = new
                 self._write()
-            return changed
+            return _matters(old) != _matters(new)
 
     def remove(self, name: str) -> None:
         """Forget a program."""
@@ -71,6 +70,14 @@ class ProgramTable:
 
     def _write(self) -> None:
         write_private(self._places.programs, json.dumps(self._entries, indent=1))
+
+
+def _matters(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An entry without what differs from one terminal to the next and changes nothing of the program."""
+    if found is None:
+        return None
+    environment = {name: value for name, value in found["environment"].items() if name not in PASSED_ON}
+    return {**found, "environment": environment}
 
 
 class StartUp:
@@ -171,6 +178,8 @@ def ensure_airflow_database(postgres_url: str) -> None:
     Raises:
         StackError: it is not there and may not be made.
     """
+    import psycopg
+
     try:
         with psycopg.connect(postgres_url, autocommit=True, connect_timeout=postgres.CONNECT_SECONDS_MAX) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'airflow'").fetchone():
@@ -196,17 +205,14 @@ def start(places: Places, named: Settings, programs: tuple[str, ...], reporter: 
     if adopted:
         reporter.say("adopting the stack that is up")
         entries, endpoints = read_json(places.programs), read_json(places.endpoints)
-        in_use = {
-            ("airflow" if name == "airflow-api-server" else name): port
-            for name, state in supervisor.states().items()
-            if state.alive
-            and (port := read_json(places.ports).get("airflow" if name == "airflow-api-server" else name))
-        }
+        # A stopped program's port is kept too: the others hold its address.
+        known = {"airflow" if name == "airflow-api-server" else name for name in entries}
+        in_use = {name: port for name, port in read_json(places.ports).items() if name in known}
     else:
         leftovers.end(places, reporter.say)
         places.clear_run()
         places.make()
-    ports = choose_ports(places, named, in_use)
+    ports = choose_ports(places, named, programs, in_use)
     url = postgres.url(places.state_dir, ports["postgres"], "almanac")
     endpoints |= addresses(places, named, programs, ports, url)
     write_private(places.endpoints, json.dumps(endpoints, indent=2))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from almanac.clock import utc_now
 from almanac.output import print_json, print_table
-from almanac.settings import Settings
+from almanac.settings import Settings, load_settings
 from almanac.stack import airflow, health, leftovers
 from almanac.stack.health import ProgramStatus
 from almanac.stack.places import Places
 from almanac.stack.supervisor import Supervisor
 
 
-def report(settings: Settings, *, as_json: bool) -> bool:
+def report(places: Places, *, as_json: bool) -> bool:
     """Print the status of the stack; returns whether everything is healthy."""
-    places = Places.of(settings.state_dir)
     if not Supervisor(places).alive():
         return _report_down(places, as_json=as_json)
-    programs = health.survey(places, settings)
+    programs = health.survey(places, load_settings(state_dir=places.state_dir))
     healthy = bool(programs) and all(program.why_not is None for program in programs)
     if as_json:
         print_json(

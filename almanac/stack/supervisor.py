@@ -22,6 +22,7 @@ from almanac.errors import StackError
 from almanac.stack import launch
 from almanac.stack.places import Places
 from almanac.stack.server import secret, write_private
+from almanac.stack.steps import last_line
 
 ANSWER_SECONDS_MAX = 10.0
 START_SECONDS_MAX = 20.0
@@ -66,7 +67,7 @@ stopsignal={stop_signal}
 stopwaitsecs={stop_seconds}
 stopasgroup=true
 redirect_stderr=true
-stdout_logfile=%(ENV_ALMANAC_LOGS)s/{name}.log
+stdout_logfile=%(ENV_ALMANAC_PROGRAM_LOGS)s/{name}.log
 stdout_logfile_maxbytes={log_bytes}
 stdout_logfile_backups={log_backups}
 """
@@ -218,6 +219,7 @@ class Supervisor:
             "PATH": os.environ.get("PATH", os.defpath),
             "ALMANAC_LAUNCH": shlex.join(starter),
             "ALMANAC_LOGS": str(places.logs),
+            "ALMANAC_PROGRAM_LOGS": str(places.logs).replace("%", "%%"),  # expanded twice
             "ALMANAC_RUN": str(places.run),
             "ALMANAC_SOCKET": str(places.socket),
         }
@@ -235,8 +237,7 @@ class Supervisor:
             if process.poll() is not None or time.monotonic() > give_up_at:
                 process.kill()
                 process.wait(KILL_SECONDS_MAX)
-                lines = (places.logs / "supervisord.out").read_text(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else "no message"
+                reason = last_line(places.logs / "supervisord.out")
                 raise StackError(f"the process manager did not start ({reason}): see {places.logs}/supervisord.log")
             time.sleep(POLL_SECONDS)
         return process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import FrameType
 
 from almanac.errors import StackError
@@ -14,7 +13,7 @@ from almanac.stack import health
 from almanac.stack.down import take_down
 from almanac.stack.lock import held
 from almanac.stack.places import Places
-from almanac.stack.programs import INSTEAD, EnvironmentSettings, choose
+from almanac.stack.programs import INSTEAD, choose, environment_settings
 from almanac.stack.progress import Progressing, Reporter
 from almanac.stack.start import start
 from almanac.stack.status import print_addresses
@@ -44,8 +43,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def up(state_dir: Path, only: Iterable[str] | None, *, detach: bool) -> None:
-    """Start or adopt the stack of a state directory.
+def up(only: Iterable[str] | None, *, detach: bool) -> None:
+    """Start or adopt the stack of the state directory that the environment names.
 
     In the foreground it stays until Ctrl-C, SIGTERM or SIGHUP, then takes everything down.
 
@@ -53,13 +52,14 @@ def up(state_dir: Path, only: Iterable[str] | None, *, detach: bool) -> None:
         StackError: something could not be started; what this call started was taken down again.
         UsageError: a program asked for does not exist.
     """
-    places = Places.of(state_dir)
-    named = EnvironmentSettings.model_validate({"state_dir": places.state_dir})
+    named = environment_settings()
+    places = Places.of(named.state_dir)
     programs = choose(named, only)
     places.make()
     with held(places):
         for number in END_SIGNALS:
-            signal.signal(number, _interrupt)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, _interrupt)
         check_named(named)
         adopted = Supervisor(places).alive()
         reporter = Progressing()
