@@ -44,19 +44,20 @@ def described(url: str) -> str:
 
 
 def with_limits(url: str) -> str:
-    """A connection string with every time limit set."""
+    """A connection string with every time limit set; the URL's own options come after ours."""
     seconds = {
         "statement_timeout": STATEMENT_TIMEOUT_SECONDS,
         "lock_timeout": LOCK_TIMEOUT_SECONDS,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
     }
-    options = " ".join(f"-c {name}={value}s" for name, value in seconds.items())
+    options = [f"-c {name}={value}s" for name, value in seconds.items()]
+    given = conninfo_to_dict(url).get("options")
     return make_conninfo(
         url,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         tcp_user_timeout=USER_TIMEOUT_SECONDS * 1000,
         application_name="almanac",
-        options=f"{options} -c timezone=UTC",
+        options=" ".join([*options, *([str(given)] if given else []), "-c timezone=UTC"]),
     )
 
 

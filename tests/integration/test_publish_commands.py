@@ -1,0 +1,126 @@
+"""`almanac generations`, `rollback` and `rebuild-cache`, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from almanac.cli import main
+from almanac.declarations import pipelines
+from almanac.settings import settings
+from serving_cache.postgres import PostgresStore
+from serving_cache.redis import RedisStore
+from tests.generations import grid_pipeline, migrated, new_name, published_generation, staged_parts, start_of
+from tests.integration.test_reconciler import DECLARATION
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def name() -> str:
+    return new_name()
+
+
+@pytest.fixture
+def almanac(
+    name: str,
+    postgres_url: str,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Command]:
+    """Runs a command; returns what it printed, errors after `error: `."""
+    declaration = tmp_path / "declared.py"
+    declaration.write_text(DECLARATION.format(name=name))
+    monkeypatch.setenv("ALMANAC_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("ALMANAC_REDIS_URL", redis_url)
+    monkeypatch.setenv("ALMANAC_PIPELINES", str(declaration))
+    monkeypatch.setenv("ALMANAC_STATE_DIR", str(tmp_path))
+    settings.cache_clear()
+    pipelines.cache_clear()
+
+    def run(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed.err
+        return printed.out + (f"error: {printed.err}" if printed.err else "")
+
+    yield run
+    settings.cache_clear()
+    pipelines.cache_clear()
+
+
+def test_generations_are_listed(almanac: Command, name: str, postgres_url: str) -> None:
+    pipeline = grid_pipeline(name)
+    migrated(postgres_url, pipeline)
+    assert "no generation yet" in almanac("generations", name)
+    assert json.loads(almanac("generations", name, "--json")) == []
+    with PostgresStore(postgres_url) as store:
+        published_generation(store, pipeline, 1.0)
+        store.begin_generation(pipeline, start_of(pipeline, "other"), now=start_of(pipeline, "x").as_of)
+    second, first = json.loads(almanac("generations", name, "--json"))
+    assert (first["generation"], first["state"], first["epoch"], first["coverage"], first["rows"]) == (
+        1,
+        "current",
+        1,
+        1.0,
+        64,
+    )
+    assert first["as_of"] == "2026-03-01T12:00:00Z"
+    assert first["age_seconds"] > 0
+    assert (second["state"], second["published_at"]) == ("staged", None)
+    table = almanac("generations", name)
+    assert "current" in table
+    assert "weather-v1" in table
+    assert "100.0%" in table
+    assert "2026-03-01 12:00Z" in table
+
+
+def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, redis_url: str) -> None:
+    pipeline = grid_pipeline(name)
+    migrated(postgres_url, pipeline)
+    assert "nothing published" in almanac("rebuild-cache", name)
+    assert "no previous generation" in almanac("rollback", name, code=2)
+    with PostgresStore(postgres_url) as store, RedisStore(redis_url) as cache:
+        published_generation(store, pipeline, 1.0)
+        published_generation(store, pipeline, 2.0)
+        assert "generation 1, epoch 3" in almanac("rollback", name)
+        assert cache.pointer(name) == store.pointer(name)
+        cache.clear(name)
+        assert "generation 1, epoch 3" in almanac("rebuild-cache", name)
+        assert cache.pointer(name) == store.pointer(name)
+
+
+def test_rollback_works_without_redis(
+    almanac: Command, name: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = grid_pipeline(name)
+    migrated(postgres_url, pipeline)
+    with PostgresStore(postgres_url) as store:
+        published_generation(store, pipeline, 1.0)
+        attempt = store.begin_generation(pipeline, start_of(pipeline, "two"), now=start_of(pipeline, "x").as_of)
+        store.stage(attempt, staged_parts(pipeline, 2.0))
+        store.publish(attempt, pipeline, now=start_of(pipeline, "x").as_of)
+    monkeypatch.setenv("ALMANAC_REDIS_URL", "redis://127.0.0.1:1/0")
+    settings.cache_clear()
+    said = almanac("rollback", name)
+    assert "generation 1, epoch 3" in said
+    assert "Redis follows later" in said
+    assert "did not answer" in almanac("rebuild-cache", name, code=6)
+
+
+def test_unknown_pipelines_and_servers_are_named(almanac: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for command in ("generations", "rollback", "rebuild-cache"):
+        said = almanac(command, "nope", code=2)
+        assert "nope" in said
+        assert said.count("\n") == 1
+    monkeypatch.setenv("ALMANAC_POSTGRES_URL", "postgresql://127.0.0.1:1/almanac")
+    settings.cache_clear()
+    said = almanac("generations", name, code=6)
+    assert "127.0.0.1:1" in said
+    assert said.count("\n") == 1

@@ -1,0 +1,186 @@
+"""What retention drops and keeps, and migrations, on a real Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from almanac.decisions import STAGED_KEPT
+from almanac.errors import DeclarationError, GateError, Superseded, UsageError
+from almanac.pipeline import horizons
+from serving_cache.layout import table_name, view_name
+from serving_cache.migrate import VERSION_TABLE, migrate
+from serving_cache.postgres import PostgresStore
+from tests.generations import (
+    NOON,
+    bucket_pipeline,
+    grid_pipeline,
+    migrated,
+    overlay_of,
+    published_generation,
+    staged_generation,
+    staged_parts,
+    start_of,
+)
+
+
+@pytest.fixture
+def store(postgres_url: str) -> Iterator[PostgresStore]:
+    migrated(postgres_url)
+    with PostgresStore(postgres_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def people(postgres_url: str) -> Iterator[psycopg.Connection]:
+    """Somebody with psql."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+def children(people: psycopg.Connection, name: str) -> list[int]:
+    """Generations that have a table, attached or not."""
+    rows = people.execute(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, %s)", (f"{table_name(name)}_g",)
+    )
+    return sorted(int(row[0].rpartition("_g")[2]) for row in rows)
+
+
+def test_generations_beyond_those_kept_are_dropped(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = grid_pipeline(generations_kept=2)
+    migrated(postgres_url, pipeline)
+    for value in range(5):
+        published_generation(store, pipeline, float(value))
+    unfinished = staged_generation(store, pipeline, 9.0)
+    assert store.retire(pipeline, now=NOON) == [1, 2]
+    assert store.retire(pipeline, now=NOON) == []
+    assert children(people, pipeline.name) == [3, 4, 5, 6]
+    assert store.manifest(pipeline.name, 2) == {}
+    assert len(store.manifest(pipeline.name, 3)) == 16
+    assert store.publish(unfinished, pipeline, now=NOON).epoch == 6
+    dropped = store.generation(pipeline.name, 1)
+    assert dropped is not None
+    assert dropped.dropped_at == NOON
+
+
+def test_rows_that_are_carried_forward_stay(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = grid_pipeline(generations_kept=1)
+    migrated(postgres_url, pipeline)
+    published_generation(store, pipeline, 0.0)
+    for value in range(1, 5):
+        attempt = store.begin_generation(pipeline, start_of(pipeline, f"run {value}"), now=NOON)
+        store.stage(attempt, staged_parts(pipeline, float(value), partitions=range(1, 16)))
+        store.publish(attempt, pipeline, now=NOON)
+        store.retire(pipeline, now=NOON)
+    assert children(people, pipeline.name) == [1, 4, 5]
+    assert store.manifest(pipeline.name, 5)[0].origin == 1
+    assert len(store.blocks(pipeline, 5, range(16))) == 16
+    rows = people.execute(f"SELECT count(*), min(t2m_1h) FROM {view_name(pipeline.name)}").fetchone()
+    assert rows == (64, 0.0)
+    published_generation(store, pipeline, 6.0)
+    published_generation(store, pipeline, 7.0)
+    store.retire(pipeline, now=NOON)
+    assert children(people, pipeline.name) == [6, 7]
+
+
+def test_a_reader_is_neither_waited_for_nor_made_to_wait(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving_cache.postgres_retention.DETACH_TIMEOUT_SECONDS", 1)
+    pipeline = grid_pipeline(generations_kept=1)
+    migrated(postgres_url, pipeline)
+    for value in range(3):
+        published_generation(store, pipeline, float(value))
+    with psycopg.connect(postgres_url) as reader:
+        reader.execute(f"SELECT count(*) FROM {table_name(pipeline.name)}")  # and now it holds its locks
+        assert store.retire(pipeline, now=NOON) == [1]
+        assert children(people, pipeline.name) == [1, 2, 3]
+        published_generation(store, pipeline, 4.0)  # publishing goes on
+        assert people.execute(f"SELECT count(*) FROM {view_name(pipeline.name)}").fetchone() == (64,)
+    store.retire(pipeline, now=NOON)
+    assert children(people, pipeline.name) == [3, 4]
+
+
+def test_a_run_that_was_left_unfinished_is_given_up(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = grid_pipeline()
+    migrated(postgres_url, pipeline)
+    attempt = staged_generation(store, pipeline, 1.0)
+    store.retire(pipeline, now=NOON + STAGED_KEPT)
+    assert children(people, pipeline.name) == [1]
+    store.retire(pipeline, now=NOON + STAGED_KEPT + timedelta(seconds=1))
+    assert children(people, pipeline.name) == []
+    with pytest.raises(Superseded):
+        store.publish(attempt, pipeline, now=NOON)
+    with pytest.raises(GateError, match="unfinished"):
+        store.publish(store.take_over(pipeline.name, 1), pipeline, now=NOON)
+
+
+def test_expired_overlays_go(store: PostgresStore, postgres_url: str) -> None:
+    pipeline = grid_pipeline()
+    migrated(postgres_url, pipeline)
+    store.put_overlays(pipeline.name, [overlay_of("1", NOON, 1), overlay_of("2", NOON - timedelta(days=3), 2)])
+    store.retire(pipeline, now=NOON)
+    assert [o.entity for o in store.overlays(pipeline.name, "weather-v1", NOON - timedelta(days=9))] == ["1"]
+
+
+def test_migrations_at_once_leave_one_schema(postgres_url: str, people: psycopg.Connection) -> None:
+    pipelines = [grid_pipeline(), bucket_pipeline()]
+    with ThreadPoolExecutor(3) as pool:
+        versions = set(pool.map(lambda _: migrate(postgres_url, pipelines), range(3)))
+    assert versions == {"0001"}
+    for pipeline in pipelines:
+        assert people.execute("SELECT count(*) FROM pointers WHERE pipeline = %s", (pipeline.name,)).fetchone() == (1,)
+        assert people.execute(f"SELECT count(*) FROM {view_name(pipeline.name)}").fetchone() == (0,)
+
+
+def test_a_gained_output_becomes_a_column_even_of_a_run_under_way(store: PostgresStore, postgres_url: str) -> None:
+    old = grid_pipeline()
+    migrated(postgres_url, old)
+    under_way = staged_generation(store, old, 1.0)
+    new = grid_pipeline(old.name, outputs=horizons("t2m", hours=(1, 6, 12)))
+    migrated(postgres_url, new)
+    assert store.publish(under_way, new, now=NOON).rows == 64
+    assert store.generation(old.name, 1).outputs == ("t2m_1h", "t2m_6h")  # type: ignore[union-attr]
+    assert published_generation(store, new, 2.0).rows == 64
+    for generation in (1, 2):
+        assert store.blocks(new, generation, range(16))
+    migrated(postgres_url, old)  # a lost output's column stays
+    assert store.blocks(new, 2, [3])
+
+
+def test_another_entity_needs_another_name(postgres_url: str) -> None:
+    pipeline = grid_pipeline()
+    migrated(postgres_url, pipeline)
+    with pytest.raises(DeclarationError, match="another name"):
+        migrated(postgres_url, bucket_pipeline(pipeline.name))
+    migrated(postgres_url, pipeline)
+
+
+def test_an_unmigrated_database_says_what_to_do(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA IF NOT EXISTS bare")
+    elsewhere = f"{postgres_url}{'&' if '?' in postgres_url else '?'}options=-csearch_path%3Dbare"
+    with psycopg.connect(elsewhere) as probe:
+        assert probe.execute("SHOW search_path").fetchone() == ("bare",)
+    with PostgresStore(elsewhere) as store, pytest.raises(UsageError, match=r"serving_cache\.migrate"):
+        store.generations("weather")
+
+
+def test_a_database_of_a_newer_version_is_left_alone(postgres_url: str, people: psycopg.Connection) -> None:
+    migrate(postgres_url, [])
+    people.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    try:
+        with pytest.raises(UsageError, match="upgrade Almanac"):
+            migrate(postgres_url, [])
+    finally:
+        people.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
