@@ -82,6 +82,7 @@ def open_reader(settings: Settings) -> Consumer:
             "auto.offset.reset": "earliest",
             "allow.auto.create.topics": False,
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": FETCH_WAIT_MS_MAX,
         }
     )
 

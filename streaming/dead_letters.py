@@ -15,6 +15,7 @@ from streaming.connection import consumed, kafka_errors, open_reader
 from streaming.records import DeadLetter, read_dead_letter
 
 READ_SECONDS_MAX = 15.0
+CONSUME_SECONDS_MAX = 0.1
 REQUEST_SECONDS_MAX = 10.0
 PARTITION_RECORDS_MAX = 10_000
 """Records looked at, per partition, from the newest back."""
@@ -56,7 +57,7 @@ def _read(reader: Consumer, topic: str, partitions: list[int]) -> list[Listed]:
     unread, found = set(partitions), list[Listed]()
     give_up_at = time.monotonic() + READ_SECONDS_MAX
     while unread and time.monotonic() < give_up_at:
-        for message in reader.consume(500, 0.5):
+        for message in reader.consume(500, CONSUME_SECONDS_MAX):
             if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
                 unread.discard(message.partition())
                 continue

@@ -198,11 +198,11 @@ def _split(
             f"the online features lack {', '.join(absent)}: apply the feature definitions that the model was trained on"
         )
     for name in inputs:
-        gone = pc.is_null(table[name], nan_is_null=True)
-        for index in np.flatnonzero(gone.to_numpy(zero_copy_only=False)):
+        usable = pc.fill_null(pc.is_finite(table[name]), False)
+        for index in np.flatnonzero(~usable.to_numpy(zero_copy_only=False)):
             lacking.setdefault(int(index), []).append(name)
     kept = [index for index in range(len(batch.events)) if index not in lacking]
-    return (kept, table.take(pa.array(kept, type=pa.int64())).select(list(inputs))), lacking
+    return (kept, table.take(pa.array(kept, type=pa.int64()))), lacking
 
 
 def _named(names: list[str]) -> str:

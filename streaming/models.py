@@ -31,6 +31,7 @@ class CurrentModel:
         self._loaded: tuple[ModelVersion, Scorer] | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._checked_at: float | None = None
+        self._said = ""
 
     def get(self, now_seconds: float) -> tuple[str, Scorer]:
         """The version's id and its scorer.
@@ -61,11 +62,13 @@ class CurrentModel:
             if self._loaded is None or self._loaded[0] != version:
                 self._loaded = (version, Scorer.load(version, self._pipeline))
                 self._report.warn(f"scores with model {version.id}")
+            self._stamp, self._said = stamp, ""
         except AlmanacError as error:
             if self._loaded is None:
                 raise Unavailable(str(error)) from error
-            self._report.warn(f"keeps model {self._loaded[0].id}: {error}")
-        self._stamp = stamp
+            if str(error) != self._said:
+                self._said = str(error)
+                self._report.warn(f"keeps model {self._loaded[0].id}: {error}")
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -39,13 +39,15 @@ class Pause:
         self._seconds = WAIT_SECONDS_MIN
 
     @staticmethod
-    def attempts(on: tuple[type[Exception], ...]) -> Iterator[AbstractContextManager[Any]]:
-        """Attempts at one thing until it succeeds; after `PAUSE_SECONDS_MAX` the last error is raised."""
+    def attempts(
+        on: tuple[type[Exception], ...], seconds_max: float = PAUSE_SECONDS_MAX
+    ) -> Iterator[AbstractContextManager[Any]]:
+        """Attempts at one thing until it succeeds; after `seconds_max` the last error is raised."""
         return iter(
             stamina.retry_context(
                 on=on,
                 attempts=None,
-                timeout=PAUSE_SECONDS_MAX,
+                timeout=seconds_max,
                 wait_initial=WAIT_SECONDS_MIN,
                 wait_max=WAIT_SECONDS_MAX,
                 wait_jitter=WAIT_SECONDS_MIN,

@@ -41,6 +41,7 @@ CONSUME_SECONDS_MAX = 0.1
 OWED_MAX = 200_000
 """Overlays kept for a Redis that is down; beyond it the oldest are left to the reconciler."""
 OWED_RETRY_SECONDS = 1.0
+"""Time between two tries while Redis is down: each may take seconds, and Postgres must not wait for them."""
 
 TRANSIENT = (Unavailable, FeatureError)
 
@@ -56,8 +57,16 @@ class Target(Protocol):
         """
         ...
 
-    def idle(self) -> Mapping[str, int]:
-        """Called between batches; returns counts for the report."""
+    def warm(self) -> None:
+        """Open what takes long to open; called once, before the first batch.
+
+        Raises:
+            Unavailable, FeatureError: as `apply`.
+        """
+        ...
+
+    def idle(self) -> None:
+        """Called between batches."""
         ...
 
 
@@ -86,7 +95,7 @@ class Overlays:
         self._copy = copy
         self._report = report
         self._owed: OrderedDict[tuple[str, str], OverlayRecord] = OrderedDict()
-        self._tried_at = 0.0
+        self._wait_until = 0.0
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Put the newest overlay of each entity and model."""
@@ -95,14 +104,15 @@ class Overlays:
         put = self._record.put_overlays(self._pipeline.name, newest_found) if newest_found else 0
         for overlay in newest_found:
             self._owe(overlay)
-        self._pay()
+        self._pay_when_due()
         return {"predictions": len(found), "overlays_newer": put, "not_newer": len(found) - put, "foreign": foreign}
 
-    def idle(self) -> Mapping[str, int]:
+    def warm(self) -> None:
+        """Nothing takes long."""
+
+    def idle(self) -> None:
         """Try again to write what Redis is owed."""
-        if self._owed and time.monotonic() - self._tried_at >= OWED_RETRY_SECONDS:
-            self._pay()
-        return {}
+        self._pay_when_due()
 
     def _owe(self, overlay: OverlayRecord) -> None:
         at = (overlay.entity, overlay.model)
@@ -112,12 +122,13 @@ class Overlays:
         if len(self._owed) > OWED_MAX:
             self._owed.popitem(last=False)
 
-    def _pay(self) -> None:
-        self._tried_at = time.monotonic()
+    def _pay_when_due(self) -> None:
+        if not self._owed or time.monotonic() < self._wait_until:
+            return
         try:
-            if self._owed:
-                self._copy.put_overlays(self._pipeline.name, list(self._owed.values()))
+            self._copy.put_overlays(self._pipeline.name, list(self._owed.values()))
         except Unavailable as error:
+            self._wait_until = time.monotonic() + OWED_RETRY_SECONDS
             self._report.say(
                 "running, Redis behind", f"{len(self._owed)} overlays owed: {error}", level=logging.WARNING
             )
@@ -142,8 +153,11 @@ class Features:
         self._observation_row = observation_row
         self._report = report
 
-    def open(self) -> OnlineRows:
-        """The online store, opened on the first call."""
+    def warm(self) -> None:
+        """Open the online store."""
+        self._opened()
+
+    def _opened(self) -> OnlineRows:
         if self._online is None:
             self._online = self._open()
         return self._online
@@ -157,12 +171,11 @@ class Features:
                 latest[row.entity] = row
         if latest:
             rows = [self._observation_row(self._pipeline, r.entity, r.observed_at, r.value) for r in latest.values()]
-            self.open().push(pa.Table.from_pylist([dict(row) for row in rows]))
+            self._opened().push(pa.Table.from_pylist([dict(row) for row in rows]))
         return {"feature_rows": len(found), "pushed": len(latest), "foreign": foreign}
 
-    def idle(self) -> Mapping[str, int]:
+    def idle(self) -> None:
         """Nothing to do between batches."""
-        return {}
 
 
 def _read(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report: Report) -> tuple[list[Any], int]:
@@ -191,6 +204,10 @@ class Sink:
     def run(self, target: Target, stop: threading.Event) -> None:
         """Apply what is committed until `stop` is set."""
         pause = Pause(stop)
+        try:
+            target.warm()
+        except TRANSIENT as error:
+            self.report.say("paused", str(error), level=logging.WARNING)
         while not stop.is_set():
             try:
                 self._session(target, stop, pause)
@@ -218,7 +235,7 @@ class Sink:
 
     def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> None:
         records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
-        self.report.add(**target.idle())
+        target.idle()
         if not records:
             return
         for attempt in Pause.attempts(TRANSIENT):

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming.connection import kafka_errors, open_admin
 from streaming.events import EVENT_BYTES_MAX, declared
+from streaming.pause import Pause
 
 PARTITIONS = 4
-REQUEST_SECONDS_MAX = 10.0
+REQUEST_SECONDS_MAX = 5.0
 BROKER_DEFAULT = -1
 """Replication factor: the broker's own default, which fits one node and many."""
 
@@ -89,4 +90,18 @@ def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
                 if cause.retriable() or cause.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
                     raise
                 raise UsageError(f"topic {name} cannot be created ({cause.str()}): create it by hand") from None
+        _wait_for_leaders(admin, [topic for topic in missing if topic.name in created])
         return created
+
+
+def _wait_for_leaders(admin: AdminClient, created: list[Topic]) -> None:
+    """Return once every partition answers: a topic that was just created is refused for a moment."""
+    asked = {
+        TopicPartition(topic.name, partition): OffsetSpec.latest()
+        for topic in created
+        for partition in range(topic.partitions)
+    }
+    for attempt in Pause.attempts((KafkaException,), REQUEST_SECONDS_MAX):
+        with attempt:
+            for future in (admin.list_offsets(asked) if asked else {}).values():
+                future.result(timeout=REQUEST_SECONDS_MAX)

@@ -152,6 +152,8 @@ class Worker:
     def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> None:
         records = self._consume(consumer)  # 1
         if not records:
+            with suppress(Unavailable):  # follow the alias, so that the next event need not wait for a model
+                self._model.get(time.monotonic())
             return
         batch, written = self._handle(records, stop)  # 2, 3, 4
         producer.begin_transaction()

@@ -159,8 +159,9 @@ def test_a_dead_letter_of_somebody_else_can_be_read() -> None:
     assert read_dead_letter(strange).reason == "unknown"
 
 
-def test_a_cell_without_features_is_a_dead_letter_but_its_observation_is_kept() -> None:
-    handled = handle([record(7, cell=3), record(8, cell=4)], features(c3=None, c4=1.0))
+@pytest.mark.parametrize("absent", [None, np.nan, np.inf])
+def test_a_cell_without_features_is_a_dead_letter_but_its_observation_is_kept(absent: float | None) -> None:
+    handled = handle([record(7, cell=3), record(8, cell=4)], features(c3=absent, c4=1.0))
     assert [read_prediction(TINY, delivered(p)).entity for p in handled.predictions] == ["4"]
     assert [read_dead_letter(delivered(letter)).reason for letter in handled.dead_letters] == ["features-missing"]
     assert [read_feature_row(TINY, delivered(row)).entity for row in handled.features] == [3, 4]

@@ -1,0 +1,65 @@
+"""A worker and an overlay sink as a process that a test may kill: real Kafka, Postgres, Redis and model.
+
+Its features come from memory instead of Feast, whose import takes longer than
+the whole of the rest; and its batches are small, so that a kill hits many.
+
+    python -m tests.integration.stream_child <pipeline>
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from almanac.declarations import pipeline
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings, settings
+from features.online import observation_row
+from serving_cache.postgres import PostgresStore
+from serving_cache.redis import RedisStore
+from streaming import worker
+from streaming.__main__ import Crew
+from streaming.report import Report
+from streaming.sink import Overlays, Sink
+from tests.streams import COLUMNS
+
+worker.BATCH_RECORDS_MAX = 20
+worker.CONSUME_SECONDS_MAX = 0.02
+
+
+class FeaturesInMemory:
+    """The same features for every cell."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        self._entity = pipeline.entity
+
+    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
+        columns = {name: pa.array([1.0] * len(entities), pa.float32()) for name in COLUMNS}
+        return pa.table({self._entity: pa.array(entities, pa.int64()), **columns})
+
+
+def main(name: str) -> None:
+    """Run until SIGTERM, or until killed."""
+    found, of = pipeline(name), settings()
+    crew = Crew()
+    signal.signal(signal.SIGTERM, lambda *_: crew.stop.set())
+    around = worker.Surroundings(online=FeaturesInMemory, observation_row=observation_row)
+    work = worker.Worker(found, of, around)
+    report = Report("overlays")
+    overlays = Overlays(found, PostgresStore(of.need("postgres_url")), RedisStore(of.need("redis_url")), report)
+    sink = Sink(found.predictions_topic, f"{name}-sink", of, report)
+    crew.start("worker", lambda: work.run(crew.stop))
+    crew.start("overlays", lambda: sink.run(overlays, crew.stop))
+    crew.stop.wait()
+    crew.join()
+    for _, error in crew.failures:
+        raise error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,217 @@
+"""The stream as a process of its own, on the real broker, stores and features: events in, overlays out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import pytest
+
+from almanac.clock import utc_now
+from almanac.pipeline import Pipeline
+from almanac.registry import Registry
+from almanac.settings import Settings, load_settings
+from features.ingest import refresh
+from features.online import OnlineFeatures, materialize
+from serving_cache.migrate import migrate
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import OverlayRecord
+from serving_cache.redis import RedisStore
+from streaming.publish import Outgoing, publish
+from streaming.records import read_dead_letter
+from tests.generations import new_name
+from tests.streams import ROOT, environment, event, eventually, hours_ahead, read_topic, register_model, tiny_pipeline
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),  # of Feast's own imports
+]
+
+REDIS_DATABASE = "/9"
+"""The features' keys are those of every pipeline on `weather_v1`: a database of their own."""
+STOP_SECONDS_MAX = 30
+LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+ENVELOPE = {"ce_id": "1", "ce_source": "tests", "ce_type": "observation", "ce_specversion": "1.0"}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stream that runs, and what it writes to."""
+
+    pipeline: Pipeline
+    settings: Settings
+    postgres: PostgresStore
+    redis: RedisStore
+    log: Path
+
+    def send(self, *events: Outgoing) -> None:
+        publish(events, self.pipeline, self.settings)
+
+    def overlays(self) -> dict[tuple[str, str], OverlayRecord]:
+        """All overlays in Postgres, by entity and model."""
+        models = [version.id for version in Registry(self.settings.models_dir).versions(self.pipeline.model_name)]
+        found = [o for model in models for o in self.postgres.overlays(self.pipeline.name, model, LONG_AGO)]
+        return {(o.entity, o.model): o for o in found}
+
+    def overlay(self, cell: int, value: float, model: str) -> OverlayRecord:
+        """Wait until both stores have this value's prediction for the cell."""
+        expected = {name: float(np.float32(value) + hours_ahead(name)) for name in self.pipeline.output_names}
+
+        def found() -> OverlayRecord | None:
+            record = self.overlays().get((str(cell), model))
+            copy = self.redis.overlays(self.pipeline.name, str(cell)).get(model)
+            same = record is not None and record == copy
+            return record if same and record.values == pytest.approx(expected, abs=0.01) else None  # type: ignore[union-attr]
+
+        return eventually(found, self.log.read_text)  # type: ignore[no-any-return]
+
+    def settle(self) -> None:
+        """Wait until a last event has gone all the way, so that everything before it has too."""
+        settled = event(19, 200.0 + (utc_now().timestamp() * 1000) % 100, utc_now())
+        self.send(settled)
+        self.overlay(19, json.loads(settled.value)["t2m"], self.model())
+
+    def model(self) -> str:
+        """The id of the model that the alias names."""
+        return Registry(self.settings.models_dir).resolve(self.pipeline.model).id
+
+    def dead_letters(self) -> list[tuple[str, bytes | None]]:
+        """Reason and raw value of every dead letter."""
+        letters = [read_dead_letter(r) for r in read_topic(self.settings, self.pipeline.dead_letter_topic)]
+        return [(letter.reason, letter.raw) for letter in letters]
+
+
+@pytest.fixture(scope="module")
+def settings(
+    postgres_url: str, redis_url: str, kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    return load_settings(
+        state_dir=tmp_path_factory.mktemp("stream"),
+        postgres_url=postgres_url,
+        redis_url=urlunsplit(urlsplit(redis_url)._replace(path=REDIS_DATABASE)),
+        kafka_bootstrap=kafka_bootstrap,
+    )
+
+
+def without_postgres(settings: Settings) -> Settings:
+    """Settings whose Feast registry is a file: one in Postgres would leave its connections to the garbage collector."""
+    return settings.model_copy(update={"postgres_url": None})
+
+
+@pytest.fixture(scope="module")
+def stream(settings: Settings) -> Iterator[Running]:
+    """Features materialized, a model registered, `python -m streaming` running."""
+    pipeline = tiny_pipeline(new_name())
+    migrate(settings.need("postgres_url"), [pipeline])
+    seeded = replace(pipeline, name="weather")  # whose files the Feast definitions name
+    as_of = refresh(seeded, settings, utc_now(), window=timedelta(hours=1)).as_of
+    assert materialize(seeded, without_postgres(settings), as_of) > 0
+    register_model(settings, pipeline, 0.0)
+    log = settings.state_dir / "stream.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streaming"],
+            env=environment(settings, pipeline.name), cwd=ROOT, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        with PostgresStore(settings.need("postgres_url")) as postgres, RedisStore(settings.need("redis_url")) as redis:
+            eventually(lambda: log.read_text().count(": running") >= 3, log.read_text)
+            yield Running(pipeline, settings, postgres, redis, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(STOP_SECONDS_MAX)
+        finally:
+            process.kill()
+    assert code == 0, log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_an_event_changes_its_cells_overlay_in_both_stores_and_no_others(stream: Running) -> None:
+    before = stream.overlays()
+    moment = utc_now()
+    stream.send(event(7, 281.5, moment))
+    overlay = stream.overlay(7, 281.5, stream.model())
+    assert (overlay.as_of, overlay.topic) == (moment, f"{stream.pipeline.name}.observations")
+    after = stream.overlays()
+    assert {key for key in after if after[key] != before.get(key)} == {("7", stream.model())}
+
+
+def test_an_event_becomes_the_cells_online_observation(stream: Running) -> None:
+    stream.send(event(5, 277.25, utc_now()))
+    stream.overlay(5, 277.25, stream.model())
+    online = OnlineFeatures(stream.pipeline, without_postgres(stream.settings))
+    eventually(lambda: online.read([5])["t2m"].to_pylist() == [277.25], stream.log.read_text)
+
+
+MALFORMED: list[tuple[str, Any]] = [
+    ("not-json", b"{"),
+    ("not-an-object", b"[1]"),
+    ("duplicate-field", b'{"cell_id": 1, "cell_id": 2}'),
+    ("missing-field", {}),
+    ("wrong-type", {"cell_id": "one"}),
+    ("unknown-entity", {"cell_id": 20}),
+    ("bad-time", {"cell_id": 1, "observed_at": "2026-01-01T00:00:00", "t2m": 280}),
+    ("future-time", {"cell_id": 1, "observed_at": "2999-01-01T00:00:00Z", "t2m": 280}),
+    ("out-of-range", {"cell_id": 1, "observed_at": "2026-01-01T00:00:00Z", "t2m": 8}),
+    ("not-finite", b'{"cell_id": 1, "observed_at": "2026-01-01T00:00:00Z", "t2m": NaN}'),
+    ("too-large", {"note": "x" * 70_000}),
+]
+
+
+def test_malformed_events_of_every_kind_become_dead_letters_and_the_worker_goes_on(stream: Running) -> None:
+    raw = [(reason, body if isinstance(body, bytes) else json.dumps(body).encode()) for reason, body in MALFORMED]
+    stream.send(
+        *(Outgoing(value=value, key=None) for _, value in raw),
+        replace(event(3, 280.0), key=b"4"),
+        event(6, 279.5, utc_now()),
+    )
+    stream.overlay(6, 279.5, stream.model())
+    stream.settle()
+    found = eventually(lambda: len(letters := stream.dead_letters()) > len(raw) and letters, stream.log.read_text)
+    assert sorted(reason for reason, _ in found) == sorted([*(reason for reason, _ in raw), "key-mismatch"])
+    assert set(raw) <= set(found)
+
+
+def test_late_events_and_duplicates_change_nothing(stream: Running) -> None:
+    newest, late = utc_now(), utc_now() - timedelta(hours=2)
+    stream.send(event(9, 285.0, newest))
+    overlay = stream.overlay(9, 285.0, stream.model())
+    stream.send(event(9, 299.0, late), event(9, 285.0, newest), event(9, 298.0, late))
+    stream.settle()
+    after = stream.overlay(9, 285.0, stream.model())
+    assert (after.as_of, after.values) == (overlay.as_of, overlay.values)
+    online = OnlineFeatures(stream.pipeline, without_postgres(stream.settings))
+    assert online.read([9])["t2m"].to_pylist() == [285.0]
+
+
+def test_the_stream_follows_the_models_alias_and_keeps_the_old_one_if_the_new_does_not_load(stream: Running) -> None:
+    first = stream.model()
+    second = register_model(stream.settings, stream.pipeline, 0.0)
+
+    def scored_by(model: str) -> bool:
+        stream.send(event(11, 283.0, utc_now()))
+        return ("11", model) in stream.overlays()
+
+    eventually(lambda: scored_by(second), stream.log.read_text)
+    folder = stream.settings.models_dir / stream.pipeline.model_name
+    aliases, third = (folder / "aliases.json").read_text(), folder / "v0003"
+    shutil.copytree(folder / "v0002", third)  # its manifest is of another version: it does not load
+    (folder / "aliases.json").write_text(json.dumps({stream.pipeline.model_alias: 3}))
+    eventually(lambda: "keeps model" in stream.log.read_text(), stream.log.read_text)
+    moment = utc_now()
+    stream.send(event(12, 284.0, moment))
+    assert stream.overlay(12, 284.0, second).as_of == moment
+    shutil.rmtree(third)
+    (folder / "aliases.json").write_text(aliases.replace("2", "1"))
+    eventually(lambda: scored_by(first), stream.log.read_text)

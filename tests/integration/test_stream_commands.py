@@ -1,0 +1,133 @@
+"""Topics, `almanac publish` and `almanac dead-letters` on a real broker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import ConfigResource
+
+from almanac.errors import Unavailable, UsageError
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings, load_settings
+from streaming.connection import open_admin, open_producer
+from streaming.dead_letters import dead_letters
+from streaming.publish import Outgoing, publish
+from streaming.topics import ensure_topics
+from tests.generations import new_name
+from tests.lookups import unused_port
+from tests.streams import GRID, almanac, environment, event, read_topic, tiny_pipeline
+
+
+@pytest.fixture
+def tiny() -> Pipeline:
+    return tiny_pipeline(new_name())
+
+
+@pytest.fixture
+def found(kafka_bootstrap: str, tmp_path: Path) -> Settings:
+    return load_settings(state_dir=tmp_path, kafka_bootstrap=kafka_bootstrap)
+
+
+def test_topics_are_created_once_and_with_their_limits(tiny: Pipeline, found: Settings) -> None:
+    names = {tiny.stream.topic, tiny.predictions_topic, tiny.features_topic, tiny.dead_letter_topic}  # type: ignore[union-attr]
+    assert set(ensure_topics(tiny, found)) == names
+    assert ensure_topics(tiny, found) == []
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in sorted(names)]
+    admin = open_admin(found)
+    described = {resource.name: future.result(10) for resource, future in admin.describe_configs(resources).items()}
+    assert described[tiny.dead_letter_topic]["retention.ms"].value == str(30 * 86_400_000)
+    assert {int(config["max.message.bytes"].value) for config in described.values()} == {262_144, 524_288}
+
+
+def test_publish_sends_lines_as_they_are_keyed_by_their_entity(tiny: Pipeline, found: Settings, tmp_path: Path) -> None:
+    good = event(7, 281.0).value
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(good + b"\n\nnot json\n" + b'{"cell_id": "x"}')
+    done = almanac(environment(found, tiny.name), "publish", tiny.name, "--file", str(file))
+    assert (done.returncode, done.stdout) == (0, f"3 events delivered to {tiny.name}.observations\n"), done.stderr
+    sent = {(record.key, record.value) for record in read_topic(found, f"{tiny.name}.observations")}
+    assert sent == {(b"7", good), (None, b"not json"), (b"x", b'{"cell_id": "x"}')}
+
+
+def test_publish_with_check_sends_nothing_of_a_file_with_a_malformed_event(tiny: Pipeline, found: Settings) -> None:
+    ensure_topics(tiny, found)
+    lines = event(7, 281.0).value + b'\n{"cell_id": 99}\n'
+    done = almanac(environment(found, tiny.name), "publish", tiny.name, "--file", "-", "--check", given=lines)
+    assert done.returncode == 2
+    assert "event 2 is malformed (unknown-entity" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert read_topic(found, f"{tiny.name}.observations") == []
+
+
+def test_publish_replays_the_sources_latest_observations(tiny: Pipeline, found: Settings) -> None:
+    done = almanac(environment(found, tiny.name), "publish", tiny.name, "--replay", "--hours", "2", "--limit", "30")
+    assert done.returncode == 0, done.stderr
+    sent = [json.loads(record.value or b"") for record in read_topic(found, f"{tiny.name}.observations")]
+    assert len(sent) == 30
+    assert sorted(body["cell_id"] for body in sent) == sorted([*range(GRID.cells), *range(10)])
+    assert all(180 < body["t2m"] < 340 and body["observed_at"].endswith(":00:00Z") for body in sent)
+    assert len({body["observed_at"] for body in sent}) == 2
+
+
+def test_publish_without_a_broker_says_that_nothing_was_delivered(tiny: Pipeline, found: Settings) -> None:
+    alone = found.model_copy(update={"kafka_bootstrap": f"127.0.0.1:{unused_port()}"})
+    done = almanac(environment(alone, tiny.name), "publish", tiny.name, given=event(7, 281.0).value)
+    assert done.returncode == Unavailable.exit_code
+    assert done.stderr.count("\n") == 1
+    assert str(alone.kafka_bootstrap) in done.stderr
+
+
+def test_publish_says_how_many_were_delivered_before_one_was_refused(tiny: Pipeline, found: Settings) -> None:
+    too_large = Outgoing(value=b"x" * 400_000, key=None)
+    with pytest.raises(UsageError, match=r"^2 events were delivered, the next was not"):
+        publish([event(7, 281.0), event(8, 281.0), too_large], tiny, found, rate=50)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("publish", "nothing"), "no pipeline 'nothing' is declared"),
+        (("publish", "{name}", "--file", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
+        (("publish", "{name}", "--file", "-", "--replay"), "exclude each other"),
+        (("publish", "{name}", "--replay", "--hours", "0"), "0 hours cannot be replayed"),
+        (("dead-letters", "{name}"), "does not exist yet"),
+    ],
+)
+def test_a_wrong_call_gets_one_line(words: tuple[str, ...], said: str, tiny: Pipeline, found: Settings) -> None:
+    done = almanac(environment(found, tiny.name), *(word.format(name=tiny.name) for word in words))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert said in done.stderr
+
+
+def test_dead_letters_are_listed_newest_last_with_why_and_where(tiny: Pipeline, found: Settings) -> None:
+    ensure_topics(tiny, found)
+    assert dead_letters(tiny, found, 5) == []
+    producer = open_producer(found)
+    for number in range(7):
+        headers = {
+            "__streams.errors.message": f"no {number}",
+            "__streams.errors.topic": "t",
+            "__streams.errors.partition": "2",
+            "__streams.errors.offset": str(number),
+            "almanac.reason": "not-json",
+        }
+        producer.produce(tiny.dead_letter_topic, value=b"raw \xff", headers=headers, timestamp=1_000 + number)
+    assert producer.flush(10) == 0
+    listed = dead_letters(tiny, found, 5)
+    assert [found.letter.offset for found in listed] == [2, 3, 4, 5, 6]
+    shown = almanac(environment(found, tiny.name), "dead-letters", tiny.name, "--limit", "1", "--json")
+    assert json.loads(shown.stdout) == [
+        {
+            "at": "1970-01-01T00:00:01.006000Z",
+            "reason": "not-json",
+            "message": "no 6",
+            "topic": "t",
+            "partition": 2,
+            "offset": 6,
+            "key": None,
+            "raw": "raw \\xff",
+        }
+    ]
+    assert "not-json" in almanac(environment(found, tiny.name), "dead-letters", tiny.name).stdout

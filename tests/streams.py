@@ -1,0 +1,165 @@
+"""A small stream for tests: a pipeline on 4 x 5 cells, its settings, and ways to look at topics."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaError, TopicPartition
+
+from almanac.clock import format_time, utc_now
+from almanac.manifest import Description, Input, Parity, Window
+from almanac.partitioning import Grid
+from almanac.pipeline import Pipeline, Stream
+from almanac.registry import Registry
+from almanac.settings import Settings
+from pipelines.weather import weather
+from streaming.connection import consumed, open_reader
+from streaming.publish import Outgoing
+from streaming.records import Consumed
+
+ROOT = Path(__file__).resolve().parent.parent
+GRID = Grid(rows=4, cols=5, tile=2)
+COLUMNS = ("t2m", "lag_1h", "latitude")
+"""Input columns of the tests' models; the observation first."""
+READ_SECONDS_MAX = 60
+WAIT_SECONDS_MAX = 90
+
+DECLARATION = """
+from tests.streams import tiny_pipeline
+
+tiny = tiny_pipeline({name!r})
+"""
+
+
+def tiny_pipeline(name: str) -> Pipeline:
+    """`weather` on 20 cells, with topics of its own."""
+    return replace(
+        weather, name=name, partitions=GRID, model=f"{name}@champion", stream=Stream(topic=f"{name}.observations")
+    )
+
+
+def environment(settings: Settings, name: str) -> dict[str, str]:
+    """What a process of this pipeline reads its settings from."""
+    declaration = settings.state_dir / "declaration.py"
+    declaration.write_text(DECLARATION.format(name=name))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ALMANAC_")}
+    urls = {
+        "ALMANAC_POSTGRES_URL": settings.postgres_url,
+        "ALMANAC_REDIS_URL": settings.redis_url,
+        "ALMANAC_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+    }
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "ALMANAC_STATE_DIR": str(settings.state_dir),
+        "ALMANAC_PIPELINES": str(declaration),
+        **{key: value for key, value in urls.items() if value},
+    }
+
+
+def almanac(variables: dict[str, str], *words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "almanac.cli", *words], env=variables, input=given, capture_output=True, timeout=90
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def event(cell: int, value: float, observed_at: datetime | None = None) -> Outgoing:
+    """An event of the tiny pipeline, a minute old unless told."""
+    moment = observed_at or utc_now() - timedelta(minutes=1)
+    body = {"cell_id": cell, "observed_at": format_time(moment), "t2m": value}
+    return Outgoing(value=json.dumps(body).encode(), key=str(cell).encode())
+
+
+def read_topic(settings: Settings, topic: str) -> list[Consumed]:
+    """Everything that is committed in a topic, by partition and offset."""
+    reader = open_reader(settings)
+    try:
+        left = set(reader.list_topics(topic, timeout=10).topics[topic].partitions)
+        reader.assign([TopicPartition(topic, partition, 0) for partition in left])
+        found: list[Consumed] = []
+        give_up_at = time.monotonic() + READ_SECONDS_MAX
+        while left:
+            assert time.monotonic() < give_up_at, f"partitions {left} of {topic} have no end"
+            for message in reader.consume(500, 0.2):
+                if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+                else:
+                    found += consumed([message])
+        return sorted(found, key=lambda record: (record.partition, record.offset))
+    finally:
+        reader.close()
+
+
+def eventually(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
+    """Ask until there is something to be had; then return it."""
+    give_up_at = time.monotonic() + WAIT_SECONDS_MAX
+    while not (found := what()):
+        assert time.monotonic() < give_up_at, f"not within {WAIT_SECONDS_MAX} s: {told()}"
+        time.sleep(0.1)
+    return found
+
+
+def register_model(settings: Settings, pipeline: Pipeline, bias: float, *, columns: tuple[str, ...] = COLUMNS) -> str:
+    """Register and alias a model that answers the observation, plus the hours ahead, plus `bias`. Returns its id."""
+    outputs = pipeline.output_names
+    registry = Registry(settings.models_dir)
+    span = Window(start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC))
+    version = registry.register(
+        pipeline.model_name,
+        {"model.onnx": _graph(columns, {output: bias + hours_ahead(output) for output in outputs})},
+        Description(
+            features=pipeline.features,
+            inputs=tuple(Input(name=column) for column in columns),
+            outputs=outputs,
+            training=span,
+            held_out=span,
+            rows=1,
+            seed=1,
+            parity=Parity(rows=1, difference_max=0.0, tolerance=0.01),
+            metrics={},
+            references={},
+            libraries={},
+        ),
+        now=utc_now(),
+    )
+    registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)
+    return version.id
+
+
+def hours_ahead(output: str) -> float:
+    """The hours in `t2m_6h`."""
+    return float(output.removeprefix("t2m_").removesuffix("h"))
+
+
+def _graph(columns: tuple[str, ...], biases: dict[str, float]) -> bytes:
+    """An ONNX graph: the first column plus a number per output."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes, constants = [], [helper.make_tensor("first", TensorProto.INT64, [], [0])]
+    nodes.append(helper.make_node("Gather", ["features", "first"], ["observed"], axis=1))
+    for output, bias in biases.items():
+        constants.append(helper.make_tensor(f"bias_{output}", TensorProto.FLOAT, [], [bias]))
+        nodes.append(helper.make_node("Add", ["observed", f"bias_{output}"], [output]))
+    graph = helper.make_graph(
+        nodes,
+        "observed_plus",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", len(columns)])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["rows"]) for output in biases],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"almanac.inputs": json.dumps(list(columns))})
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
