@@ -207,18 +207,26 @@ def test_of_one_push_the_newest_row_stays(online: OnlineFeatures) -> None:
     assert online.read([8])["t2m"].to_pylist() == [281.0]
 
 
-def test_writers_at_once_leave_the_newest(stored: Stored, online: OnlineFeatures) -> None:
-    """Feast's own store reads, then writes: there the older row may land last."""
+def test_a_newer_row_between_two_trips_of_a_writer_stays(
+    stored: Stored, online: OnlineFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feast's own store reads event times in one trip and writes in the next: there the older row lands last."""
+    other = OnlineFeatures(TINY, stored.settings)
+    execute = redis.client.Pipeline.execute
+    trips: list[int] = []
 
-    def write(writer: int) -> None:
-        mine = OnlineFeatures(TINY, stored.settings)
-        for step in range(writer, 60, 4):
-            late = NOW + timedelta(microseconds=step)
-            mine.push(pa.Table.from_pylist([observation_row(TINY, cell, late, 250.0 + step) for cell in range(CELLS)]))
+    def interrupted(pipe: redis.client.Pipeline, *args: object) -> object:
+        found = execute(pipe, *args)
+        trips.append(1)
+        if len(trips) == 1:
+            other.push(pa.Table.from_pylist([observation_row(TINY, 17, NOW, 299.0)]))
+        return found
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    assert set(online.read(list(range(CELLS)))["t2m"].to_pylist()) == {250.0 + 59}
+    monkeypatch.setattr(redis.client.Pipeline, "execute", interrupted)
+    online.push(pa.Table.from_pylist([observation_row(TINY, 17, NOW - timedelta(minutes=1), 250.0)]))
+    monkeypatch.undo()
+    assert len(trips) == 2  # one of each writer
+    assert online.read([17])["t2m"].to_pylist() == [299.0]
 
 
 def test_a_backfill_leaves_newer_rows(stored: Stored, online: OnlineFeatures) -> None:
