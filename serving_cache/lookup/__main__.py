@@ -28,6 +28,7 @@ REQUESTS_MAX = 512  # at work at once; more wait in the listening socket's queue
 QUEUE_MAX = 1_024  # connections that wait to be accepted
 HEADER_MILLISECONDS_MAX = 10_000
 STOP_SECONDS_MAX = 5
+EXIT_INTERRUPTED = 130
 
 
 def open_service(config: Settings) -> Service:
@@ -86,8 +87,12 @@ async def serve(app: App, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
+    app.on_failure = server.stop
+    print(f"lookup listens on http://{host}:{port}", flush=True)
     await server.serve()
     await app.close()
+    if app.failure is not None:
+        raise app.failure
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -111,13 +116,12 @@ def main() -> int:
             config.need(name)
         port = free_port(config.lookup_host, config.lookup_port)
         app = App(found, lambda: open_service(config))
-        print(
-            f"lookup listens on http://{config.lookup_host}:{port} ({', '.join(found) or 'no pipelines'})", flush=True
-        )
         run(serve(app, config.lookup_host, port))
     except AlmanacError as error:
         print(f"lookup: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before the loop took over the signals
+        return EXIT_INTERRUPTED
     return 0
 
 

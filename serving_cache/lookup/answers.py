@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from datetime import datetime, timedelta
 
 import msgspec
@@ -22,8 +23,11 @@ from almanac.pipeline import Pipeline
 from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 
+FLOAT32_MAX = 3.4e38
 REUSE_SECONDS_MAX = 2
 RETRY_AFTER_SECONDS = 5
+
+_FLOAT32 = struct.Struct("<f")
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ class AnswerJson(msgspec.Struct, frozen=True, kw_only=True):
 class RefusalJson(msgspec.Struct, frozen=True, kw_only=True):
     """One entity of many that got no answer: the status it would have had alone, and why."""
 
-    entity: EntityKey | str
+    entity: EntityKey
     status: int
     detail: str
 
@@ -90,7 +94,7 @@ def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: 
         point=_point(pipeline, entity),
         outputs={
             found.output.name: OutputJson(
-                value=found.value,
+                value=shortest(found.value),
                 unit=found.output.unit,
                 valid_at=_time(found.valid_at),
                 verdict=found.verdict.value,
@@ -150,6 +154,14 @@ def etag(body: AnswerJson, max_stale: timedelta | None) -> str:
     reason = body.reason if body.age_seconds is None else None  # a reason repeats the age
     content = msgspec.json.encode((msgspec.structs.replace(body, age_seconds=None, reason=reason), str(max_stale)))
     return f'W/"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+
+
+def shortest(value: float | None) -> float | None:
+    """The same float32 with fewer digits (281.3 for 281.29998779296875); what was never a float32 stays as it is."""
+    if value is None or not abs(value) < FLOAT32_MAX:
+        return value
+    short = float(f"{value:.7g}")
+    return short if _FLOAT32.unpack(_FLOAT32.pack(short))[0] == value else value
 
 
 def _point(pipeline: Pipeline, entity: EntityKey) -> Point | None:

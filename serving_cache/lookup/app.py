@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote
 
+from almanac.errors import AlmanacError
 from almanac.pipeline import Pipeline
 from serving_cache.lookup.openapi import document_bytes
 from serving_cache.lookup.routes import Routes
@@ -27,17 +27,30 @@ class App:
     Args:
         pipelines: the declarations, by name.
         open_service: makes the service; slow, for it imports the stores' drivers. Runs in a thread while the
-            process already listens.
+            process already listens. If it fails, `failure` says why and `on_failure` is called.
     """
 
     def __init__(self, pipelines: Mapping[str, Pipeline], open_service: Callable[[], Service]) -> None:
         self._open_service = open_service
-        self._opening: asyncio.Future[Service] | None = None
+        self.failure: AlmanacError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._opening: asyncio.Task[Service] | None = None
+        self._warming: asyncio.Task[dict[str, str]] | None = None
         self._router = Router(Routes(pipelines, self.service, document_bytes()).table())
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to open the service."""
-        self._opening = loop.run_in_executor(None, self._open_service)
+        self._opening = loop.create_task(self._open())
+
+    async def _open(self) -> Service:
+        try:
+            service = await asyncio.get_running_loop().run_in_executor(None, self._open_service)
+        except AlmanacError as error:
+            self.failure = error
+            self.on_failure()
+            raise
+        self._warming = asyncio.create_task(service.health())  # the first lookup then finds connections
+        return service
 
     async def service(self) -> Service:
         """The service, once it is open.
@@ -46,7 +59,7 @@ class App:
             Problem: 503 if that takes too long.
         """
         if self._opening is None:
-            self._opening = asyncio.get_running_loop().run_in_executor(None, self._open_service)
+            self._opening = asyncio.create_task(self._open())
         done, _ = await asyncio.wait({self._opening}, timeout=OPENING_SECONDS_MAX)
         if not done:
             raise Problem(503, "starting", "the service is still starting: retry", headers=(("retry-after", "1"),))
@@ -54,6 +67,8 @@ class App:
 
     async def close(self) -> None:
         """Give connections back."""
+        if self._warming is not None:
+            await self._warming
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             await self._opening.result().close()
 
@@ -72,23 +87,15 @@ class App:
         _send(protocol, scope.method, response)
 
     async def _answer(self, scope: Any, protocol: Any) -> Response:
-        path = _decoded(scope.path)
-        handler, parameters = self._router.find(scope.method, path)
+        handler, parameters = self._router.find(scope.method, scope.path)  # granian has decoded the path
         request = Request(
             method=scope.method,
-            path=path,
+            path=scope.path,
             query_string=scope.query_string,
             headers={name: scope.headers.get(name) or "" for name in HEADERS_READ},
             body=await _body(scope, protocol) if scope.method == "POST" else b"",
         )
         return await handler(request, **parameters)
-
-
-def _decoded(path: str) -> str:
-    try:
-        return unquote(path, errors="strict")
-    except UnicodeDecodeError:
-        raise Problem(400, "bad-path", "the path is not percent-encoded UTF-8: encode it") from None
 
 
 async def _body(scope: Any, protocol: Any) -> bytes:

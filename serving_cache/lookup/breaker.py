@@ -27,10 +27,12 @@ class Breaker:
         self._open_until = now + OPEN_SECONDS
         return True
 
-    def succeeded(self) -> None:
-        """The place answered."""
+    def succeeded(self) -> bool:
+        """The place answered; returns whether it had failed before."""
+        before = self._failures
         self._failures = 0
         self.why = ""
+        return before > 0
 
     def failed(self, why: str, now: float) -> None:
         """The place did not answer; `why` is kept for those who are not let through."""

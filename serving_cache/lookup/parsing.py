@@ -16,8 +16,9 @@ DURATION_TEXT_MAX = 40  # characters
 WHOLE_DIGITS_MAX = 18  # more digits than any entity number has
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = r"\d{1,12}(?:\.\d{1,9})?"
+_NUMBER = r"\d{1,12}(?:\.\d{1,30})?"
 _SECONDS = re.compile(rf"({_NUMBER})(s|m|min|h|d)?", re.ASCII)
+_EXPONENT = re.compile(r"\d{1,12}(?:\.\d{1,30})?[eE][-+]?\d{1,3}", re.ASCII)  # how programs write 0.00001
 _ISO = re.compile(rf"P(?=.)(?:({_NUMBER})D)?(?:T(?=.)(?:({_NUMBER})H)?(?:({_NUMBER})M)?(?:({_NUMBER})S)?)?", re.ASCII)
 _WHOLE = re.compile(r"-?[0-9]+", re.ASCII)
 _DURATION_HELP = "give seconds (5400), 90m, 2h, 1d or ISO 8601 (PT90M)"
@@ -52,6 +53,8 @@ def _seconds(value: object) -> float:
     if len(text) <= DURATION_TEXT_MAX:
         if plain := _SECONDS.fullmatch(text):
             return float(plain[1]) * _UNITS[plain[2] or "s"]
+        if _EXPONENT.fullmatch(text):
+            return float(text)
         if iso := _ISO.fullmatch(text.upper()):
             return sum(
                 float(part or 0) * unit for part, unit in zip(iso.groups(), (86400.0, 3600.0, 60.0, 1.0), strict=True)
@@ -87,16 +90,13 @@ def entity(pipeline: Pipeline, value: object) -> EntityKey:
     return pipeline.partitions.check(value)
 
 
-def position(pipeline: Pipeline, lat: str | None, lon: str | None) -> int:
+def position(grid: Grid, lat: str | None, lon: str | None) -> int:
     """The cell nearest to a point given as text in degrees.
 
     Raises:
-        UsageError: the pipeline has no grid, a coordinate is absent or not a number of degrees.
+        UsageError: a coordinate is absent or not a number of degrees.
         UnknownEntity: the point is outside the grid.
     """
-    grid = pipeline.partitions
-    if not isinstance(grid, Grid):
-        raise UsageError(f"pipeline {pipeline.name} has no grid: look up a {pipeline.entity} instead of a point")
     return grid.snap(_degrees("lat", lat, 90), _degrees("lon", lon, 360))
 
 

@@ -111,16 +111,22 @@ class Guarded:
         except PlaceDown as error:
             raise self._down(str(error)) from None
         except PlaceUnusable:
-            self.breaker.succeeded()
+            self._up()
             raise
         except Exception as error:
             # A reader's mistake about one place must not silence the others: the lookup keeps answering.
             logger.exception("%s could not be read", self.name)
             raise PlaceUnusable(f"{self.name} could not be read ({type(error).__name__})") from None
-        self.breaker.succeeded()
+        self._up()
         return found
 
+    def _up(self) -> None:
+        if self.breaker.succeeded():
+            logger.info("%s answers again", self.name)
+
     def _down(self, why: str) -> PlaceDown:
+        if not self.breaker.why:
+            logger.warning("%s", why)
         self.breaker.failed(why, asyncio.get_running_loop().time())
         return PlaceDown(why)
 

@@ -21,6 +21,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from almanac.errors import UsageError
 from almanac.ladder import Candidate, Candidates
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
@@ -37,6 +38,7 @@ from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 
 POSTGRES_LIMIT_SECONDS = 1.0
 CONNECTIONS_MAX = 8
+CONNECTION_WAIT_SECONDS = 0.5  # for a free one, or for a new one to open
 WAITING_MAX = 256  # requests that may queue for a connection
 RECONNECT_SECONDS = 2.0  # then the pool gives up until the next request asks
 READS_MAX = 2  # of one lookup, when rows were dropped between its queries
@@ -96,6 +98,9 @@ class PostgresPlace:
     Args:
         url: postgresql:// URL.
         limit_seconds: how long one read may take in all; also the server's statement timeout.
+
+    Raises:
+        UsageError: the URL cannot be read.
     """
 
     name = "postgres"
@@ -103,20 +108,25 @@ class PostgresPlace:
     def __init__(self, url: str, *, limit_seconds: float = POSTGRES_LIMIT_SECONDS) -> None:
         self.limit_seconds = limit_seconds
         milliseconds = int(limit_seconds * 1000)
-        conninfo = make_conninfo(
-            url,
-            connect_timeout=2,  # whole seconds, libpq's least
-            tcp_user_timeout=2000,
-            application_name="almanac lookup",
-            options=f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on -c timezone=UTC",
-        )
+        try:
+            conninfo = make_conninfo(
+                url,
+                connect_timeout=2,  # whole seconds, libpq's least
+                tcp_user_timeout=2000,
+                application_name="almanac lookup",
+                options=f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on -c timezone=UTC",
+            )
+        except psycopg.ProgrammingError:
+            raise UsageError(
+                "the Postgres URL cannot be read: give postgresql://user:password@host:port/database"
+            ) from None
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # places.py logs when a place goes and comes
         self._pool = AsyncConnectionPool(
             conninfo,
             min_size=1,
             max_size=CONNECTIONS_MAX,
             max_waiting=WAITING_MAX,
-            timeout=limit_seconds,
+            timeout=CONNECTION_WAIT_SECONDS,
             reconnect_timeout=RECONNECT_SECONDS,
             kwargs={"autocommit": True},
             open=False,

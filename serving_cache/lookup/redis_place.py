@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from almanac.blocks import Block, decode
-from almanac.errors import BlockError
+from almanac.errors import BlockError, UsageError
 from almanac.ladder import Candidate, Candidates
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
@@ -57,21 +57,27 @@ class RedisPlace:
     Args:
         url: redis:// URL.
         limit_seconds: how long one read may take in all.
+
+    Raises:
+        UsageError: the URL cannot be read.
     """
 
     name = "redis"
 
     def __init__(self, url: str, *, limit_seconds: float = REDIS_LIMIT_SECONDS) -> None:
         self.limit_seconds = limit_seconds
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS_MAX,
-            timeout=limit_seconds,
-            socket_timeout=limit_seconds,
-            socket_connect_timeout=limit_seconds,
-            retry=Retry(NoBackoff(), RETRIES_MAX),
-            protocol=2,
-        )
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS_MAX,
+                timeout=limit_seconds,
+                socket_timeout=limit_seconds,
+                socket_connect_timeout=limit_seconds,
+                retry=Retry(NoBackoff(), RETRIES_MAX),
+                protocol=2,
+            )
+        except ValueError:
+            raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
         self._redis = Redis(connection_pool=pool)
 
     async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:

@@ -26,6 +26,7 @@ from serving_cache.lookup.service import NothingAnswers, Outcome, Service
 from serving_cache.lookup.web import Problem, Request, Response, Route, json_response
 
 ENTITIES_MAX = 1_000
+INT_MAX = 2**63  # what JSON numbers are read as by most callers
 
 _NO_STORE = (("cache-control", "no-store"),)
 _RETRY = (("retry-after", str(RETRY_AFTER_SECONDS)),)
@@ -116,8 +117,11 @@ class Routes:
         """The cell nearest to a point."""
         query = request.query("lat", "lon", "max_stale")
         pipeline = self._pipeline(name)
+        if not isinstance(pipeline.partitions, Grid):
+            detail = f"pipeline {name} has no grid: look up a {pipeline.entity} instead of a point"
+            raise Problem(404, "no-grid", detail)
         try:
-            cell = parsing.position(pipeline, query.get("lat"), query.get("lon"))
+            cell = parsing.position(pipeline.partitions, query.get("lat"), query.get("lon"))
         except UnknownEntity as error:
             raise Problem(404, "outside-grid", str(error)) from None
         except UsageError as error:
@@ -258,12 +262,13 @@ def _many(body: bytes) -> Many:
 def _entities(pipeline: Pipeline, values: list[Any]) -> tuple[list[EntityKey], list[RefusalJson]]:
     """The entities to look up, each once, and refusals of those that the pipeline cannot have."""
     wanted: dict[EntityKey, None] = {}
-    refusals: dict[str, RefusalJson] = {}
+    refusals: dict[EntityKey, RefusalJson] = {}
     for value in values:
         try:
             wanted[parsing.entity(pipeline, value)] = None
         except UnknownEntity as error:
-            shown = value if isinstance(value, str) else parsing.shown(value)
+            plain = isinstance(value, str) or (isinstance(value, int) and abs(value) < INT_MAX)
+            shown = value if plain else parsing.shown(value)
             refusals[shown] = RefusalJson(entity=shown, status=404, detail=str(error))
     return list(wanted), list(refusals.values())
 

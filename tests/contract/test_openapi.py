@@ -1,0 +1,205 @@
+"""The committed OpenAPI document is the service's own, and the service keeps to it under any request."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import unsupported_method
+
+from almanac.clock import utc_now
+from serving_cache.lookup.openapi import document, document_bytes
+from serving_cache.postgres import PostgresStore
+from serving_cache.redis import RedisStore
+from serving_cache.sync import sync_redis
+from tests.generations import bucket_pipeline, grid_pipeline, migrated, new_name, published_generation
+from tests.lookups import ROOT, declared, environment, running_lookup
+
+EXAMPLES = 40
+QUIET = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
+
+OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(document()).get_all_operations()]
+# Methods that a path does not have are tried below, one by one; a refusal is a documented 503.
+EXCLUDED = [unsupported_method, not_a_server_error]
+
+
+@dataclass(frozen=True)
+class Served:
+    client: httpx.Client
+    names: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def served(postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("openapi")
+    grid, users = grid_pipeline(new_name()), bucket_pipeline(new_name())
+    migrated(postgres_url, grid, users)
+    with PostgresStore(postgres_url) as postgres, RedisStore(redis_url) as cache:
+        for pipeline in (grid, users):
+            published_generation(postgres, pipeline, 281.0, utc_now() - timedelta(minutes=20))
+            sync_redis(pipeline, postgres, cache)
+    file = declared(folder, f'grid = grid_pipeline("{grid.name}")', f'users = bucket_pipeline("{users.name}")')
+    with running_lookup(environment(folder, file, postgres=postgres_url, redis=redis_url), folder / "log") as client:
+        yield Served(client, (grid.name, users.name))
+
+
+def test_the_committed_document_is_the_services_own(served: Served) -> None:
+    committed = (ROOT / "docs" / "openapi.json").read_bytes()
+    assert committed == document_bytes(), "run `python -m serving_cache.lookup.openapi > docs/openapi.json`"
+    assert served.client.get("/openapi.json").content == committed
+
+
+CASES = [
+    pytest.param(operation, mode, id=f"{mode.value} {operation.label}")
+    for operation in OPERATIONS
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    # A request that only names a pipeline cannot be malformed.
+    if mode is GenerationMode.POSITIVE or "{name}/" in operation.path
+]
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_any_request_is_answered_as_documented(served: Served, operation: Any, mode: GenerationMode) -> None:
+    @given(operation.as_strategy(generation_mode=mode), st.sampled_from([None, *served.names]))
+    @QUIET
+    def check(case: Any, name: str | None) -> None:
+        if name is not None and "name" in (case.path_parameters or {}):
+            case.path_parameters["name"] = name
+        response = case.call_and_validate(base_url=str(served.client.base_url).rstrip("/"), excluded_checks=EXCLUDED)
+        assert response.status_code in (200, 400, 404, 503)
+
+    check()
+
+
+TYPED = [
+    ("GET", "/", 404),
+    ("GET", "/v1", 404),
+    ("GET", "//livez", 404),
+    ("GET", "/livez/", 404),
+    ("GET", "/livez?x=1", 400),
+    ("GET", "/v1/nothing/entities/1", 404),
+    ("GET", "/v1/../etc/passwd", 404),
+    ("GET", "/v1/%2e%2e/entities/1", 404),
+    ("GET", "/v1/wetter☃/entities/1", 404),
+    ("GET", "/v1/{grid}/entities/", 404),
+    ("GET", "/v1/{grid}/entities/64", 404),
+    ("GET", "/v1/{grid}/entities/-1", 404),
+    ("GET", "/v1/{grid}/entities/1.5", 404),
+    ("GET", "/v1/{grid}/entities/NaN", 404),
+    ("GET", "/v1/{grid}/entities/%00", 404),
+    ("GET", "/v1/{grid}/entities/%ff%fe", 404),
+    ("GET", "/v1/{grid}/entities/" + "9" * 2000, 404),
+    ("GET", "/v1/{grid}/entities/" + "9" * 5000, 414),
+    ("GET", "/v1/{grid}/entities/１７", 404),
+    ("GET", "/v1/{grid}/entities/1?max_stale=", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=soon", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=-1", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=NaN", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=1e400", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=" + "9" * 3000, 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=1&max_stale=2", 400),
+    ("GET", "/v1/{grid}/entities/1?maxstale=1", 400),
+    ("GET", "/v1/{grid}/entities/1?max_stale=%ff", 400),
+    ("GET", "/v1/{grid}/entities/1?" + "a" * 5000, 414),
+    ("GET", "/v1/{grid}/point", 400),
+    ("GET", "/v1/{grid}/point?lat=57", 400),
+    ("GET", "/v1/{grid}/point?lat=57&lon=x", 400),
+    ("GET", "/v1/{grid}/point?lat=nan&lon=-9", 400),
+    ("GET", "/v1/{grid}/point?lat=1e999&lon=-9", 400),
+    ("GET", "/v1/{grid}/point?lat=91&lon=-9", 400),
+    ("GET", "/v1/{grid}/point?lat=0&lon=0", 404),
+    ("GET", "/v1/{users}/point?lat=57&lon=-9", 404),
+    ("GET", "/v1/{users}/entities/nobody", 404),
+    ("GET", "/v1/{users}/entities/" + "x" * 257, 404),
+    ("GET", "/v1/pipelines/nothing", 404),
+    ("POST", "/v1/{grid}/entities/1", 405),
+    ("DELETE", "/v1/{grid}/point", 405),
+    ("GET", "/v1/{grid}/entities:lookup", 405),
+    ("BREW", "/livez", 405),
+]
+BODIES = [
+    b"", b"{", b"[]", b"null", b"17", b'"x"', b"\xff\xfe", b"{}", b'{"entities": []}', b'{"entities": {}}',
+    b'{"entities": [null]}', b'{"entities": [true]}', b'{"entities": [[1]]}', b'{"entities": [NaN]}',
+    b'{"entities": [1], "max_stale": -1}', b'{"entities": [1], "max_stale": "soon"}',
+    b'{"entities": [1], "maxstale": 1}',
+    b'{"entities": [1], "max_stale": 1e400}', b'{"entities": ["\\ud800"]}', b"[" * 100_000,
+    b'{"entities": [' + b"1," * 1000 + b"1]}",
+]  # fmt: skip
+
+
+def is_problem(response: httpx.Response, status: int) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    found = response.json()
+    assert found["status"] == status
+    assert found["type"].startswith("urn:almanac:problem:")
+    assert 10 < len(found["detail"]) < 400
+    assert "\n" not in found["detail"]
+    assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), TYPED, ids=[f"{m} {p[:48]}" for m, p, _ in TYPED])
+def test_odd_requests_get_one_clear_sentence(served: Served, method: str, path: str, status: int) -> None:
+    path = path.replace("{grid}", served.names[0]).replace("{users}", served.names[1])
+    raw = httpx.URL(str(served.client.base_url)).copy_with(raw_path=path.encode("utf-8") if path.isascii() else b"/")
+    response = served.client.request(method, raw if path.isascii() else path)
+    is_problem(response, status)
+    assert status != 405 or response.headers["allow"]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=[repr(body[:40]) for body in BODIES])
+def test_odd_bodies_get_one_clear_sentence(served: Served, body: bytes) -> None:
+    is_problem(served.client.post(f"/v1/{served.names[0]}/entities:lookup", content=body), 400)
+
+
+@pytest.mark.parametrize("number", ["1e400", "1" + "0" * 400, "-1" + "0" * 30, "1.5", "18446744073709551616"])
+def test_huge_numbers_are_no_cells(served: Served, number: str) -> None:
+    response = served.client.post(
+        f"/v1/{served.names[0]}/entities:lookup", content=b'{"entities": [' + number.encode() + b"]}"
+    )
+    is_problem(response, response.status_code)
+    assert response.status_code in (400, 404)
+
+
+def test_a_large_body_is_turned_away(served: Served) -> None:
+    body = json.dumps({"entities": ["x" * 2_000_000]}).encode()
+    path = f"/v1/{served.names[0]}/entities:lookup"
+    is_problem(served.client.post(path, content=body), 413)
+    is_problem(served.client.post(path, content=iter([body[:1_000_000], body[1_000_000:]])), 413)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"GET /livez\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /v1/\xff\xfe/entities/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 600_000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_harms_nobody(served: Served, text: bytes) -> None:
+    url = served.client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=5) as connection:
+        try:
+            connection.sendall(text)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(4096)
+        except OSError:  # it hung up on us
+            answer = b""
+    assert b"Traceback" not in answer
+    assert served.client.get("/livez").status_code == 200
