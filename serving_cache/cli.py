@@ -114,13 +114,13 @@ def _shown(record: GenerationRecord, now: datetime) -> dict[str, Any]:
 
 
 def _cell(row: dict[str, Any], column: str) -> Any:
-    """One cell of the table: times to the minute, the age in hours and minutes, the coverage in percent."""
+    """One cell of the table: times to the minute without the year, the age in hours and minutes, the coverage in percent."""
     if column == "age":
         minutes = int(row["age_seconds"] // 60)
         return f"{minutes // 60}:{minutes % 60:02d} h"
     value = row[{"number": "generation", "published": "published_at"}.get(column, column)]
     if column in ("as_of", "published") and value is not None:
-        return f"{value[:10]} {value[11:16]}Z"
+        return f"{value[5:16]}Z"
     if column == "coverage":
         return f"{value:.1%}"
     if column == "state" and row["dropped_at"] is not None:
