@@ -32,7 +32,7 @@ class ProgramStatus:
 
     Args:
         state: running, starting, stopping, stopped, backoff, fatal, exited; or external, for a server named by URL.
-        restarts: starts after the first since `almanac up`; None for an external server.
+        restarts: starts since the last one that somebody asked for; None for an external server.
         why_not: the reason why it is not healthy; None when it is.
     """
 
@@ -102,7 +102,7 @@ def why_not(name: str, settings: Settings, state: ProcessState) -> str | None:
 
 
 def restarts(places: Places, name: str) -> int | None:
-    """Starts after the first since the stack came up."""
+    """How often it came back by itself since it was last started on purpose."""
     try:
         return max(len((places.run / f"{name}.starts").read_text().splitlines()) - 1, 0)
     except OSError:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-GROUP_END_SECONDS_MAX = 5.0
+GROUP_END_SECONDS_MAX = 2.0
 POLL_SECONDS = 0.05
 
 

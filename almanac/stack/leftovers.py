@@ -14,7 +14,7 @@ import psutil
 from almanac.errors import StackError
 from almanac.stack.places import PROGRAM_FOLDERS, Places
 
-END_SECONDS_MAX = 15.0
+END_SECONDS_MAX = 10.0
 KILL_SECONDS_MAX = 5.0
 ROUNDS_MAX = 5
 EXECUTABLES = ("redis-server", "java", "postgres", "setpriv")

@@ -53,16 +53,17 @@ def _row(program: ProgramStatus) -> tuple[object, ...]:
 
 
 def print_addresses(places: Places, settings: Settings) -> None:
-    """Where everything is, and where its passwords are."""
-    rows: list[tuple[object, ...]] = []
+    """Where everything is, and where its passwords are; in lines that no narrow terminal cuts."""
+    rows: list[tuple[str, str, str]] = []
     if settings.airflow_url:
-        where = f"user {settings.airflow_username}, password in {airflow.passwords_file(places)}"
-        rows.append(("Airflow UI", settings.airflow_url, where))
+        password = f"password in {airflow.passwords_file(places)}"
+        rows.append(("Airflow UI", settings.airflow_url, f"user {settings.airflow_username}, {password}"))
     if settings.lookup_url:
         rows.append(("lookup", settings.lookup_url, ""))
     for label, name in (("PostgreSQL", "postgres"), ("Redis", "redis"), ("Kafka", "kafka")):
         if address := health.public_address(settings, name):
-            where = "" if name == "kafka" else f"user and password in {places.endpoints}"
-            rows.append((label, address, where))
-    rows.append(("logs", places.logs, ""))
-    print_table(("what", "where", "how to get in"), rows)
+            rows.append((label, address, "" if name == "kafka" else f"user and password in {places.endpoints}"))
+    rows.append(("logs", str(places.logs), ""))
+    width = max(len(where) for _, where, _ in rows)
+    for label, where, how in rows:
+        print(f"  {label:<12}{where:<{width + 2}}{how}".rstrip())

@@ -177,6 +177,7 @@ class Supervisor:
         if state.state == "backoff":  # it waits to try again: try now
             self._call("stopProcess", name, True)
         if not state.alive:
+            (self._places.run / f"{name}.starts").unlink(missing_ok=True)  # counts from each start that was wanted
             self._call("startProcess", name, False)
 
     def stop(self, names: Sequence[str], seconds_max: float) -> None:

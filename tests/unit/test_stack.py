@@ -15,7 +15,7 @@ import pytest
 
 from almanac.errors import StackError, UsageError
 from almanac.settings import Settings
-from almanac.stack import airflow, control, kafka_jars, launch, leftovers, lock, postgres, programs
+from almanac.stack import airflow, control, kafka_jars, launch, leftovers, lock, postgres, programs, system
 from almanac.stack.places import SOCKET_PATH_BYTES_MAX, Places
 from almanac.stack.server import PORTS, free_port, port_is_free, secret, write_private
 from almanac.stack.start import ProgramTable
@@ -326,3 +326,13 @@ def test_no_process_manager_no_answer(tmp_path: Path) -> None:
     assert not Supervisor(places).alive()
     places.socket.write_text("not a socket")
     assert not Supervisor(places).alive()
+
+
+# System libraries
+
+
+def test_a_missing_library_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "LIBRARY", "libnotthere.so.1")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(StackError, match=r"libnotthere\.so\.1.*install libgomp1"):
+        system.ensure_libgomp()
