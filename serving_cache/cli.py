@@ -114,7 +114,7 @@ def _shown(record: GenerationRecord, now: datetime) -> dict[str, Any]:
 
 
 def _cell(row: dict[str, Any], column: str) -> Any:
-    """One cell of the table: times to the minute without the year, the age in hours and minutes, the coverage in percent."""
+    """One cell of the table: times without year and seconds, the age in hours, the coverage in percent."""
     if column == "age":
         minutes = int(row["age_seconds"] // 60)
         return f"{minutes // 60}:{minutes % 60:02d} h"
