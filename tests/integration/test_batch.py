@@ -1,0 +1,186 @@
+"""The batch side on real Postgres, Redis and Feast: plan, gate, score, gate, publish; without Airflow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from almanac.blocks import decode
+from almanac.errors import DataError, GateError, Superseded, UnknownModel, UsageError
+from almanac.pipeline import Pipeline
+from almanac.registry import Registry
+from almanac.scoring import Scorer
+from almanac.settings import Settings, load_settings
+from jobs.check import gate_features, gate_predictions
+from jobs.plan import Plan, check_cutoff, check_watermark, plan
+from jobs.publish import clean_up, publish
+from jobs.score import score_shard
+from serving_cache.migrate import migrate
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import State
+from tests.acceptance.tiny_weather import weather as tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+NOW = datetime(2026, 3, 10, 12, 30, tzinfo=UTC)
+WEATHER = replace(tiny, coverage_min=0.8)
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: str) -> Settings:
+    """Settings with a trained model and a migrated store."""
+    from jobs.train import train
+
+    found = load_settings(state_dir=tmp_path_factory.mktemp("batch"), postgres_url=postgres_url, redis_url=redis_url)
+    migrate(postgres_url, [WEATHER])
+    train(WEATHER, found, now=NOW, progress=lambda _text: None)
+    return found
+
+
+def scored(at: Settings, run_key: str, cutoff: datetime, pipeline: Pipeline = WEATHER) -> Plan:
+    made = plan(pipeline, at, run_key=run_key, cutoff=cutoff, now=NOW)
+    report = gate_features(pipeline, at, made)
+    for shard in made.shards_without(report.failing):
+        score_shard(pipeline, at, made, shard)
+    gate_predictions(pipeline, at, made)
+    return made
+
+
+def rows_of(at: Settings, generation: int) -> dict[int, dict[str, float]]:
+    """Every prediction of a generation, as its blocks in Postgres say."""
+    found: dict[int, dict[str, float]] = {}
+    with PostgresStore(at.need("postgres_url")) as store:
+        manifest = store.manifest(WEATHER.name, generation)
+        blocks = {
+            digest: data
+            for origin in {entry.origin for entry in manifest.values()}
+            for digest, data in store.blocks(
+                WEATHER, origin, [entry.partition for entry in manifest.values() if entry.origin == origin]
+            ).items()
+        }
+    for entry in manifest.values():
+        block = decode(blocks[entry.block_hash])
+        for key in block.keys:
+            found[int(key)] = dict(block.row(int(key)) or {})
+    return found
+
+
+def expected(at: Settings, moment: datetime) -> dict[str, np.ndarray[Any, Any]]:
+    """The predictions made straight from the source's observations up to `moment`, and nothing later."""
+    from features.grid import HISTORY_HOURS, grid_features
+    from features.sources import open_source
+
+    window = open_source(WEATHER, at).window(moment - timedelta(hours=HISTORY_HOURS), moment)
+    columns = grid_features(window.values, window["time"].values, WEATHER.partitions, "t2m")  # type: ignore[arg-type]
+    scorer = Scorer.load(Registry(at.models_dir).resolve(WEATHER.model), WEATHER)
+    return scorer.score({name: np.ascontiguousarray(columns[name][-1].ravel()) for name in scorer.inputs})
+
+
+def assert_is_right_for(at: Settings, generation: int, moment: datetime) -> None:
+    rows, truth = rows_of(at, generation), expected(at, moment)
+    assert sorted(rows) == list(range(WEATHER.partitions.cells))  # type: ignore[union-attr]
+    for name in WEATHER.output_names:
+        np.testing.assert_allclose([rows[cell][name] for cell in sorted(rows)], truth[name], atol=1e-3)
+
+
+def test_a_run_is_published_and_right_and_a_past_one_is_archived_and_right(at: Settings) -> None:
+    hour = NOW.replace(minute=0)
+    first = publish(WEATHER, at, scored(at, "now", hour), now=NOW)
+    assert (first.state, first.coverage, first.rows) == (State.CURRENT, 1.0, 99)
+    assert_is_right_for(at, first.generation, hour)
+
+    past = hour - timedelta(hours=30)
+    backfill = publish(WEATHER, at, scored(at, "backfill", past), now=NOW)
+    assert backfill.state == State.ARCHIVED
+    assert_is_right_for(at, backfill.generation, past)
+    with PostgresStore(at.need("postgres_url")) as store:
+        pointer = store.pointer(WEATHER.name)
+    assert pointer is not None
+    assert pointer.generation.generation == first.generation
+
+
+def test_a_retry_scores_only_what_is_missing(at: Settings) -> None:
+    made = plan(WEATHER, at, run_key="retried", cutoff=NOW, now=NOW)
+    assert score_shard(WEATHER, at, made, made.shards[0]).staged == len(made.shards[0])
+    again = plan(WEATHER, at, run_key="retried", cutoff=NOW, now=NOW)
+    assert again.generation == made.generation
+    assert again.token > made.token
+    result = score_shard(WEATHER, at, again, made.shards[0])
+    assert (result.staged, result.skipped) == (0, len(made.shards[0]))
+    with pytest.raises(Superseded):
+        score_shard(WEATHER, at, made, made.shards[1])  # the older attempt
+    assert clean_up(WEATHER, at, again)
+    assert not clean_up(WEATHER, at, again)
+
+
+def _spoil(at: Settings, cells: set[int], day: datetime) -> Path:
+    """Blank the newest observations of some cells, as a source with holes would."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    (path,) = at.features_dir.glob(f"weather/cell_observation/{day:%Y-%m-%d}.parquet")
+    table = pq.read_table(path)
+    hit = pc.is_in(table["cell_id"], value_set=pa.array(sorted(cells), table["cell_id"].type))
+    values = pc.if_else(hit, pa.scalar(None, pa.float32()), table["t2m"])
+    index = table.column_names.index("t2m")
+    pq.write_table(table.set_column(index, table.schema.field("t2m"), values), path)
+    return path
+
+
+def test_cells_without_features_are_quarantined_and_carried_forward(at: Settings) -> None:
+    hour = NOW.replace(minute=0)
+    good = publish(WEATHER, at, scored(at, "good", hour), now=NOW)
+    made = plan(WEATHER, at, run_key="holes", cutoff=hour, now=NOW)
+    path = _spoil(at, {0, 1}, hour)
+    try:
+        report = gate_features(WEATHER, at, made)
+        assert list(report.failing) == [0]
+        assert "cell_id 0" in report.failing[0]
+        # The scorer by itself would have found them too.
+        assert set(score_shard(WEATHER, at, made, made.shards[0]).quarantined) <= {0}
+        for shard in made.shards[1:]:
+            score_shard(WEATHER, at, made, shard)
+        published = publish(WEATHER, at, made, now=NOW)
+        assert (published.carried, round(published.coverage, 3)) == (1, round(8 / 9, 3))
+        with PostgresStore(at.need("postgres_url")) as store:
+            entry = store.manifest(WEATHER.name, published.generation)[0]
+        assert entry.origin == good.generation
+        assert entry.reason
+
+        strict = replace(WEATHER, coverage_min=0.95)
+        second = plan(strict, at, run_key="too many holes", cutoff=hour, now=NOW)
+        with pytest.raises(GateError, match=r"1 of 9 partitions fail, 89% left, 95% needed"):
+            gate_features(strict, at, second)
+        assert clean_up(strict, at, second)
+    finally:
+        path.unlink()  # the next refresh makes it anew
+    with PostgresStore(at.need("postgres_url")) as store:
+        pointer = store.pointer(WEATHER.name)
+        states = {g.run_key: g.state for g in store.generations(WEATHER.name)}
+    assert pointer is not None
+    assert pointer.generation.generation == published.generation
+    assert states["too many holes"] == State.REJECTED
+
+
+def test_an_unknown_alias_stops_before_anything_is_written(at: Settings) -> None:
+    with pytest.raises(UnknownModel, match="weather"):
+        plan(replace(WEATHER, model="weather@shadow"), at, run_key="no model", cutoff=NOW, now=NOW)
+    with PostgresStore(at.need("postgres_url")) as store:
+        assert "no model" not in {g.run_key for g in store.generations(WEATHER.name)}
+
+
+def test_a_run_for_the_future_is_refused() -> None:
+    with pytest.raises(UsageError, match="lies in the future"):
+        check_cutoff(NOW + timedelta(hours=1), NOW)
+
+
+def test_a_source_that_ended_long_ago_is_refused() -> None:
+    check_watermark(WEATHER, NOW, NOW - WEATHER.freshness.usable_for)
+    with pytest.raises(DataError, match="bring the source up to date"):
+        check_watermark(WEATHER, NOW, NOW - WEATHER.freshness.usable_for - timedelta(seconds=1))
