@@ -14,9 +14,7 @@ import msgspec
 
 from almanac import __version__
 from serving_cache.lookup.answers import AnswerJson, ManyJson
-from serving_cache.lookup.web import BODY_BYTES_MAX, PROBLEM_JSON
-
-ENTITIES_MAX = 1_000
+from serving_cache.lookup.web import BODY_BYTES_MAX, ENTITIES_MAX, PROBLEM_JSON
 
 _FIELDS = {
     "entity": "The entity's key: a cell's number, a user's id.",

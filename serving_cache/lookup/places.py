@@ -16,6 +16,9 @@ from serving_cache.lookup.breaker import Breaker
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+SECONDS_PER_ENTITY = 0.0005  # added to a place's limit for each entity after the first
+LATE_SHARE = 1.2  # a timer that fires so much later than set shows that the event loop was busy
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntityReading:
@@ -88,8 +91,8 @@ class Guarded:
         """The place's name."""
         return self.place.name
 
-    async def ask(self, call: Awaitable[T]) -> T:
-        """Await one call of the place.
+    async def ask(self, call: Awaitable[T], entities: int = 1) -> T:
+        """Await one call of the place, about so many entities: each of them adds to the time limit.
 
         Raises:
             PlaceDown: it took too long, failed, or failed so often lately that it was not asked.
@@ -101,11 +104,15 @@ class Guarded:
                 call.close()
             raise PlaceDown(self.breaker.why)
         task: asyncio.Future[T] = asyncio.ensure_future(call)
+        limit = self.place.limit_seconds + (entities - 1) * SECONDS_PER_ENTITY
+        began = loop.time()
         # Not `wait_for`: that waits for the cancelled call to end, and a driver's clean-up may hang with its server.
-        await asyncio.wait({task}, timeout=self.place.limit_seconds)
+        await asyncio.wait({task}, timeout=limit)
+        if not task.done() and loop.time() - began > limit * LATE_SHARE:
+            await asyncio.wait({task}, timeout=limit)  # this process was late itself: that is not the place's fault
         if not task.done():
             self._abandon(task)
-            raise self._down(f"{self.name} did not answer within {self.place.limit_seconds * 1000:.0f} ms")
+            raise self._down(f"{self.name} did not answer within {limit * 1000:.0f} ms")
         try:
             found = task.result()
         except PlaceDown as error:

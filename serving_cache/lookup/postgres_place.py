@@ -41,6 +41,7 @@ CONNECTIONS_MAX = 8
 CONNECTION_WAIT_SECONDS = 0.5  # for a free one, or for a new one to open
 WAITING_MAX = 256  # requests that may queue for a connection
 RECONNECT_SECONDS = 2.0  # then the pool gives up until the next request asks
+STATEMENT_GRACE_SECONDS = 1.0  # a statement that the caller gave up on ends by itself
 READS_MAX = 2  # of one lookup, when rows were dropped between its queries
 
 _HEAD = """
@@ -97,7 +98,7 @@ class PostgresPlace:
 
     Args:
         url: postgresql:// URL.
-        limit_seconds: how long one read may take in all; also the server's statement timeout.
+        limit_seconds: how long one read may take in all; the server ends statements a second later.
 
     Raises:
         UsageError: the URL cannot be read.
@@ -107,7 +108,7 @@ class PostgresPlace:
 
     def __init__(self, url: str, *, limit_seconds: float = POSTGRES_LIMIT_SECONDS) -> None:
         self.limit_seconds = limit_seconds
-        milliseconds = int(limit_seconds * 1000)
+        milliseconds = int((limit_seconds + STATEMENT_GRACE_SECONDS) * 1000)
         try:
             conninfo = make_conninfo(
                 url,
@@ -182,7 +183,7 @@ class PostgresPlace:
                 if attempt == READS_MAX:
                     raise PlaceUnusable("postgres lacks a table: run `almanac up`, or publish a generation") from None
             except psycopg.errors.QueryCanceled:
-                raise PlaceDown(f"postgres did not answer within {self.limit_seconds * 1000:.0f} ms") from None
+                raise PlaceDown("postgres did not answer in time") from None
             except psycopg.OperationalError:
                 if attempt == READS_MAX:
                     raise PlaceDown("postgres cannot be reached") from None

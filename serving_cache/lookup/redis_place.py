@@ -30,6 +30,7 @@ from serving_cache.records import ManifestEntry, Pointer
 
 REDIS_LIMIT_SECONDS = 0.1
 CONNECTIONS_MAX = 32
+SOCKET_SECONDS_MAX = 1.0
 RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
 
 
@@ -71,8 +72,8 @@ class RedisPlace:
                 url,
                 max_connections=CONNECTIONS_MAX,
                 timeout=limit_seconds,
-                socket_timeout=limit_seconds,
-                socket_connect_timeout=limit_seconds,
+                socket_timeout=SOCKET_SECONDS_MAX,  # `Guarded` keeps the limit; this ends what it gave up on
+                socket_connect_timeout=SOCKET_SECONDS_MAX,
                 retry=Retry(NoBackoff(), RETRIES_MAX),
                 protocol=2,
             )

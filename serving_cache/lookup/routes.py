@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -22,10 +23,9 @@ from serving_cache.lookup.answers import (
     cache_headers,
     refusal_json,
 )
-from serving_cache.lookup.service import NothingAnswers, Outcome, Service
-from serving_cache.lookup.web import Problem, Request, Response, Route, json_response
+from serving_cache.lookup.service import ENTITIES_AT_A_TIME, NothingAnswers, Outcome, Service
+from serving_cache.lookup.web import ENTITIES_MAX, Problem, Request, Response, Route, json_response
 
-ENTITIES_MAX = 1_000
 INT_MAX = 2**63  # what JSON numbers are read as by most callers
 
 _NO_STORE = (("cache-control", "no-store"),)
@@ -140,7 +140,9 @@ class Routes:
         if wanted:
             outcome = await self._lookup(pipeline, wanted, max_stale)
             epoch = outcome.reading.epoch
-            for entity in wanted:
+            for count, entity in enumerate(wanted, start=1):
+                if count % ENTITIES_AT_A_TIME == 0:
+                    await asyncio.sleep(0)
                 decision = outcome.decisions[entity]
                 if isinstance(decision, Answer):
                     answers.append(answer_json(pipeline, entity, decision, outcome))

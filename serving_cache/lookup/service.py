@@ -22,6 +22,8 @@ from almanac.pipeline import Pipeline
 from serving_cache.lookup.monitor import Moment, SystemClock
 from serving_cache.lookup.places import Guarded, Place, PlaceDown, PlaceUnusable, Reading
 
+ENTITIES_AT_A_TIME = 50  # before other requests get their turn
+
 
 class NothingAnswers(Exception):
     """No place could be read; says what was wrong with each."""
@@ -70,11 +72,11 @@ class Service:
         kept: Outcome | None = None
         for guarded in self.places:
             try:
-                reading = await guarded.ask(guarded.place.read(pipeline, entities))
+                reading = await guarded.ask(guarded.place.read(pipeline, entities), len(entities))
             except (PlaceDown, PlaceUnusable) as error:
                 reasons.append(str(error))
                 continue
-            outcome = self._decide(guarded.name, reading, terms, tuple(reasons))
+            outcome = await self._decide(guarded.name, reading, terms, tuple(reasons))
             doubt = None if guarded is self.places[-1] else self._doubt(pipeline, outcome)
             if doubt is None:
                 self._saw(pipeline, guarded, reading)
@@ -121,12 +123,12 @@ class Service:
         for guarded in self.places:
             await guarded.place.close()
 
-    def _decide(self, place: str, reading: Reading, terms: Terms, reasons: tuple[str, ...]) -> Outcome:
+    async def _decide(self, place: str, reading: Reading, terms: Terms, reasons: tuple[str, ...]) -> Outcome:
         moment = self._clock.now()  # after the read, so that no age is too small
         return Outcome(
             place=place,
             reading=reading,
-            decisions=decide(reading, terms, moment.now),
+            decisions=await decide(reading, terms, moment.now),
             terms=terms,
             moment=moment,
             reasons=reasons,
@@ -155,6 +157,11 @@ class Service:
         self._epochs[pipeline.name] = reading.epoch if record else max(seen, reading.epoch)
 
 
-def decide(reading: Reading, terms: Terms, now: datetime) -> dict[EntityKey, Decision]:
-    """The ladder's decision for each entity of a reading."""
-    return {entity: climb(found.candidates, terms, now) for entity, found in reading.entities.items()}
+async def decide(reading: Reading, terms: Terms, now: datetime) -> dict[EntityKey, Decision]:
+    """The ladder's decision for each entity of a reading; others may be answered in between."""
+    decisions: dict[EntityKey, Decision] = {}
+    for count, (entity, found) in enumerate(reading.entities.items(), start=1):
+        decisions[entity] = climb(found.candidates, terms, now)
+        if count % ENTITIES_AT_A_TIME == 0:
+            await asyncio.sleep(0)
+    return decisions

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 BODY_BYTES_MAX = 1_048_576
+ENTITIES_MAX = 1_000
 PATH_CHARACTERS_MAX = 2_048
 QUERY_CHARACTERS_MAX = 4_096
 QUERY_FIELDS_MAX = 16

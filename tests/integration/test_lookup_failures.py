@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 import redis
+from psycopg import sql
 
 from almanac.clock import utc_now
 from almanac.pipeline import Pipeline
@@ -228,3 +229,43 @@ def test_a_lowered_fresh_for_makes_answers_stale_with_their_true_age(postgres_ur
         with RedisStore(drill.redis_url) as store:
             store.put_overlays(drill.grid.name, [overlay_of(str(CELL), utc_now(), 1)])
         assert eventually(drill.client, drill.path, "redis")["verdict"] == "fresh"
+
+
+def backends(admin: psycopg.Connection[tuple[int]]) -> list[int]:
+    """Postgres's processes that serve lookups."""
+    return [
+        pid for (pid,) in admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'almanac lookup'")
+    ]
+
+
+def test_a_postgres_that_went_and_came_back_is_read_again(drill: Drill, postgres_url: str) -> None:
+    with drill.raw() as raw:
+        raw.flushall()
+    eventually(drill.client, drill.path, "postgres")
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        database = sql.Identifier(admin.info.dbname)
+        admin.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(database))
+        try:
+            for pid in backends(admin):
+                admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            refused = drill.client.get(drill.path)
+            assert refused.status_code == 503
+            assert "postgres cannot be reached" in refused.json()["detail"]
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(database))
+    assert eventually(drill.client, drill.path, "postgres")["epoch"] == 2
+
+
+def test_a_frozen_postgres_holds_nobody_up_for_ever(drill: Drill, postgres_url: str) -> None:
+    with drill.raw() as raw:
+        raw.flushall()
+    eventually(drill.client, drill.path, "postgres")
+    with psycopg.connect(postgres_url, autocommit=True) as admin, ExitStack() as stack:
+        for pid in backends(admin):
+            stack.enter_context(frozen(pid))
+        refused = drill.client.get(drill.path)
+        if refused.status_code != 200:  # another connection was opened meanwhile
+            assert refused.status_code == 503
+            assert "postgres did not answer within 1000 ms" in refused.json()["detail"]
+        assert drill.client.get("/livez").status_code == 200
+    assert eventually(drill.client, drill.path, "postgres")["epoch"] == 2
