@@ -22,6 +22,8 @@ TRANSACTION_MS_MAX = 30_000
 """Age at which the broker aborts a dead worker's transaction, if no successor did before."""
 PRODUCED_BYTES_MAX = 1_048_576
 """Size of a record that a producer takes: above that of any topic, so that the topic decides."""
+BATCH_BYTES_MAX = 131_072
+"""Size of a batch that a producer makes of several records: a topic's limit holds for a batch as for a record."""
 SOCKET_MS_MAX = 10_000
 FETCH_WAIT_MS_MAX = 100
 QUEUED_KBYTES_MAX = 16_384
@@ -96,6 +98,7 @@ def open_producer(settings: Settings, **more: Any) -> Producer:
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
             "message.max.bytes": PRODUCED_BYTES_MAX,
+            "batch.size": BATCH_BYTES_MAX,
             "linger.ms": 5,
             **more,
         }

@@ -15,7 +15,7 @@ and the online store shall know it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -167,9 +167,14 @@ def _dead_letters(pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]
     return tuple(dead_letter_record(pipeline, origin, error) for origin, error in in_order)
 
 
-def nothing_known(online: pa.Table, pipeline: Pipeline) -> bool:
-    """Whether the online store answered with nulls alone: it was emptied, or not filled yet."""
-    return all(online[name].null_count == online.num_rows for name in online.column_names if name != pipeline.entity)
+def nothing_known(online: pa.Table, own: Collection[str]) -> bool:
+    """Whether the online store answered with nulls alone: it was emptied, or not filled yet.
+
+    Args:
+        own: columns that events bring themselves, which say nothing of the rest.
+    """
+    others = [online[name] for name in online.column_names if name not in own]
+    return bool(others) and all(column.null_count == online.num_rows for column in others)
 
 
 def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring) -> pa.Table:

@@ -10,12 +10,18 @@ from typing import Any
 import stamina
 import stamina.instrumentation
 
+from streaming.report import PAUSED, RUNNING, STARTING, Report
+
 WAIT_SECONDS_MIN = 0.2
 WAIT_SECONDS_MAX = 2.0
 """Longest wait between two attempts; also what stopping may have to wait for."""
 PAUSE_SECONDS_MAX = 60.0
 """Time after which the attempts with the same records end, so that the consumer polls again;
 far below `POLL_INTERVAL_MS_MAX`. They are read again after it: a pause has no end but success."""
+
+
+QUIET_BATCHES = 20
+"""Empty batches after which a pause counts as over."""
 
 
 class Stopped(Exception):
@@ -28,15 +34,30 @@ class Pause:
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
         self._seconds = WAIT_SECONDS_MIN
+        self._quiet = 0
 
     def wait(self) -> None:
         """Wait once, longer than the last time."""
         self._stop.wait(self._seconds)
         self._seconds = min(self._seconds * 2, WAIT_SECONDS_MAX)
 
-    def reset(self) -> None:
-        """Begin with short waits again."""
-        self._seconds = WAIT_SECONDS_MIN
+    def opened(self, report: Report) -> None:
+        """Connections were opened; after a failure that is no proof yet that they work."""
+        self._quiet = 0
+        if report.state == STARTING:
+            report.say(RUNNING)
+
+    def worked(self, report: Report, *, handled: bool) -> None:
+        """A batch was handled, or there was none: the state is running, and waits begin short again.
+
+        After a pause an empty batch proves little, so that some are needed: else the
+        state would change to and fro with each attempt at records that cannot be written.
+        """
+        self._quiet = 0 if handled else self._quiet + 1
+        if handled or self._quiet >= QUIET_BATCHES:
+            self._seconds = WAIT_SECONDS_MIN
+            if report.state == PAUSED:
+                report.say(RUNNING)
 
     @staticmethod
     def attempts(

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 
 SUMMARY_SECONDS = 60.0
+STARTING, RUNNING, PAUSED, STOPPED = "starting", "running", "paused", "stopped"
 
 log = logging.getLogger("streaming")
 
@@ -23,7 +24,7 @@ class Report:
     def __init__(self, name: str) -> None:
         self.name = name
         self.counts: Counter[str] = Counter()
-        self.state = "starting"
+        self.state = STARTING
         self._summed: Counter[str] = Counter()
         self._summed_at: float | None = None
 

@@ -34,7 +34,7 @@ from streaming.connection import almanac_error, consumed, next_offsets, open_con
 from streaming.handle import ObservationRow
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
-from streaming.report import Report
+from streaming.report import PAUSED, RUNNING, STOPPED, Report
 
 BATCH_RECORDS_MAX = 1_000
 CONSUME_SECONDS_MAX = 0.1
@@ -44,6 +44,7 @@ OWED_RETRY_SECONDS = 1.0
 """Time between two tries while Redis is down: each may take seconds, and Postgres must not wait for them."""
 
 TRANSIENT = (Unavailable, FeatureError)
+BEHIND = "running, Redis behind"
 
 
 class Target(Protocol):
@@ -134,7 +135,8 @@ class Overlays:
             )
             return
         self._owed.clear()
-        self._report.say("running")
+        if self._report.state == BEHIND:
+            self._report.say(RUNNING)
 
 
 class Features:
@@ -207,7 +209,7 @@ class Sink:
         try:
             target.warm()
         except TRANSIENT as error:
-            self.report.say("paused", str(error), level=logging.WARNING)
+            self.report.say(PAUSED, str(error), level=logging.WARNING)
         while not stop.is_set():
             try:
                 self._session(target, stop, pause)
@@ -216,28 +218,28 @@ class Sink:
             except (KafkaException, *TRANSIENT) as error:
                 if isinstance(error, KafkaException):
                     error = almanac_error(error, f"{self.topic} cannot be read", self._settings)
-                self.report.say("paused", str(error), level=logging.WARNING)
+                self.report.say(PAUSED, str(error), level=logging.WARNING)
                 pause.wait()
-        self.report.say("stopped")
+        self.report.say(STOPPED)
 
     def _session(self, target: Target, stop: threading.Event, pause: Pause) -> None:
         """One consumer, from what was committed until `stop` or the first error."""
         consumer = open_consumer(self._settings, self.group, self._instance)
         try:
             consumer.subscribe([self.topic])
-            self.report.say("running")
+            pause.opened(self.report)
             while not stop.is_set():
-                self._batch(consumer, target, stop)
-                pause.reset()
+                pause.worked(self.report, handled=self._batch(consumer, target, stop))
                 self.report.summarise(time.monotonic())
         finally:
             consumer.close()
 
-    def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> None:
+    def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> bool:
+        """Consume, apply, commit; whether there was anything to apply."""
         records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
         target.idle()
         if not records:
-            return
+            return False
         for attempt in Pause.attempts(TRANSIENT):
             with attempt:
                 if stop.is_set():
@@ -245,8 +247,7 @@ class Sink:
                 try:
                     self.report.add(**target.apply(records))
                 except AlmanacError as error:
-                    self.report.say("paused", str(error), level=logging.WARNING)
+                    self.report.say(PAUSED, str(error), level=logging.WARNING)
                     raise
         consumer.commit(offsets=next_offsets(records), asynchronous=False)
-        if self.report.state == "paused":
-            self.report.say("running")
+        return True

@@ -44,7 +44,7 @@ from streaming.events import declared
 from streaming.models import CurrentModel
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed
-from streaming.report import Report
+from streaming.report import PAUSED, STOPPED, Report
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,9 +115,9 @@ class Worker:
                 if isinstance(error, KafkaException):
                     error = almanac_error(error, "the transaction was given up", self._settings)
                 self.report.add(sessions_given_up=1)
-                self.report.say("paused", str(error), level=logging.WARNING)
+                self.report.say(PAUSED, str(error), level=logging.WARNING)
                 pause.wait()
-        self.report.say("stopped")
+        self.report.say(STOPPED)
 
     def _warm(self) -> None:
         """Load the model and open the online store before the first event, which would wait seconds for it."""
@@ -125,7 +125,7 @@ class Worker:
             self._model.get(time.monotonic())
             self._read([0] if isinstance(self._pipeline.partitions, Grid) else ["0"], self._around.now())
         except AlmanacError as error:
-            self.report.say("paused", str(error), level=logging.WARNING)
+            self.report.say(PAUSED, str(error), level=logging.WARNING)
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
         """One consumer and one producer, from opening until `stop` or the first error."""
@@ -136,10 +136,9 @@ class Worker:
             try:
                 self._seen = Duplicates()
                 consumer.subscribe([self._stream.topic], on_assign=self._reassigned, on_revoke=self._reassigned)
-                self.report.say("running")
+                pause.opened(self.report)
                 while not stop.is_set():
-                    self._batch(consumer, producer, stop)
-                    pause.reset()
+                    pause.worked(self.report, handled=self._batch(consumer, producer, stop))
                     self.report.summarise(time.monotonic())
             finally:
                 consumer.close()
@@ -149,12 +148,13 @@ class Worker:
     def _reassigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._seen = Duplicates()  # another worker may handle these entities in between
 
-    def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> None:
+    def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> bool:
+        """Steps 1 to 6; whether there was anything to handle."""
         records = self._consume(consumer)  # 1
         if not records:
             with suppress(Unavailable):  # follow the alias, so that the next event need not wait for a model
                 self._model.get(time.monotonic())
-            return
+            return False
         batch, written = self._handle(records, stop)  # 2, 3, 4
         producer.begin_transaction()
         for record in written.records:  # 5
@@ -170,7 +170,7 @@ class Worker:
             dead_letters=len(written.dead_letters),
             duplicates=batch.duplicates,
         )
-        self.report.say("running")
+        return True
 
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
@@ -189,7 +189,7 @@ class Worker:
                 try:
                     return self._try(records)
                 except AlmanacError as error:
-                    self.report.say("paused", str(error), level=logging.WARNING)
+                    self.report.say(PAUSED, str(error), level=logging.WARNING)
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -215,10 +215,11 @@ class Worker:
         if self._online is None:
             self._online = self._around.online(self._pipeline, self._settings)
         online = self._online.read(entities, at=now)
-        if handle.nothing_known(online, self._pipeline) and isinstance(self._pipeline.partitions, Grid):
+        own = self._around.observation_row(self._pipeline, entities[0], now, 0.0)
+        if handle.nothing_known(online, own) and isinstance(self._pipeline.partitions, Grid):
             last = self._pipeline.partitions.cells - 1
             probed = sorted({last * step // (PROBED_CELLS - 1) for step in range(PROBED_CELLS)})
-            if handle.nothing_known(self._online.read(probed, at=now), self._pipeline):
+            if handle.nothing_known(self._online.read(probed, at=now), own):
                 raise FeatureError(
                     f"the online store has no features of pipeline {self._pipeline.name}: run its DAG, or wait for it"
                 )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import pytest
+import redis
 
 from almanac.clock import utc_now
 from almanac.pipeline import Pipeline
@@ -40,6 +41,7 @@ pytestmark = [
 REDIS_DATABASE = "/9"
 """The features' keys are those of every pipeline on `weather_v1`: a database of their own."""
 STOP_SECONDS_MAX = 30
+VERSIONS_MAX = 3
 LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 ENVELOPE = {"ce_id": "1", "ce_source": "tests", "ce_type": "observation", "ce_specversion": "1.0"}
 
@@ -59,7 +61,7 @@ class Running:
 
     def overlays(self) -> dict[tuple[str, str], OverlayRecord]:
         """All overlays in Postgres, by entity and model."""
-        models = [version.id for version in Registry(self.settings.models_dir).versions(self.pipeline.model_name)]
+        models = [f"{self.pipeline.model_name}-v{version}" for version in range(1, VERSIONS_MAX + 1)]
         found = [o for model in models for o in self.postgres.overlays(self.pipeline.name, model, LONG_AGO)]
         return {(o.entity, o.model): o for o in found}
 
@@ -166,6 +168,7 @@ MALFORMED: list[tuple[str, Any]] = [
     ("out-of-range", {"cell_id": 1, "observed_at": "2026-01-01T00:00:00Z", "t2m": 8}),
     ("not-finite", b'{"cell_id": 1, "observed_at": "2026-01-01T00:00:00Z", "t2m": NaN}'),
     ("too-large", {"note": "x" * 70_000}),
+    *(("too-large", {"note": "x" * (200_000 + more)}) for more in range(8)),  # more than one batch may hold
 ]
 
 
@@ -215,3 +218,15 @@ def test_the_stream_follows_the_models_alias_and_keeps_the_old_one_if_the_new_do
     shutil.rmtree(third)
     (folder / "aliases.json").write_text(aliases.replace("2", "1"))
     eventually(lambda: scored_by(first), stream.log.read_text)
+
+
+def test_an_emptied_online_store_pauses_the_stream_and_costs_no_event(stream: Running) -> None:
+    with redis.Redis.from_url(str(stream.settings.redis_url)) as client:
+        client.flushdb()
+    letters = len(stream.dead_letters())
+    stream.send(event(13, 286.0, utc_now()))
+    eventually(lambda: "paused: the online store has no features" in stream.log.read_text(), stream.log.read_text)
+    seeded = replace(stream.pipeline, name="weather")
+    materialize(seeded, without_postgres(stream.settings), utc_now())
+    stream.overlay(13, 286.0, stream.model())
+    assert len(stream.dead_letters()) == letters

@@ -85,6 +85,11 @@ def test_publish_says_how_many_were_delivered_before_one_was_refused(tiny: Pipel
         publish([event(7, 281.0), event(8, 281.0), too_large], tiny, found, rate=50)
 
 
+def test_many_events_at_once_are_all_delivered(tiny: Pipeline, found: Settings) -> None:
+    assert publish((event(number % 20, 281.0) for number in range(30_000)), tiny, found) == 30_000
+    assert len(read_topic(found, f"{tiny.name}.observations")) == 30_000
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

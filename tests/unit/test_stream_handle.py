@@ -186,8 +186,10 @@ def test_without_any_event_no_features_are_needed() -> None:
 
 
 def test_an_emptied_store_is_told_from_one_that_lacks_a_cell() -> None:
-    assert nothing_known(features(c3=None).drop_columns(["t2m"]), TINY)
-    assert not nothing_known(features(c3=None, c4=1.0).drop_columns(["t2m"]), TINY)
+    own = ("cell_id", "t2m")
+    assert nothing_known(features(c3=None), own)
+    assert not nothing_known(features(c3=None, c4=1.0), own)
+    assert not nothing_known(features(c3=None).select(["cell_id", "t2m"]), own)
 
 
 def events_of(batch: Sorted) -> list[int]:
