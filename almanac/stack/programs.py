@@ -236,6 +236,7 @@ def program_environment(places: Places, named: Settings) -> dict[str, str]:
         )
     found |= QUIET
     found["ALMANAC_STATE_DIR"] = str(places.state_dir)
+    found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), found.get("PATH", os.defpath)))
     found["PYTHONPATH"] = str(PROJECT_ROOT)
     found["PYTHONUNBUFFERED"] = "1"
     return found

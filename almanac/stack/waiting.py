@@ -15,7 +15,7 @@ from almanac.stack.supervisor import Supervisor
 
 HEALTHY_SECONDS_MAX = {"postgres": 60, "redis": 30, "kafka": 90, **dict.fromkeys(AIRFLOW_PROGRAMS, 240)}
 HEALTHY_SECONDS_MAX_OTHERS = 90
-STARTS_MAX = 3
+STARTS_MAX = 2
 # How often a program is asked: one that takes long to start should have the processor for itself.
 ASK_SECONDS = {**dict.fromkeys(SERVERS, 0.1), **dict.fromkeys(AIRFLOW_PROGRAMS, 1.0)}
 ASK_SECONDS_OTHERS = 0.25
