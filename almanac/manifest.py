@@ -44,6 +44,17 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float
 
 
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """What an output's trees predict a change against: `weight` of `column`, and the rest of the value now.
+
+    `damping` is the share of the predicted change that is believed.
+    """
+
+    column: str
+    weight: float
+    damping: float
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever trains a model says about it; `Registry.register` adds the rest."""
 
@@ -56,7 +67,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     parity: Parity
     metrics: dict[str, Metric]
-    damping: dict[str, float]
+    references: dict[str, Reference]
     libraries: dict[str, str]
     data: str = ""
 

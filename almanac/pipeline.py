@@ -141,9 +141,9 @@ class Training:
 
     window: timedelta = timedelta(days=30)
     holdout: timedelta = timedelta(days=7)
-    rows_max: int = 400_000
-    trees: int = 300
-    leaves: int = 63
+    rows_max: int = 120_000
+    trees: int = 150
+    leaves: int = 31
     learning_rate: float = 0.05
     seed: int = 7
 

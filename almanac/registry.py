@@ -139,7 +139,7 @@ class Registry:
         except msgspec.DecodeError as error:
             raise ModelError(
                 f"{path} is not a JSON object of alias to version ({error}): "
-                f"remove it and run `almanac models alias {name} champion <version>`"
+                f"remove it and run `almanac models {name} --alias champion=<version>`"
             ) from None
 
     def resolve(self, reference: str) -> ModelVersion:

@@ -66,19 +66,30 @@ class Scorer:
                 inputs, outputs or FeatureService are not the expected ones; says which.
         """
         manifest = version.manifest
-        _expect(version, "FeatureService", (pipeline.features,), (manifest.features,))
-        _expect(version, "outputs", pipeline.output_names, manifest.outputs)
-        data = version.read(MODEL_FILE)
-        _check_self_contained(version, data)
-        session = _session(version, data, threads)
-        columns = tuple(column.name for column in manifest.inputs)
+        _expect(version.id, "FeatureService", (pipeline.features,), (manifest.features,))
+        _expect(version.id, "outputs", pipeline.output_names, manifest.outputs)
         other = sorted({column.dtype for column in manifest.inputs} - {"float32"})
         if other:
             raise ModelError(
                 f"model {version.id} has inputs of type {', '.join(other)}, expected float32: train it again"
             )
-        _check_session(version, session, columns)
-        return cls(version.id, columns, manifest.outputs, pipeline.entity, session)
+        columns = tuple(column.name for column in manifest.inputs)
+        scorer = cls.open(version.read(MODEL_FILE), version.id, entity=pipeline.entity, threads=threads)
+        _expect(version.id, "input columns", columns, scorer.inputs)
+        _expect(version.id, "graph outputs", manifest.outputs, scorer.outputs)
+        return scorer
+
+    @classmethod
+    def open(cls, data: bytes, model_id: str, *, entity: str, threads: int = 1) -> Scorer:
+        """Load a graph that is not registered yet; `load` is for all others.
+
+        Raises:
+            ModelError: it needs other files or operators, or is not shaped as this module's docstring says.
+        """
+        _check_self_contained(model_id, data)
+        session = _session(model_id, data, threads)
+        columns = _check_session(model_id, session)
+        return cls(model_id, columns, tuple(entry.name for entry in session.get_outputs()), entity, session)
 
     def score(self, features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, Floats]:
         """Predict every output for every row.
@@ -155,15 +166,15 @@ def _columns(features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, NDArr
     return {name: features.column(name).to_numpy() for name in features.column_names}
 
 
-def _expect(version: ModelVersion, what: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
+def _expect(model_id: str, what: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
     if expected != found:
         raise ModelError(
-            f"model {version.id} has other {what} than expected: found {', '.join(found) or 'none'}, "
+            f"model {model_id} has other {what} than expected: found {', '.join(found) or 'none'}, "
             f"expected {', '.join(expected)}: train it again or move the alias"
         )
 
 
-def _check_self_contained(version: ModelVersion, data: bytes) -> None:
+def _check_self_contained(model_id: str, data: bytes) -> None:
     """Refuse a graph that would read other files or load other code.
 
     ONNX Runtime would look for external tensors relative to the working
@@ -175,16 +186,16 @@ def _check_self_contained(version: ModelVersion, data: bytes) -> None:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError:
-        raise ModelError(f"model {version.id}: {MODEL_FILE} is not an ONNX model: train it again") from None
+        raise ModelError(f"model {model_id}: {MODEL_FILE} is not an ONNX model: train it again") from None
     domains = {entry.domain for entry in model.opset_import} - DOMAINS
     if domains or len(model.functions):
         raise ModelError(
-            f"model {version.id} uses operators of {', '.join(sorted(domains)) or 'its own functions'}, "
+            f"model {model_id} uses operators of {', '.join(sorted(domains)) or 'its own functions'}, "
             f"expected ONNX's own alone: convert it again"
         )
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise ModelError(
-            f"model {version.id} keeps tensors in external data files, which are refused: save it as one file"
+            f"model {model_id} keeps tensors in external data files, which are refused: save it as one file"
         )
 
 
@@ -203,7 +214,7 @@ def _tensors(graph: Any) -> list[Any]:
     return found
 
 
-def _session(version: ModelVersion, data: bytes, threads: int) -> onnxruntime.InferenceSession:
+def _session(model_id: str, data: bytes, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -214,21 +225,21 @@ def _session(version: ModelVersion, data: bytes, threads: int) -> onnxruntime.In
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no other base class
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {version.id}: ONNX Runtime refuses {MODEL_FILE} ({reason}): train it again") from None
+        raise ModelError(f"model {model_id}: ONNX Runtime refuses {MODEL_FILE} ({reason}): train it again") from None
 
 
-def _check_session(version: ModelVersion, session: onnxruntime.InferenceSession, columns: tuple[str, ...]) -> None:
-    """The graph itself must read what the manifest says, and answer what it says."""
-    inputs = session.get_inputs()
-    _expect(version, "graph inputs", (INPUT_NAME,), tuple(entry.name for entry in inputs))
-    _expect(version, "graph input types", ("tensor(float)",), (inputs[0].type,))
+def _check_session(model_id: str, session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """The names of the input columns, after the graph's inputs and outputs were found well shaped."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    _expect(model_id, "graph inputs", (INPUT_NAME,), tuple(entry.name for entry in inputs))
+    types = tuple(entry.type for entry in (*inputs, *outputs))
+    _expect(model_id, "graph types", ("tensor(float)",) * len(types), types)
     try:
-        own = tuple(msgspec.json.decode(session.get_modelmeta().custom_metadata_map[COLUMNS_KEY], type=list[str]))
+        columns = tuple(msgspec.json.decode(session.get_modelmeta().custom_metadata_map[COLUMNS_KEY], type=list[str]))
     except (KeyError, msgspec.DecodeError):
-        raise ModelError(f"model {version.id}: the graph does not name its input columns: train it again") from None
-    _expect(version, "input columns", columns, own)
+        raise ModelError(f"model {model_id}: the graph does not name its input columns: train it again") from None
     width = inputs[0].shape[-1] if len(inputs[0].shape) == 2 else None
-    _expect(version, "number of input columns", (str(len(columns)),), (str(width),))
-    outputs = session.get_outputs()
-    _expect(version, "graph outputs", version.manifest.outputs, tuple(entry.name for entry in outputs))
-    _expect(version, "graph output types", ("tensor(float)",) * len(outputs), tuple(entry.type for entry in outputs))
+    _expect(model_id, "number of input columns", (str(len(columns)),), (str(width),))
+    flat = tuple(entry.name for entry in outputs if len(entry.shape) == 1)
+    _expect(model_id, "outputs of one number a row", tuple(entry.name for entry in outputs), flat)
+    return columns

@@ -1,0 +1,153 @@
+"""Commands of models: `train`, `models`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from almanac.registry import ModelVersion
+
+HASH_SHOWN = 12
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of models."""
+    app.command("train")(train)
+    app.command("models")(models)
+
+
+def train(
+    pipeline: str,
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable; no progress."),
+) -> None:
+    """Train a pipeline's model, prove it, register it, and let the pipeline use it."""
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from almanac.clock import utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.settings import settings
+
+    found = declared(pipeline)
+    console = Console(stderr=True)
+    shown = console.status(f"training {pipeline}") if console.is_terminal and not as_json else nullcontext()
+
+    def progress(step: str) -> None:
+        if as_json:
+            return
+        if shown_status := getattr(shown, "update", None):
+            shown_status(f"{pipeline}: {step}")
+        else:
+            typer.echo(f"{pipeline}: {step}", err=True)
+
+    with shown:
+        from jobs.train import train as train_model
+
+        version = train_model(found, settings(), now=utc_now(), progress=progress)
+    if as_json:
+        from almanac.output import print_json
+
+        print_json(details(version, _aliases(version.name)))
+        return
+    print_metrics(version)
+
+
+def models(
+    name: str = typer.Argument("", help="One model's versions; default: every model's."),
+    alias: str = typer.Option("", help="Let an alias name a version: champion=3."),
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable."),
+) -> None:
+    """List registered models, or move an alias to another version."""
+    from almanac.clock import format_time
+    from almanac.output import print_json, print_table
+    from almanac.registry import Registry
+    from almanac.settings import settings
+
+    registry = Registry(settings().models_dir)
+    if alias:
+        _move(registry, name, alias)
+    names = (name,) if name else registry.names()
+    rows = [details(version, registry.aliases(model)) for model in names for version in registry.versions(model)]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        typer.echo("no model is registered: train one with `almanac train <pipeline>`")
+        return
+    print_table(
+        ["model", "aliases", "created", "trained up to", "rows", "error / better baseline", "sha256"],
+        [
+            [
+                row["id"],
+                ", ".join(row["aliases"]),
+                format_time(row["created_at"].replace(microsecond=0)),
+                format_time(row["training"]["end"]),
+                f"{row['rows']:,}",
+                "  ".join(f"{output} {metric['ratio']:.2f}" for output, metric in row["metrics"].items()),
+                row["sha256"][:HASH_SHOWN],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def print_metrics(version: ModelVersion) -> None:
+    """The held-out errors of a version, as a table beside its baselines."""
+    from almanac.clock import format_time
+    from almanac.output import print_table
+
+    manifest = version.manifest
+    names = list(next(iter(manifest.metrics.values())).baselines) if manifest.metrics else []
+    window = f"{format_time(manifest.held_out.start)} to {format_time(manifest.held_out.end)}"
+    print_table(
+        ["output", "model", *(name.replace("_", " ") for name in names), "model / better baseline"],
+        [
+            [output, f"{metric.mae:.3f}", *(f"{metric.baselines[name]:.3f}" for name in names), f"{metric.ratio:.3f}"]
+            for output, metric in manifest.metrics.items()
+        ],
+        title=f"{version.id}: mean absolute error, held out {window}",
+    )
+    typer.echo(
+        f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM differ by at most "
+        f"{manifest.parity.difference_max:.1g} on {manifest.parity.rows} golden rows"
+    )
+
+
+def details(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
+    """What `--json` says of a version."""
+    import msgspec
+
+    manifest = version.manifest
+    found = {"id": version.id, "sha256": version.hash, "path": str(version.path), **msgspec.structs.asdict(manifest)}
+    plain: dict[str, Any] = msgspec.to_builtins(found, builtin_types=(_datetime(),))
+    plain["aliases"] = sorted(alias for alias, number in aliases.items() if number == version.version)
+    for output, metric in manifest.metrics.items():
+        plain["metrics"][output]["ratio"] = metric.ratio
+    return plain
+
+
+def _datetime() -> type:
+    from datetime import datetime
+
+    return datetime
+
+
+def _aliases(name: str) -> dict[str, int]:
+    from almanac.registry import Registry
+    from almanac.settings import settings
+
+    return Registry(settings().models_dir).aliases(name)
+
+
+def _move(registry: Any, name: str, alias: str) -> None:
+    from almanac.errors import UsageError
+
+    word, _, number = alias.partition("=")
+    if not name or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"--alias {alias!r} is not understood: give `almanac models <name> --alias <alias>=<version>`")
+    registry.set_alias(name, word, int(number))
