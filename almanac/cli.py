@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # importing rich's Markdown costs more than everything else `--help` does
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

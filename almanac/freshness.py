@@ -45,9 +45,7 @@ def age_verdict(as_of: datetime, freshness: Freshness, now: datetime) -> Verdict
     return Verdict.EXPIRED
 
 
-def verdict(
-    outputs: tuple[Output, ...], as_of: datetime | None, freshness: Freshness, now: datetime
-) -> Verdict:
+def verdict(outputs: tuple[Output, ...], as_of: datetime | None, freshness: Freshness, now: datetime) -> Verdict:
     """The verdict of a whole prediction: by age, and expired when every output is.
 
     A prediction without `as_of` is missing.

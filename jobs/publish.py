@@ -39,7 +39,11 @@ def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime
         publication = store.publish(attempt, pipeline, now=now)
         log.info(
             "published pipeline=%s generation=%d state=%s epoch=%s coverage=%.3f",
-            pipeline.name, publication.generation, publication.state, publication.epoch, publication.coverage,
+            pipeline.name,
+            publication.generation,
+            publication.state,
+            publication.epoch,
+            publication.coverage,
         )
         if settings.redis_url:
             try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 EXIT_UNHEALTHY = 5
 Program = Annotated[str, typer.Argument(help="A program, as `almanac status` names it.")]
+Programs = Annotated[list[str], typer.Argument(help="Programs, as `almanac status` names them.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -71,20 +72,22 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
         raise typer.Exit(EXIT_UNHEALTHY)
 
 
-def stop(program: Program) -> None:
-    """Stop one program of the stack until it is started again."""
+def stop(programs: Programs) -> None:
+    """Stop programs of the stack, in this order, until they are started again."""
     from almanac.stack.control import stop as run_stop
 
-    run_stop(_places(), program)
-    print(f"{program} is stopped")
+    for program in programs:
+        run_stop(_places(), program)
+        print(f"{program} is stopped")
 
 
-def start(program: Program) -> None:
-    """Start one program of the stack and wait until it is healthy."""
+def start(programs: Programs) -> None:
+    """Start programs of the stack, in this order, and wait until each is healthy."""
     from almanac.stack.control import start as run_start
 
-    run_start(_places(), program)
-    print(f"{program} is healthy")
+    for program in programs:
+        run_start(_places(), program)
+        print(f"{program} is healthy")
 
 
 def restart(
