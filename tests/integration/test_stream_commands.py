@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import ConfigResource
 
+from almanac.clock import format_time, utc_now
 from almanac.errors import Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
@@ -110,6 +112,7 @@ def test_dead_letters_are_listed_newest_last_with_why_and_where(tiny: Pipeline, 
     ensure_topics(tiny, found)
     assert dead_letters(tiny, found, 5) == []
     producer = open_producer(found)
+    minute = utc_now().replace(second=0, microsecond=0)  # old ones would be deleted: retention goes by these times
     for number in range(7):
         headers = {
             "__streams.errors.message": f"no {number}",
@@ -118,14 +121,19 @@ def test_dead_letters_are_listed_newest_last_with_why_and_where(tiny: Pipeline, 
             "__streams.errors.offset": str(number),
             "almanac.reason": "not-json",
         }
-        producer.produce(tiny.dead_letter_topic, value=b"raw \xff", headers=headers, timestamp=1_000 + number)
+        producer.produce(
+            tiny.dead_letter_topic,
+            value=b"raw \xff",
+            headers=headers,
+            timestamp=int(minute.timestamp()) * 1000 + number,
+        )
     assert producer.flush(10) == 0
     listed = dead_letters(tiny, found, 5)
     assert [found.letter.offset for found in listed] == [2, 3, 4, 5, 6]
     shown = almanac(environment(found, tiny.name), "dead-letters", tiny.name, "--limit", "1", "--json")
     assert json.loads(shown.stdout) == [
         {
-            "at": "1970-01-01T00:00:01.006000Z",
+            "at": format_time(minute + timedelta(milliseconds=6)),
             "reason": "not-json",
             "message": "no 6",
             "topic": "t",
