@@ -1,4 +1,4 @@
-"""Commands of the batch side: `pipelines`, `trigger`, and those of models."""
+"""Commands of the batch side: `pipelines`, `trigger`, `materialize`, and those of models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
 
     app.command("pipelines")(list_pipelines)
     app.command("trigger")(trigger)
+    app.command("materialize")(materialize)
     models_cli.register(app)
 
 
@@ -69,3 +70,18 @@ def trigger(
     typer.echo(f"run {state}")
     if state != "success":
         raise AlmanacError(f"run {run} of {pipeline} ended {state}: open the failed task's log in the Airflow UI")
+
+
+def materialize(pipeline: str) -> None:
+    """Fill the online store with the newest offline features, as each batch run does."""
+    from almanac.clock import format_time, utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.settings import settings
+    from features.ingest import refresh
+    from features.online import materialize as materialize_features
+    from jobs.plan import FEATURE_WINDOW
+
+    found = declared(pipeline)
+    ingested = refresh(found, settings(), utc_now(), window=FEATURE_WINDOW)
+    rows = materialize_features(found, settings(), ingested.as_of)
+    typer.echo(f"{rows:,} rows of {found.features} as of {format_time(ingested.as_of)} are in the online store")

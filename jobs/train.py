@@ -102,9 +102,11 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
     """Steps 1 and 2: everything that is learned from; raises as `train` does."""
     from features.grid import differences
     from features.ingest import refresh
+    from features.store import apply
 
     if pipeline.source is None:
         raise UsageError(f"pipeline {pipeline.name} has no source to train on: declare one")
+    apply(settings)  # so that a changed Feast file counts from the next model on
     progress("reading observations")
     truth, first, source = read_truth(pipeline, settings, now)
     last = len(truth.values) - 1

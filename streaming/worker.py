@@ -121,11 +121,17 @@ class Worker:
 
     def _warm(self) -> None:
         """Load the model and open the online store before the first event, which would wait seconds for it."""
-        try:
-            self._model.get(time.monotonic())
-            self._read([0] if isinstance(self._pipeline.partitions, Grid) else ["0"], self._around.now())
-        except AlmanacError as error:
-            self.report.say(PAUSED, str(error), level=logging.WARNING)
+        for step in (self._warm_model, self._warm_online):
+            try:
+                step()
+            except AlmanacError as error:
+                self.report.say(PAUSED, str(error), level=logging.WARNING)
+
+    def _warm_model(self) -> None:
+        self._model.get(time.monotonic())
+
+    def _warm_online(self) -> None:
+        self._read([0] if isinstance(self._pipeline.partitions, Grid) else ["0"], self._around.now())
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
         """One consumer and one producer, from opening until `stop` or the first error."""

@@ -16,8 +16,9 @@ from almanac.stack.server import HOST, Server, secret, write_private
 ANSWER_SECONDS_MAX = 2.0
 VERSION_SECONDS_MAX = 10
 
-# Nothing is persisted: Redis holds nothing that cannot be rebuilt from Postgres. It refuses
-# writes when full rather than evict blocks that a manifest names.
+# Everything in Redis can be rebuilt (blocks, pointer and overlays from Postgres, online features
+# from the offline ones), but a log of its writes lets a restart go on where it was: at most a
+# second is lost. It refuses writes when full rather than evict blocks that a manifest names.
 CONFIGURATION = """\
 # Written by almanac at each start: changes here are lost.
 bind {host}
@@ -25,7 +26,8 @@ port {port}
 requirepass {password}
 dir {folder}
 save ""
-appendonly no
+appendonly yes
+appendfsync everysec
 daemonize no
 maxmemory-policy noeviction
 loglevel notice
