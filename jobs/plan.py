@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from almanac.registry import Registry
-
 from almanac.clock import format_time, need_utc, parse_time
 from almanac.errors import DataError, UsageError
 from almanac.pipeline import Pipeline
+from almanac.registry import Registry
 from almanac.settings import Settings
 
 log = logging.getLogger(__name__)
