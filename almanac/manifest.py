@@ -45,13 +45,12 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """What an output's trees predict a change against: `weight` of `column`, and the rest of the value now.
+    """What an output's trees predict a change against: a weighted sum of input columns.
 
     `damping` is the share of the predicted change that is believed.
     """
 
-    column: str
-    weight: float
+    weights: dict[str, float]
     damping: float
 
 

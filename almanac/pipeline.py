@@ -141,10 +141,10 @@ class Training:
 
     window: timedelta = timedelta(days=30)
     holdout: timedelta = timedelta(days=7)
-    rows_max: int = 120_000
-    trees: int = 150
+    rows_max: int = 60_000
+    trees: int = 100
     leaves: int = 31
-    learning_rate: float = 0.05
+    learning_rate: float = 0.08
     seed: int = 7
 
     def __post_init__(self) -> None:

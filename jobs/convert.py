@@ -36,12 +36,10 @@ class Recipe:
 
     Args:
         inputs: input columns, in order.
-        now: the input that holds the value now.
         differences: pairs of inputs (left, right).
     """
 
     inputs: tuple[str, ...]
-    now: str
     differences: tuple[tuple[str, str], ...]
 
     @property
@@ -61,9 +59,9 @@ class Recipe:
 
     def reference(self, inputs: Floats, reference: Reference) -> NDArray[np.float64]:
         """The value that the change is predicted against, for each row."""
-        now = inputs[:, self.inputs.index(self.now)].astype(np.float64)
-        other = inputs[:, self.inputs.index(reference.column)].astype(np.float64)
-        return now + reference.weight * (other - now)
+        levels = inputs[:, [self.inputs.index(name) for name in reference.weights]].astype(np.float64)
+        weights = np.array(list(reference.weights.values()))
+        return np.asarray(levels @ weights, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +154,9 @@ def _add_output(builder: _Builder, recipe: Recipe, one: Fitted) -> None:
     """reference + damping x trees, under the output's name."""
     prefix = f"{one.output}/"
     trees = _add_trees(builder, recipe, one, prefix)
-    pair = [recipe.inputs.index(recipe.now), recipe.inputs.index(one.reference.column)]
-    weight = one.reference.weight
-    levels = builder.node("Gather", [INPUT_NAME, builder.constant(f"{prefix}pair", pair)], f"{prefix}levels", axis=1)
-    weights = builder.constant(f"{prefix}weights", np.array([[1 - weight], [weight]]))
+    places = builder.constant(f"{prefix}places", [recipe.inputs.index(name) for name in one.reference.weights])
+    levels = builder.node("Gather", [INPUT_NAME, places], f"{prefix}levels", axis=1)
+    weights = builder.constant(f"{prefix}weights", np.array([[weight] for weight in one.reference.weights.values()]))
     reference = builder.node("MatMul", [levels, weights], f"{prefix}reference")
     damping = builder.constant(f"{prefix}damping", np.array(one.reference.damping))
     change = builder.node("Mul", [trees, damping], f"{prefix}change")

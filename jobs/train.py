@@ -26,24 +26,23 @@ from almanac.pipeline import Output, Pipeline
 from almanac.registry import GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings
+from features.grid import differences, same_hour_column
 from jobs.convert import Fitted, Floats, Recipe, exact_thresholds, to_onnx
-from jobs.dataset import Split, Truth, features, horizon_hours, read_truth, sample, split
-from jobs.evaluate import AS_NOW, YESTERDAY, as_matrix, baselines, golden_rows, measure, prove
+from jobs.dataset import Rows, Split, Truth, features, horizon_hours, read_truth, sample, split
+from jobs.evaluate import as_matrix, golden_rows, measure, prove
 
 if TYPE_CHECKING:
     import lightgbm
     import pyarrow as pa
 
-    from jobs.dataset import Rows
-
 LIBRARIES = ("lightgbm", "onnx", "onnxmltools", "onnxruntime", "feast", "numpy")
 LEAF_SHARE = 400
 """A leaf holds at least one in so many training rows: neighbouring cells and hours are near copies of each other."""
 LEAF_ROWS_MIN = 20
-DAMPING_PER_DAY = 0.35
-"""How much less of a predicted change is believed for every day ahead: weather forgets. See docs/model.md."""
-DAMPING_MIN = 0.5
-WEIGHTS = np.linspace(0, 1, 21)
+AS_NOW_HOURS = 3
+PERSISTING_SHARE = 0.3
+DAMPING_A_DAY = 0.5
+"""A change predicted a day ahead is believed by half, and by so much more or less as it is nearer or further."""
 THREADS = 2
 
 Progress = Callable[[str], None]
@@ -58,6 +57,7 @@ class Data:
     rows: Rows
     table: pa.Table
     recipe: Recipe
+    variable: str
     source: str
 
 
@@ -100,7 +100,6 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
 
 def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Progress) -> Data:
     """Steps 1 and 2: everything that is learned from; raises as `train` does."""
-    from features.grid import differences
     from features.ingest import refresh
     from features.store import apply
 
@@ -123,34 +122,37 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
         raise FeatureError(
             f"FeatureService {pipeline.features} lacks {', '.join(absent[:5])}: give it every view of features/grid.py"
         )
-    recipe = Recipe(inputs=tuple(table.column_names), now=variable, differences=pairs)
-    return Data(truth=truth, cut=cut, rows=rows, table=table, recipe=recipe, source=source)
+    recipe = Recipe(inputs=tuple(table.column_names), differences=pairs)
+    return Data(truth=truth, cut=cut, rows=rows, table=table, recipe=recipe, variable=variable, source=source)
 
 
 def _fit(pipeline: Pipeline, output: Output, data: Data, matrix: Floats) -> Fitted:
-    """Step 3 for one output: its reference, and trees for the change against it."""
+    """Step 3 for one output: trees for the change against its reference."""
     hours = horizon_hours(pipeline, output)
     chosen = np.flatnonzero(data.rows.hours <= data.cut.training_end(hours))
     rows, inputs = data.rows.pick(chosen), matrix[chosen]
     truth = data.truth.at(rows, hours).astype(np.float64)
-    reference = _reference(data, rows, truth, hours)
+    reference = reference_for(data.variable, hours)
     change = truth - data.recipe.reference(inputs, reference)
     booster = _boost(pipeline, data.recipe, data.recipe.apply(inputs), change)
     return Fitted(output=output.name, booster=booster, reference=reference)
 
 
-def _reference(data: Data, rows: Rows, truth: NDArray[np.float64], hours: int) -> Reference:
-    """The blend of both baselines that was nearest to the truth in training."""
-    from features.grid import same_hour_column
+def reference_for(variable: str, hours: int) -> Reference:
+    """What a forecast that many hours ahead is a change against, and how much of the change is believed.
 
-    damping = max(DAMPING_MIN, 1 - DAMPING_PER_DAY * hours / 24)
-    column = same_hour_column(data.recipe.now, hours)
-    if column is None or column == data.recipe.now:
-        return Reference(column=data.recipe.now, weight=0.0, damping=damping)
-    said = baselines(data.truth, rows, hours)
-    now, other = said[AS_NOW].astype(np.float64), said[YESTERDAY].astype(np.float64)
-    errors = [np.abs(truth - now - weight * (other - now)).mean() for weight in WEIGHTS]
-    return Reference(column=column, weight=float(np.round(WEIGHTS[int(np.argmin(errors))], 2)), damping=damping)
+    Up to `AS_NOW_HOURS` the value now; beyond, the last known value of the hour
+    of day that it speaks about, moved by the share of the difference between now
+    and 24 hours ago that tends to persist. So the daily cycle's strength is
+    yesterday's own, and need not be one that training has seen.
+    """
+    damping = DAMPING_A_DAY ** (hours / 24)
+    column = same_hour_column(variable, hours)
+    if hours <= AS_NOW_HOURS or column is None or column == variable:
+        return Reference(weights={variable: 1.0}, damping=damping)
+    return Reference(
+        weights={column: 1.0, variable: PERSISTING_SHARE, "lag_24h": -PERSISTING_SHARE}, damping=damping
+    )
 
 
 def _boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
@@ -163,11 +165,12 @@ def _boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[
         "num_leaves": size.leaves,
         "learning_rate": size.learning_rate,
         "min_child_samples": max(LEAF_ROWS_MIN, len(columns) // LEAF_SHARE),
-        "feature_fraction": 0.4,
+        "extra_trees": True,
+        "feature_fraction": 0.3,
         "bagging_fraction": 0.5,
         "bagging_freq": 1,
         "lambda_l2": 10.0,
-        "max_bin": 127,
+        "max_bin": 63,
         "use_missing": False,
         "seed": size.seed,
         "deterministic": True,
