@@ -105,11 +105,12 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
 
     if pipeline.source is None:
         raise UsageError(f"pipeline {pipeline.name} has no source to train on: declare one")
-    apply(settings)  # so that a changed Feast file counts from the next model on
     progress("reading observations")
     truth, first, source = read_truth(pipeline, settings, now)
     last = len(truth.values) - 1
     cut = split(pipeline, first, last)
+    progress("registering the feature definitions")
+    apply(settings)  # so that a changed Feast file counts from the next model on
     progress(f"making features of {last - first + 1} hours")
     refresh(pipeline, settings, truth.first + last * HOUR, window=timedelta(hours=last - first))
     rows = sample(pipeline, cut)
@@ -150,9 +151,7 @@ def reference_for(variable: str, hours: int) -> Reference:
     column = same_hour_column(variable, hours)
     if hours <= AS_NOW_HOURS or column is None or column == variable:
         return Reference(weights={variable: 1.0}, damping=damping)
-    return Reference(
-        weights={column: 1.0, variable: PERSISTING_SHARE, "lag_24h": -PERSISTING_SHARE}, damping=damping
-    )
+    return Reference(weights={column: 1.0, variable: PERSISTING_SHARE, "lag_24h": -PERSISTING_SHARE}, damping=damping)
 
 
 def _boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
