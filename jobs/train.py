@@ -135,7 +135,7 @@ def _fit(pipeline: Pipeline, output: Output, data: Data, matrix: Floats) -> Fitt
     truth = data.truth.at(rows, hours).astype(np.float64)
     reference = reference_for(data.variable, hours)
     change = truth - data.recipe.reference(inputs, reference)
-    booster = _boost(pipeline, data.recipe, data.recipe.apply(inputs), change)
+    booster = boost(pipeline, data.recipe, data.recipe.apply(inputs), change)
     return Fitted(output=output.name, booster=booster, reference=reference)
 
 
@@ -154,7 +154,7 @@ def reference_for(variable: str, hours: int) -> Reference:
     return Reference(weights={column: 1.0, variable: PERSISTING_SHARE, "lag_24h": -PERSISTING_SHARE}, damping=damping)
 
 
-def _boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
+def boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
     """LightGBM on the absolute error, deterministic, strongly regularised: a month of weather is few cases."""
     import lightgbm
 
