@@ -80,7 +80,7 @@ def models(
         typer.echo("no model is registered: train one with `almanac train <pipeline>`")
         return
     print_table(
-        ["model", "aliases", "created", "trained up to", "rows", "error / better baseline", "sha256"],
+        ["model", "aliases", "created", "trained up to", "rows", "error / better baseline's", "sha256"],
         [
             [
                 row["id"],
@@ -88,7 +88,7 @@ def models(
                 format_time(row["created_at"].replace(microsecond=0)),
                 format_time(row["training"]["end"]),
                 f"{row['rows']:,}",
-                "  ".join(f"{output} {metric['ratio']:.2f}" for output, metric in row["metrics"].items()),
+                "  ".join(f"{metric['ratio']:.2f}" for metric in row["metrics"].values()),
                 row["sha256"][:HASH_SHOWN],
             ]
             for row in rows
