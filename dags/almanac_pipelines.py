@@ -139,9 +139,8 @@ def build(pipeline: Pipeline) -> DAG:
 
         @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
         def materialize(planned: dict[str, Any]) -> None:
-            from features.online import materialize as materialize_features
-
             from almanac.settings import settings
+            from features.online import materialize as materialize_features
             from jobs.plan import Plan
 
             if get_current_context()["params"]["materialize"]:
@@ -199,7 +198,7 @@ def build(pipeline: Pipeline) -> DAG:
             if planned:
                 reject_leftover(declared(name), settings(), Plan.from_json(planned))
 
-        planned = plan()
+        planned: Any = plan()  # what a task returns, once it runs; until then an XComArg
         gated = gate_features(planned)
         scored = score.partial(planned=planned).expand(partitions=gated)
         checked = gate_predictions(planned)

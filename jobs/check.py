@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 from almanac.errors import GateError
-from almanac.pipeline import Pipeline
+from almanac.pipeline import Gate, Pipeline
 from almanac.settings import Settings
 from jobs.gate import PARTITION, GateReport, check
 from jobs.plan import Plan
@@ -58,7 +58,6 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
         GateError: too little would be left to publish.
     """
     from serving_cache.postgres import PostgresStore
-
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
@@ -69,13 +68,12 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
     return _conclude(pipeline, settings, plan, "predictions", report)
 
 
-def _gates(pipeline: Pipeline, kind: Literal["features", "predictions"]) -> list:
+def _gates(pipeline: Pipeline, kind: Literal["features", "predictions"]) -> list[Gate]:
     return [gate for gate in pipeline.gates if gate.on == kind]
 
 
 def _conclude(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, report: GateReport) -> GateReport:
     from serving_cache.postgres import PostgresStore
-
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)

@@ -67,9 +67,7 @@ def test_everything_the_demonstration_claims_holds(demo: subprocess.CompletedPro
 
 
 @pytest.mark.timeout(900)
-def test_the_readme_commands_work_as_shown(
-    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
-) -> None:
+def test_the_readme_commands_work_as_shown(demo: subprocess.CompletedProcess[str], environment: dict[str, str]) -> None:
     assert demo.returncode == 0
     ran = 0
     for words in commands_in(ROOT / "README.md"):

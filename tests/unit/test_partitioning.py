@@ -44,7 +44,7 @@ def test_a_point_snaps_to_the_cell_it_lies_in(grid: Grid, data: st.DataObject) -
 
 @pytest.mark.parametrize(("lat", "lon"), [(58.2, 0.0), (49.8, 0.0), (52.0, -10.2), (52.0, 2.2), (math.nan, 0.0)])
 def test_a_point_outside_the_grid_is_refused(lat: float, lon: float) -> None:
-    with pytest.raises(UnknownEntity, match="outside the grid|finite"):
+    with pytest.raises(UnknownEntity, match=r"outside the grid|finite"):
         Grid(rows=33, cols=49, tile=8).snap(lat, lon)
 
 

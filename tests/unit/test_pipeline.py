@@ -84,7 +84,9 @@ def test_a_file_with_a_missing_field_is_named(tmp_path: Path) -> None:
 
 def test_two_pipelines_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "again.py"
-    path.write_text("from dataclasses import replace\nfrom pipelines.weather import weather\nw = replace(weather, owner='x')\n")
+    path.write_text(
+        "from dataclasses import replace\nfrom pipelines.weather import weather\nw = replace(weather, owner='x')\n"
+    )
     with pytest.raises(DeclarationError, match="two pipelines are named 'weather'"):
         load_pipelines(f"pipelines,{path}")
 
