@@ -32,6 +32,9 @@ def _modules(names: str) -> list[ModuleType]:
             raise DeclarationError(f"{name}: {error}: complete the declaration") from None
         except (ImportError, OSError, SyntaxError) as error:
             raise DeclarationError(f"{name} cannot be imported ({error}): correct it or ALMANAC_PIPELINES") from error
+        except Exception as error:  # a declaration is its author's code, and may raise anything
+            what = f"{type(error).__name__}: {error}"
+            raise DeclarationError(f"{name} cannot be imported ({what}): correct it or ALMANAC_PIPELINES") from error
     return found
 
 

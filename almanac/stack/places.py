@@ -84,6 +84,12 @@ class Places:
         name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"almanac-{os.geteuid()}-{name}" / "supervisor.sock"
 
+    @property
+    def temporary(self) -> Path | None:
+        """Where programs put temporary files, removed by `down`; None if a socket there would have too long a path."""
+        path = self.run / "tmp"
+        return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX // 2 else None
+
     def log(self, program: str) -> Path:
         """A program's log."""
         return self.logs / f"{program}.log"
@@ -99,8 +105,9 @@ class Places:
             StackError: the state directory cannot be used.
         """
         try:
-            for folder in (self.state_dir, self.run, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.state_dir, self.run, self.logs, self.temporary):
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
             if self.socket.parent != self.run:
                 self.socket.parent.mkdir(mode=0o700, exist_ok=True)
                 status = self.socket.parent.lstat()

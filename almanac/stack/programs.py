@@ -239,6 +239,8 @@ def program_environment(places: Places, named: Settings) -> dict[str, str]:
     found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), found.get("PATH", os.defpath)))
     found["PYTHONPATH"] = str(PROJECT_ROOT)
     found["PYTHONUNBUFFERED"] = "1"
+    if places.temporary is not None:  # Feast leaves a folder behind in each process that is killed
+        found["TMPDIR"] = str(places.temporary)
     return found
 
 
