@@ -54,5 +54,5 @@ lock: setup
 	  --no-emit-find-links --no-header --quiet --output-file $(LOCK)
 
 clean:
-	@test ! -x $(BIN)/almanac || $(BIN)/almanac down || true
-	@rm -rf $(VENV) .almanac .cache build *.egg-info
+	@test ! -x $(BIN)/almanac || { $(BIN)/almanac down; ALMANAC_STATE_DIR=.almanac-demo $(BIN)/almanac down; } || true
+	@rm -rf $(VENV) .almanac .almanac-demo .cache build *.egg-info

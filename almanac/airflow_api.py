@@ -30,6 +30,7 @@ class TaskState:
     label: str | None
     state: str | None
     try_number: int
+    map_index: int = -1
 
     @property
     def title(self) -> str:
@@ -114,9 +115,22 @@ class AirflowApi:
                 label=entry.get("rendered_map_index") if entry.get("map_index", -1) >= 0 else None,
                 state=entry["state"],
                 try_number=entry["try_number"],
+                map_index=entry.get("map_index", -1),
             )
             for entry in found["task_instances"]
         ]
+
+    def why_failed(self, dag: str, run: str) -> str | None:
+        """The error of the first task that failed, as its log has it: `plan: UsageError: …`; None if there is none."""
+        for task in self.tasks(dag, run):
+            if task.state != "failed":
+                continue
+            path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task.task}/logs/{task.try_number}"
+            log = self.call("GET", path, params={"map_index": task.map_index, "full_content": True})
+            for entry in reversed(log.get("content") or []):
+                for error in (entry.get("error_detail") or []) if isinstance(entry, dict) else []:
+                    return f"{task.title}: {error.get('exc_type')}: {error.get('exc_value')}"
+        return None
 
     def follow(self, dag: str, run: str, *, timeout_seconds: float) -> Iterator[TaskState | str]:
         """Yield each task as it ends, and the run's final state as the last item.

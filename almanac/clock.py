@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
+"""How an Airflow run's partition key names its moment, in UTC."""
 
 
 def utc_now() -> datetime:

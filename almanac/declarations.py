@@ -29,7 +29,7 @@ def _modules(names: str) -> list[ModuleType]:
         except AlmanacError:
             raise
         except TypeError as error:  # a missing or unknown field of a declaration
-            raise DeclarationError(f"{name}: {error}: complete the declaration") from None
+            raise DeclarationError(f"{name}: {error}: complete or correct the declaration") from None
         except (ImportError, OSError, SyntaxError) as error:
             raise DeclarationError(f"{name} cannot be imported ({error}): correct it or ALMANAC_PIPELINES") from error
         except Exception as error:  # a declaration is its author's code, and may raise anything
@@ -62,6 +62,8 @@ def load_pipelines(names: str) -> dict[str, Pipeline]:
                 continue  # a declaration may be imported under a private name, to make another from it
             if found.setdefault(value.name, value) is not value:
                 raise DeclarationError(f"two pipelines are named {value.name!r}: rename the one in {module.__name__}")
+    if not found:
+        raise DeclarationError(f"no pipeline is declared in {names}: declare one, or correct ALMANAC_PIPELINES")
     return dict(sorted(found.items()))
 
 

@@ -201,7 +201,8 @@ class _Climb:
             return None
         if self.terms.max_stale is not None and age > self.terms.max_stale:
             self.ages.append(age)
-            self.reasons.append(f"{name} is {span(age)} old, older than max_stale of {span(self.terms.max_stale)}")
+            old, limit = _apart(age, self.terms.max_stale)
+            self.reasons.append(f"{name} is {old} old, older than max_stale of {limit}")
             return None
         return Answer(
             candidate=candidate,
@@ -306,7 +307,7 @@ def _remarks(candidate: Candidate, rung: Rung, name: str, terms: Terms, now: dat
     remarks = []
     if age_verdict(candidate.as_of, terms.freshness, now) is Verdict.STALE:
         newest = ", and nothing newer is known" if rung is Rung.CURRENT else ""
-        age, limit = span(age_of(candidate.as_of, now)), span(terms.freshness.fresh_for)
+        age, limit = _apart(age_of(candidate.as_of, now), terms.freshness.fresh_for)
         remarks.append(f"{name} is {age} old, fresh for {limit}{newest}")
     if candidate.reason:
         remarks.append(f"carried forward from generation {candidate.origin}: {candidate.reason}")
@@ -319,6 +320,13 @@ def _name(candidate: Candidate, role: str) -> str:
     if candidate.source is Source.STREAM:
         return "the stream's prediction"
     return f"{role} ({candidate.generation})" if candidate.generation is not None else role
+
+
+def _apart(age: timedelta, limit: timedelta) -> tuple[str, str]:
+    """Two durations as a person reads them; in seconds where they would read the same though they differ."""
+    if age != limit and span(age) == span(limit):
+        return f"{age.total_seconds():.0f} s", f"{limit.total_seconds():.0f} s"
+    return span(age), span(limit)
 
 
 def span(length: timedelta) -> str:

@@ -21,11 +21,11 @@ from airflow.sdk import (
     task,
 )
 
+from almanac.clock import PARTITION_KEY_FORMAT
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
 
-PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
 TASK_TIMEOUT = timedelta(minutes=30)
 RETRIES = 2
 RETRY_DELAY = timedelta(seconds=20)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import typer
+
+from almanac.clock import PARTITION_KEY_FORMAT
 
 RUN_TIMEOUT_SECONDS = 1800.0
 
@@ -50,12 +54,12 @@ def trigger(
 ) -> None:
     """Start a batch run through Airflow's API and follow it."""
     from almanac.airflow_api import AirflowApi
-    from almanac.clock import floor_hour, utc_now
+    from almanac.clock import utc_now
     from almanac.declarations import pipeline as declared
     from almanac.errors import AlmanacError
     from almanac.settings import settings
 
-    key = as_of or floor_hour(utc_now()).strftime("%Y-%m-%dT%H:%MZ")
+    key = partition_key(as_of, utc_now())
     with AirflowApi(settings()) as airflow:
         run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger")
         typer.echo(f"run {run} of {pipeline} for {key}")
@@ -67,9 +71,31 @@ def trigger(
                 state = step
             else:
                 typer.echo(f"  {step.state:>12}  {step.title}")
+        why = airflow.why_failed(pipeline, run) if state != "success" else None
     typer.echo(f"run {state}")
     if state != "success":
-        raise AlmanacError(f"run {run} of {pipeline} ended {state}: open the failed task's log in the Airflow UI")
+        told = why or "open the failed task's log in the Airflow UI"
+        raise AlmanacError(f"run {run} of {pipeline} ended {state}: {told}")
+
+
+def partition_key(as_of: str, now: datetime) -> str:
+    """The partition key of a run: `as_of` as it was typed, or the last full hour.
+
+    Raises:
+        UsageError: not a time of that form, or one that is still to come.
+    """
+    from almanac.clock import floor_hour
+    from almanac.errors import UsageError
+
+    if not as_of:
+        return floor_hour(now).strftime(PARTITION_KEY_FORMAT)
+    try:
+        moment = datetime.strptime(as_of, PARTITION_KEY_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise UsageError(f"--as-of {as_of!r} is not a time such as 2026-03-31T06:00Z: give one, in UTC") from None
+    if moment > now:
+        raise UsageError(f"--as-of {as_of} lies in the future: give a past hour")
+    return moment.strftime(PARTITION_KEY_FORMAT)
 
 
 def materialize(pipeline: str) -> None:

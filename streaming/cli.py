@@ -59,7 +59,7 @@ def publish(
             events = check_all(events, pipeline, utc_now())
         with _progress(limit) as progress:
             sent = send(events, pipeline, settings(), rate=rate, progress=progress)
-    print(f"{sent} events delivered to {pipeline.stream.topic if pipeline.stream else ''}")
+    print(f"{sent} event{'' if sent == 1 else 's'} delivered to {pipeline.stream.topic if pipeline.stream else ''}")
 
 
 def _streamed(name: str) -> Pipeline:

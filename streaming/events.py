@@ -50,6 +50,7 @@ REASONS = (
     "unknown-entity",
     "bad-time",
     "future-time",
+    "past-time",
     "too-large",
     "key-mismatch",
 )
@@ -105,10 +106,19 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
         raise EventError(
             "key-mismatch", f"key {_shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
         )
+    observed_at = _observed_at(_need(fields, OBSERVED_AT), now, stream)
+    observed = _value(_need(fields, source.variable), source)
+    if now - observed_at > pipeline.freshness.usable_for:
+        # Its prediction would be expired when made, from features of another day.
+        raise EventError(
+            "past-time",
+            f"{OBSERVED_AT} {format_time(observed_at)} is longer ago than "
+            f"usable_for ({pipeline.freshness.usable_for}): send it to the offline source instead",
+        )
     return Event(
         entity=entity,
-        observed_at=_observed_at(_need(fields, OBSERVED_AT), now, stream),
-        value=_value(_need(fields, source.variable), source),
+        observed_at=observed_at,
+        value=observed,
         event_id=event_id,
         trace=traceparent(headers),
     )
@@ -225,7 +235,9 @@ def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
     try:
         return pipeline.partitions.check(found)
     except UnknownEntity:
-        raise EventError("unknown-entity", f"{pipeline.entity} {_shown(found)} is not of this pipeline") from None
+        raise EventError(
+            "unknown-entity", f"{pipeline.entity} {_shown(found)} is not of this pipeline: send one it covers"
+        ) from None
     except ValueError:  # text that is not Unicode (a lone surrogate), or an endless number
         raise EventError("wrong-type", f"{pipeline.entity} cannot be written as text: send {wanted}") from None
 

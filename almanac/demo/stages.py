@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from almanac.airflow_api import AirflowApi
-from almanac.clock import floor_hour, format_time, parse_time, utc_now
+from almanac.clock import PARTITION_KEY_FORMAT, floor_hour, format_time, parse_time, utc_now
 from almanac.declarations import pipeline as declared
 from almanac.demo.report import DemoFailed
 from almanac.demo.world import World
@@ -27,7 +27,7 @@ def batch(world: World) -> str:
     """Trigger the DAG through Airflow's API, follow it, and return the generation's number."""
     report = world.report
     pipeline = declared("weather")
-    key = floor_hour(utc_now()).strftime("%Y-%m-%dT%H:%MZ")
+    key = floor_hour(utc_now()).strftime(PARTITION_KEY_FORMAT)
     with AirflowApi(world.settings) as airflow:
         world.wait_for(
             "Airflow parsing the DAG", lambda: airflow.has_dag("weather") or None, seconds=DAG_PARSED_SECONDS

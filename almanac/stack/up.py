@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from types import FrameType
 
+from almanac.declarations import load_pipelines
 from almanac.errors import StackError
 from almanac.settings import Settings, load_settings
 from almanac.stack import health
@@ -60,8 +61,10 @@ def up(only: Iterable[str] | None, *, detach: bool) -> None:
         for number in END_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 signal.signal(number, _interrupt)
-        check_named(named)
         adopted = Supervisor(places).alive()
+        # A declaration that cannot be read must not stop what runs with a good one.
+        load_pipelines((load_settings(state_dir=places.state_dir) if adopted else named).pipelines)
+        check_named(named)
         reporter = Progressing()
         try:
             with reporter:

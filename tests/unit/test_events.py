@@ -113,6 +113,8 @@ def test_a_whole_number_is_a_value() -> None:
         ({**GOOD, "observed_at": "1969-12-31T23:59:59Z"}, "bad-time"),
         ({**GOOD, "observed_at": "2026-11-21T13:35:01Z"}, "future-time"),
         ({**GOOD, "observed_at": "9999-12-31T23:59:59Z"}, "future-time"),
+        ({**GOOD, "observed_at": "2026-11-20T13:29:59Z"}, "past-time"),
+        ({**GOOD, "observed_at": "1999-01-01T00:00:00Z"}, "past-time"),
         ({**GOOD, "note": "x" * EVENT_BYTES_MAX}, "too-large"),
     ],
 )

@@ -77,7 +77,7 @@ def test_horizons_name_their_outputs() -> None:
 def test_a_file_with_a_missing_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("from almanac.pipeline import Pipeline\nbroken = Pipeline(name='broken')\n")
-    with pytest.raises(DeclarationError, match=r"broken\.py.*missing.*complete the declaration") as caught:
+    with pytest.raises(DeclarationError, match=r"broken\.py.*missing.*complete or correct the declaration") as caught:
         load_pipelines(str(path))
     assert "\n" not in str(caught.value)
 
@@ -105,3 +105,17 @@ def test_the_pipeline_type_is_frozen() -> None:
     with pytest.raises(AttributeError):
         weather.name = "other"  # type: ignore[misc]
     assert isinstance(weather, Pipeline)
+
+
+def test_a_file_without_a_pipeline_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(DeclarationError, match=r"no pipeline is declared in .*empty\.py"):
+        load_pipelines(str(path))
+
+
+def test_whatever_a_declaration_raises_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text("raise RuntimeError('odd')\n")
+    with pytest.raises(DeclarationError, match=r"odd\.py cannot be imported \(RuntimeError: odd\)"):
+        load_pipelines(str(path))
