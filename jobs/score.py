@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from almanac.registry import ModelVersion, Registry
 
 from almanac.blocks import Block
 from almanac.clock import utc_now
 from almanac.errors import FeatureError, PredictionError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from almanac.scoring import Scorer
 
+    from almanac.scoring import Scorer
     from serving_cache.records import StagedPartition
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: 
         partition order, entities ascending within each. Missing features are null.
     """
     import pyarrow as pa
-    from features.offline import historical
 
+    from features.offline import historical
     from jobs.gate import PARTITION
 
     entities, owners = entities_of(pipeline, partitions)
@@ -87,7 +87,6 @@ def score_shard(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: 
     """
     from almanac.scoring import Scorer
     from serving_cache.postgres import PostgresStore
-
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
@@ -152,9 +151,8 @@ def _blocks(
 
 def _warm_redis(pipeline: Pipeline, settings: Settings, ready: Sequence[StagedPartition]) -> None:
     """Put the blocks into Redis now; what fails here, publishing or the reconciler makes good."""
-    from serving_cache.redis import RedisStore
-
     from almanac.blocks import block_hash, encode
+    from serving_cache.redis import RedisStore
 
     if not settings.redis_url or not ready:
         return

@@ -62,10 +62,9 @@ class Crew:
 
 def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
     """Start the worker and both sinks of one pipeline."""
-    from serving_cache.redis import RedisStore
-
     from features.online import OnlineFeatures, observation_row
     from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
     from streaming.report import Report
     from streaming.sink import Features, Overlays, Sink
     from streaming.worker import Surroundings, Worker

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,26 @@ import pytest
 
 from almanac.settings import settings
 from almanac.stack.servers import running_kafka, running_postgres, running_redis
+
+_EXIT_STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how the session ended, for `pytest_unconfigure`."""
+    session.config.stash[_EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End at once with the session's own status, when everything is reported and every server ended.
+
+    One process holds the native libraries of all parts here; taking them all down at interpreter exit has ended
+    in a segmentation fault after the last line of the report, which would have replaced the tests' own verdict.
+    """
+    if _EXIT_STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_EXIT_STATUS])
 
 
 @pytest.fixture(scope="session")

@@ -72,8 +72,8 @@ def test_no_pickle_and_no_shell(path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "ruff", "check", "."],
-        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "ruff", "check", "--no-cache", "."],
+        ["-m", "ruff", "format", "--no-cache", "--check", "."],
         ["-m", "mypy"],
         ["-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
     ],
