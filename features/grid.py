@@ -62,7 +62,6 @@ def views(variable: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-OBSERVATION = observation_names("t2m")
 VIEWS = views("t2m")
 """The views of the air temperature at 2 m, which the pipeline `weather` observes."""
 

@@ -28,7 +28,6 @@ HEADER_TOPIC = "__streams.errors.topic"
 HEADER_PARTITION = "__streams.errors.partition"
 HEADER_OFFSET = "__streams.errors.offset"
 HEADER_REASON = "almanac.reason"
-ERROR_HEADERS = (HEADER_EXCEPTION, HEADER_MESSAGE, HEADER_TOPIC, HEADER_PARTITION, HEADER_OFFSET, HEADER_REASON)
 
 MESSAGE_CHARS_MAX = 1_000
 """Length of the message in a dead letter's headers, in characters."""

@@ -63,9 +63,6 @@ def test_a_key_has_one_bucket(key: str, count: int) -> None:
 
 def test_buckets_do_not_depend_on_the_process() -> None:
     # Fixed by BLAKE2b: a change would send every stored user to another partition.
-    assert [Buckets(count=64).partition_of(key) for key in ("12345", "17850", "ü")] == [
-        Buckets(count=64).partition_of(key) for key in ("12345", "17850", "ü")
-    ]
     assert Buckets(count=1 << 16).partition_of("17850") == 26910
 
 
