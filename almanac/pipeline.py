@@ -20,6 +20,8 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 OUTPUTS_MAX = 64
+FRESH_DEADLINE_MAX = timedelta(seconds=30)
+FRESH_CONCURRENCY_MAX = 64
 
 
 def minutes(count: float) -> timedelta:
@@ -112,6 +114,27 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """Fresh computation at a lookup: what it may take, where nothing made beforehand can answer.
+
+    Args:
+        deadline: from the request's start, waiting for a slot included.
+        concurrency: computations at work at once in one lookup process; others wait for a slot.
+    """
+
+    deadline: timedelta = timedelta(milliseconds=250)
+    concurrency: int = 4
+
+    def __post_init__(self) -> None:
+        if not timedelta(0) < self.deadline <= FRESH_DEADLINE_MAX:
+            raise DeclarationError(
+                f"Fresh.deadline is {self.deadline}: give a duration above 0 and up to {FRESH_DEADLINE_MAX}"
+            )
+        if not 1 <= self.concurrency <= FRESH_CONCURRENCY_MAX:
+            raise DeclarationError(f"Fresh.concurrency is {self.concurrency}: give 1 to {FRESH_CONCURRENCY_MAX}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """One Great Expectations expectation, by its snake_case name, on features or on predictions.
 
@@ -172,6 +195,7 @@ class Pipeline:
         freshness: when an answer is fresh, stale, expired.
         source: how observations become offline features; None when they are kept up elsewhere.
         stream: the events' topic; None for a pipeline without a stream.
+        fresh: fresh computation at a lookup; None for a pipeline that answers only with what was made beforehand.
         gates: expectations before scoring and before publishing.
         default: last rung of the ladder, a value per output; None for no default.
         coverage_min: least share of partitions a generation must cover, 0 to 1.
@@ -194,6 +218,7 @@ class Pipeline:
     freshness: Freshness
     source: GridObservations | None = None
     stream: Stream | None = None
+    fresh: Fresh | None = None
     gates: tuple[Gate, ...] = ()
     default: Mapping[str, float] | None = None
     coverage_min: float = 0.95

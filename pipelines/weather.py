@@ -2,6 +2,7 @@
 
 from almanac.partitioning import Grid
 from almanac.pipeline import (
+    Fresh,
     Freshness,
     Gate,
     GridObservations,
@@ -23,6 +24,7 @@ weather = Pipeline(
     freshness=Freshness(fresh_for=minutes(90), usable_for=hours(24)),
     source=GridObservations(variable="t2m", unit="K", valid_range=(180.0, 340.0)),
     stream=Stream(topic="weather.observations"),
+    fresh=Fresh(),
     gates=(
         Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": "t2m"}),
         Gate(
