@@ -94,12 +94,17 @@ class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+FRESH_TOPIC = ""
+"""The topic of overlays that a lookup computed. It sorts below every real topic, so that of two overlays with one
+as_of the stream's wins, whichever came first."""
+
+
 class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One entity's prediction from the stream.
+    """One entity's prediction from the stream, or from a fresh computation at a lookup.
 
     Args:
         entity: the entity's key as text, such as `"17"`.
-        topic, kafka_partition, kafka_offset: where its event stood.
+        topic, kafka_partition, kafka_offset: where its event stood; `FRESH_TOPIC`, 0, 0 for a fresh computation.
         values: output name to value.
 
     Raises:
@@ -121,6 +126,11 @@ class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
                 raise PredictionError(
                     f"overlay of entity {self.entity}: {name} is {value}: look at the event and model {self.model}"
                 )
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a lookup computed it, and not the stream."""
+        return self.topic == FRESH_TOPIC
 
     @property
     def sequence(self) -> Sequence:
