@@ -2,7 +2,8 @@
 
 Every process of Almanac reads the same three layers, most specific first:
 
-1. environment variables with the prefix `ALMANAC_` (`ALMANAC_POSTGRES_URL=…`);
+1. environment variables with the prefix `ALMANAC_` (`ALMANAC_POSTGRES_URL=…`); a
+   setting that bears a secret may name a file instead (`ALMANAC_POSTGRES_URL_FILE=…`);
 2. `<state_dir>/endpoints.json`, which `almanac up` writes (mode 0600) with the
    addresses and passwords of the servers it started;
 3. the defaults below.
@@ -13,6 +14,7 @@ Naming a server by URL in layer 1 means that `almanac up` does not start it.
 from __future__ import annotations
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,59 @@ from almanac.errors import UsageError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 ENDPOINTS_FILE = "endpoints.json"
+ENV_PREFIX = "ALMANAC_"
+FILE_SUFFIX = "_FILE"
+SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password")
+"""Settings that bear a password, and may therefore come from a file that a variable names."""
+SECRET_BYTES_MAX = 16_384
+
+
+def secret_file_variable(name: str) -> str:
+    """The variable that names the file of a secret-bearing setting."""
+    return f"{ENV_PREFIX}{name.upper()}{FILE_SUFFIX}"
+
+
+def read_secret(path: Path, variable: str) -> str:
+    """The one line of a secret's file, without the newline that editors add.
+
+    Raises:
+        UsageError: it is missing, unreadable, empty, or not one line of text; quotes nothing of it.
+    """
+    try:
+        with path.open("rb") as file:
+            found = file.read(SECRET_BYTES_MAX + 1)
+        text = found.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} ({variable}) is not text: write the secret as one line of UTF-8") from None
+    except OSError as error:
+        raise UsageError(
+            f"{path} ({variable}) cannot be read ({error.strerror}): make it readable here, or unset {variable}"
+        ) from None
+    if not text.strip():
+        raise UsageError(f"{path} ({variable}) is empty: write the secret into it, or unset {variable}")
+    if len(found) > SECRET_BYTES_MAX or not text.isprintable():
+        raise UsageError(f"{path} ({variable}) is not one line of at most {SECRET_BYTES_MAX:,} bytes: correct it")
+    return text
+
+
+class SecretFilesSource(PydanticBaseSettingsSource):
+    """Part of layer 1: secrets from the files that variables name, as container engines hand them out."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # all at once in __call__
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for name in SECRET_SETTINGS:
+            variable = secret_file_variable(name)
+            path = os.environ.get(variable)
+            if not path:
+                continue
+            plain = variable.removesuffix(FILE_SUFFIX)
+            if os.environ.get(plain):
+                raise UsageError(f"{plain} and {variable} are both set: unset one of them")
+            found[name] = read_secret(Path(path).expanduser(), variable)
+        return found
 
 
 class _EndpointsSource(PydanticBaseSettingsSource):
@@ -49,7 +104,7 @@ class _EndpointsSource(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """All settings of all processes; `docs/operations.md` documents each one."""
 
-    model_config = SettingsConfigDict(env_prefix="ALMANAC_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
     state_dir: Path = Field(
         PROJECT_ROOT / ".almanac", description="Where the embedded servers, models and offline features live."
@@ -88,8 +143,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment first, then the endpoints file; no `.env` magic."""
-        return init_settings, env_settings, _EndpointsSource(settings_cls)
+        """Environment first, files named in it alike, then the endpoints file; no `.env` magic."""
+        # Before the environment, because a variable that is set but empty must not hide its file.
+        return init_settings, SecretFilesSource(settings_cls), env_settings, _EndpointsSource(settings_cls)
 
     def need(self, name: str) -> str:
         """Return a server's address, or say plainly that there is none.
@@ -124,8 +180,9 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "?"
+        got = "" if name in SECRET_SETTINGS else f", got {first.get('input')!r}"
         raise UsageError(
-            f"ALMANAC_{name.upper()} is not usable ({first['msg']}, got {first.get('input')!r}): correct or unset it"
+            f"{ENV_PREFIX}{name.upper()} is not usable ({first['msg']}{got}): correct or unset it"
         ) from None
 
 

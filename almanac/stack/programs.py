@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from almanac.errors import StackError, UsageError
-from almanac.settings import PROJECT_ROOT, Settings
+from almanac.settings import PROJECT_ROOT, SECRET_SETTINGS, SecretFilesSource, Settings, secret_file_variable
 from almanac.stack import airflow, postgres
 from almanac.stack.places import Places
 from almanac.stack.server import HOST, Server, free_port, port_is_free, secret, write_private
@@ -85,8 +85,8 @@ class EnvironmentSettings(Settings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment alone."""
-        return init_settings, env_settings
+        """The environment alone, with the files it names."""
+        return init_settings, SecretFilesSource(settings_cls), env_settings
 
 
 def environment_settings() -> Settings:
@@ -228,6 +228,9 @@ def program_environment(places: Places, named: Settings) -> dict[str, str]:
         variable = f"ALMANAC_{name.upper()}"
         if variable in found:
             found[variable] = str(absolute(getattr(named, name)))
+    for variable in map(secret_file_variable, SECRET_SETTINGS):
+        if found.get(variable):
+            found[variable] = str(absolute(Path(found[variable])))
     # Files of declarations may be named relative to where `up` was called.
     if "ALMANAC_PIPELINES" in found:
         parts = [part.strip() for part in named.pipelines.split(",")]
