@@ -106,11 +106,7 @@ def to_onnx(recipe: Recipe, fitted: Sequence[Fitted]) -> bytes:
     from onnx import TensorProto, checker, helper
 
     builder = _Builder()
-    left, right = recipe.sides()
-    builder.node("Gather", [INPUT_NAME, builder.constant("left", left)], "left_side", axis=1)
-    builder.node("Gather", [INPUT_NAME, builder.constant("right", right)], "right_side", axis=1)
-    builder.node("Sub", ["left_side", "right_side"], "differences")
-    builder.node("Concat", [INPUT_NAME, "differences"], TREE_INPUT, axis=1)
+    _add_columns(builder, recipe)
     for one in fitted:
         _add_output(builder, recipe, one)
     graph = helper.make_graph(
@@ -148,6 +144,18 @@ class _Builder:
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
+
+
+def _add_columns(builder: _Builder, recipe: Recipe) -> None:
+    """The trees' columns: the inputs, and their differences if the recipe has any."""
+    if not recipe.differences:
+        builder.node("Identity", [INPUT_NAME], TREE_INPUT)
+        return
+    left, right = recipe.sides()
+    builder.node("Gather", [INPUT_NAME, builder.constant("left", left)], "left_side", axis=1)
+    builder.node("Gather", [INPUT_NAME, builder.constant("right", right)], "right_side", axis=1)
+    builder.node("Sub", ["left_side", "right_side"], "differences")
+    builder.node("Concat", [INPUT_NAME, "differences"], TREE_INPUT, axis=1)
 
 
 def _add_output(builder: _Builder, recipe: Recipe, one: Fitted) -> None:
