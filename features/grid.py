@@ -29,6 +29,8 @@ LAGS_HOURS = (1, 2, 3, 6, 12, 18, 23, 24, 36, 42, 48)
 MEAN_HOURS = 24
 HISTORY_HOURS = 48
 """Hours before a time that its features look back on."""
+CARRIED_LAGS_HOURS = tuple(sorted({hours - 1 for hours in LAGS_HOURS} - set(LAGS_HOURS)))
+"""An hour before each lag: what the lag will be in an hour."""
 
 DIRECTIONS = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "east": (0, 1)}
 VALUE_CELLS = (1, 3, 6, 12)
@@ -45,6 +47,10 @@ NEIGHBOURS = (
     "grid_mean_lag_24h",
 )
 POSITION = ("latitude", "longitude")
+HISTORY_HOUR = "history_hour"
+CARRIED = (*(f"lag_{hours}h" for hours in CARRIED_LAGS_HOURS), HISTORY_HOUR)
+"""Columns of the history view that no model looks at: with them `features.forward` brings the others forward to a later
+event. `history_hour` counts whole hours since 1970, which float32 holds exactly."""
 
 
 def observation_names(variable: str) -> tuple[str, ...]:
@@ -56,7 +62,7 @@ def views(variable: str) -> dict[str, tuple[str, ...]]:
     """Columns of each feature view of a grid pipeline that observes `variable`, in order."""
     return {
         "cell_observation": observation_names(variable),
-        "cell_history": HISTORY,
+        "cell_history": (*HISTORY, *CARRIED),
         "cell_neighbours": NEIGHBOURS,
         "cell_position": POSITION,
     }
@@ -133,6 +139,7 @@ def grid_features(block: NDArray[np.float32], times: NDArray[Any], grid: Grid, v
         HOUR[0]: sine,
         HOUR[1]: cosine,
         **_history(block),
+        **_carried(block, moments),
         **_neighbours(block),
         **_position(grid, len(now)),
     }
@@ -185,6 +192,13 @@ def _history(block: NDArray[np.float32]) -> Columns:
     found["min_24h"] = least
     found["max_24h"] = greatest
     found["mean_24h_lag_24h"] = (total_before / MEAN_HOURS).astype(np.float32)
+    return found
+
+
+def _carried(block: NDArray[np.float32], moments: NDArray[Any]) -> Columns:
+    hours = moments.astype("datetime64[h]").astype(np.int64).astype(np.float32)
+    found = {f"lag_{hours}h": _lag(block, hours) for hours in CARRIED_LAGS_HOURS}
+    found[HISTORY_HOUR] = np.broadcast_to(hours[:, None, None], (len(moments), *block.shape[1:]))
     return found
 
 

@@ -26,7 +26,7 @@ from almanac.pipeline import Output, Pipeline
 from almanac.registry import GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings
-from features.grid import differences, same_hour_column
+from features.grid import CARRIED, differences, same_hour_column
 from jobs.convert import Fitted, Floats, Recipe, exact_thresholds, to_onnx
 from jobs.dataset import Rows, Split, Truth, features, horizon_hours, read_truth, sample, split
 from jobs.evaluate import as_matrix, golden_rows, measure, prove
@@ -116,6 +116,7 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
     rows = sample(pipeline, cut)
     progress(f"retrieving {len(rows):,} training rows through Feast")
     table = features(pipeline, settings, truth, rows)
+    table = table.drop_columns([name for name in CARRIED if name in table.column_names])
     variable = pipeline.source.variable
     pairs = differences(variable)
     absent = sorted({name for pair in pairs for name in pair} - set(table.column_names))

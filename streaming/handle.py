@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from almanac.errors import EventError, FeatureError, PredictionError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
+from features.forward import bring_table_forward
 from streaming.duplicates import Duplicates
 from streaming.events import Event, parse
 from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
@@ -178,7 +179,10 @@ def nothing_known(online: pa.Table, own: Collection[str]) -> bool:
 
 
 def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring) -> pa.Table:
-    """One row of features per event: the entity's online features, its observation view replaced by the event's own."""
+    """One row of features per event: the entity's online features, its observation view replaced by the event's own.
+
+    History and neighbours are brought forward from the hour they were materialized for to the event's moment.
+    """
     row_of = {entity: row for row, entity in enumerate(online[pipeline.entity].to_pylist())}
     table = online.take(pa.array([row_of[event.entity] for _, event in batch.events], type=pa.int64()))
     rows = [
@@ -189,7 +193,9 @@ def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: 
             column = pa.array([row[name] for row in rows], type=pa.float32())
             at = table.schema.get_field_index(name)
             table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
-    return table
+    if pipeline.source is None:
+        return table
+    return bring_table_forward(table, [event.observed_at for _, event in batch.events], pipeline.source.variable)
 
 
 def _split(
