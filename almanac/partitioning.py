@@ -10,13 +10,17 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from almanac.checking import need_number
 from almanac.errors import DeclarationError, UnknownEntity
 
 CELLS_MAX = 4_000_000
 BUCKETS_MAX = 65_536
 
 EntityKey = int | str
+WHOLE_MIN, WHOLE_MAX = -(2**63), 2**63 - 1
+"""Whole-number keys are what every store can hold: 64 bits with a sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols", "tile"):
-            if getattr(self, name) < 1:
-                raise DeclarationError(f"Grid.{name} is {getattr(self, name)}: give a whole number of at least 1")
+            need_number(f"Grid.{name}", getattr(self, name), 1, math.inf, whole=True)
+        for name, most in (("north", 90), ("west", 360), ("step", 360)):
+            need_number(f"Grid.{name}", getattr(self, name), -most, most)
         if self.rows * self.cols > CELLS_MAX:
             raise DeclarationError(
                 f"Grid of {self.rows} x {self.cols} has more than {CELLS_MAX:,} cells: "
@@ -142,18 +147,35 @@ class Buckets:
 
     The hash is BLAKE2b over the key's UTF-8 text, so that every process, machine
     and Python version agrees (the built-in `hash` does not).
+
+    Args:
+        count: how many buckets; a bucket is the unit that is scored, checked and stored.
+        keys: `string` or `integer`, as the entity's column is in the Feast file.
     """
 
     count: int
-
-    key_type = str
+    keys: Literal["string", "integer"] = "string"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= BUCKETS_MAX:
-            raise DeclarationError(f"Buckets.count is {self.count}: give a whole number from 1 to {BUCKETS_MAX:,}")
+        need_number("Buckets.count", self.count, 1, BUCKETS_MAX, whole=True)
+        if self.keys not in ("string", "integer"):
+            raise DeclarationError(f"Buckets.keys is {self.keys!r}: give 'string' or 'integer'")
 
-    def check(self, entity: EntityKey) -> str:
-        """Return the key as text; any non-empty key of at most 256 bytes is possible."""
+    @property
+    def key_type(self) -> type[int] | type[str]:
+        """What a key is in Python and in every store."""
+        return int if self.keys == "integer" else str
+
+    def check(self, entity: EntityKey) -> EntityKey:
+        """Return the key: a whole number of 64 bits, or text that is not empty and has at most 256 bytes.
+
+        Raises:
+            UnknownEntity: it is no such key.
+        """
+        if self.keys == "integer":
+            if isinstance(entity, bool) or not isinstance(entity, int) or not WHOLE_MIN <= entity <= WHOLE_MAX:
+                raise UnknownEntity(f"key {str(entity)[:40]!r} is not a whole number of 64 bits: give the entity's key")
+            return entity
         text = str(entity)
         if not 1 <= len(text.encode()) <= 256:
             raise UnknownEntity(f"key {text[:40]!r} is empty or longer than 256 bytes: give the entity's own key")
@@ -161,7 +183,7 @@ class Buckets:
 
     def partition_of(self, entity: EntityKey) -> int:
         """The bucket that holds a key."""
-        digest = hashlib.blake2b(self.check(entity).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(str(self.check(entity)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") % self.count
 
     def label(self, partition: int) -> str:

@@ -7,19 +7,25 @@ where it is written; a `DeclarationError` says what to change.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
 from almanac.partitioning import Buckets, Grid, Partitioning
+from almanac.training import Training as Training
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 OUTPUTS_MAX = 64
+
+ValueRange = tuple[float, float] | type[bool] | None
+"""What may be true of a value: least and greatest, yes or no, or any number."""
 FRESH_DEADLINE_MAX = timedelta(seconds=30)
 FRESH_CONCURRENCY_MAX = 64
 
@@ -39,11 +45,6 @@ def days(count: float) -> timedelta:
     return timedelta(days=count)
 
 
-def _need_name(what: str, value: str, pattern: re.Pattern[str] = NAME) -> None:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise DeclarationError(f"{what} is {value!r}: it must match {pattern.pattern}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """One number that the model predicts; for a forecast, with its horizon."""
@@ -53,13 +54,24 @@ class Output:
     horizon: timedelta | None = None
 
     def __post_init__(self) -> None:
-        _need_name("Output.name", self.name)
+        need_name("Output.name", self.name)
+        need_a(f"output {self.name}: unit", self.unit, str, "give text such as 'K'")
+        if self.horizon is not None:
+            need_duration(f"output {self.name}: horizon", self.horizon)
         if self.horizon is not None and self.horizon <= timedelta(0):
             raise DeclarationError(f"output {self.name}: horizon is {self.horizon}: give a duration above 0")
 
 
 def horizons(variable: str, *, hours: tuple[int, ...], unit: str = "") -> tuple[Output, ...]:
-    """Outputs of a forecast: `horizons("t2m", hours=(1, 6))` gives `t2m_1h` and `t2m_6h`."""
+    """Outputs of a forecast: `horizons("t2m", hours=(1, 6))` gives `t2m_1h` and `t2m_6h`.
+
+    Raises:
+        DeclarationError: `hours` is not a tuple of whole numbers of at least 1.
+    """
+    if not isinstance(hours, tuple | list):
+        raise DeclarationError(f"horizons(hours={hours!r}): give a tuple of whole hours, such as (1, 6)")
+    for hour in hours:
+        need_number(f"horizons(hours={hours!r}): {hour!r}", hour, 1, math.inf, whole=True)
     return tuple(Output(name=f"{variable}_{h}h", unit=unit, horizon=timedelta(hours=h)) for h in hours)
 
 
@@ -71,6 +83,8 @@ class Freshness:
     usable_for: timedelta
 
     def __post_init__(self) -> None:
+        need_duration("Freshness.fresh_for", self.fresh_for)
+        need_duration("Freshness.usable_for", self.usable_for)
         if self.fresh_for <= timedelta(0):
             raise DeclarationError(f"Freshness.fresh_for is {self.fresh_for}: give a duration above 0")
         if self.usable_for < self.fresh_for:
@@ -95,20 +109,33 @@ class GridObservations:
     valid_range: tuple[float, float]
 
     def __post_init__(self) -> None:
-        _need_name("GridObservations.variable", self.variable)
-        if not self.valid_range[0] < self.valid_range[1]:
-            raise DeclarationError(f"GridObservations.valid_range is {self.valid_range}: give (least, greatest)")
+        need_name("GridObservations.variable", self.variable)
+        need_range("GridObservations.valid_range", self.valid_range)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The Kafka topic of a pipeline's events; the other topics are named after the pipeline."""
+    """The Kafka topic of a pipeline's events; the other topics are named after the pipeline.
+
+    Args:
+        topic: the events' topic.
+        future_tolerance: how far ahead of our clock an event's time may lie.
+        values: for a pipeline without a source: the columns of the pushed feature view that every event
+            carries, each with what is true of it: `(least, greatest)`, `bool`, or None for any number.
+    """
 
     topic: str
     future_tolerance: timedelta = timedelta(minutes=5)
+    values: Mapping[str, ValueRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _need_name("Stream.topic", self.topic, TOPIC)
+        need_name("Stream.topic", self.topic, TOPIC)
+        need_duration("Stream.future_tolerance", self.future_tolerance)
+        need_a("Stream.values", self.values, Mapping, "give a dictionary such as {'rides': (0, 500)}")
+        for name, allowed in self.values.items():
+            need_name("a column of Stream.values", name, COLUMN)
+            if allowed is not None and allowed is not bool:
+                need_range(f"Stream.values[{name!r}]", allowed)
         if self.future_tolerance < timedelta(0):
             raise DeclarationError(f"Stream.future_tolerance is {self.future_tolerance}: give 0 or more")
 
@@ -151,33 +178,12 @@ class Gate:
     def __post_init__(self) -> None:
         if self.on not in ("features", "predictions"):
             raise DeclarationError(f"Gate.on is {self.on!r}: give 'features' or 'predictions'")
-        if not self.expectation.startswith("expect_"):
+        need_a("Gate.kwargs", self.kwargs, Mapping, "give a dictionary such as {'column': 't2m_1h'}")
+        if not isinstance(self.expectation, str) or not self.expectation.startswith("expect_"):
             raise DeclarationError(
                 f"Gate.expectation is {self.expectation!r}: "
                 "give Great Expectations' snake_case name, which starts with expect_"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How `almanac train` makes a model: history used, the held-out end of it, and LightGBM's size."""
-
-    window: timedelta = timedelta(days=30)
-    holdout: timedelta = timedelta(days=7)
-    rows_max: int = 60_000
-    trees: int = 100
-    leaves: int = 31
-    learning_rate: float = 0.08
-    seed: int = 7
-
-    def __post_init__(self) -> None:
-        if not timedelta(0) < self.holdout < self.window:
-            raise DeclarationError(
-                f"Training.holdout ({self.holdout}) must be above 0 and shorter than window ({self.window})"
-            )
-        for name in ("rows_max", "trees", "leaves"):
-            if getattr(self, name) < 1:
-                raise DeclarationError(f"Training.{name} is {getattr(self, name)}: give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,18 +236,19 @@ class Pipeline:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _need_name("Pipeline.name", self.name)
+        need_name("Pipeline.name", self.name)
         try:
             self._check()
         except DeclarationError as error:
             raise DeclarationError(f"pipeline {self.name}: {error}") from None
 
     def _check(self) -> None:
-        _need_name("entity", self.entity)
-        _need_name("features", self.features)
-        _need_name("model", self.model, MODEL)
+        need_name("entity", self.entity)
+        need_name("features", self.features)
+        need_name("model", self.model, MODEL)
         if not isinstance(self.partitions, Grid | Buckets):
             raise DeclarationError(f"partitions is {self.partitions!r}: give a Grid or Buckets")
+        self._check_types()
         names = [output.name for output in self.outputs]
         if not 1 <= len(names) <= OUTPUTS_MAX:
             raise DeclarationError(f"outputs has {len(names)} entries: give 1 to {OUTPUTS_MAX}")
@@ -254,15 +261,24 @@ class Pipeline:
             raise DeclarationError(f"schedule is {self.schedule!r}: give a cron expression of five fields, in UTC")
         if not 0 < self.coverage_min <= 1:
             raise DeclarationError(f"coverage_min is {self.coverage_min}: give a share above 0 and up to 1")
-        if self.generations_kept < 1:
-            raise DeclarationError(f"generations_kept is {self.generations_kept}: keep at least 1, for rollback")
-        if self.shard_partitions < 1:
-            raise DeclarationError(f"shard_partitions is {self.shard_partitions}: give at least 1")
         if self.default is not None and set(self.default) != set(names):
             raise DeclarationError(
                 f"default names {', '.join(sorted(self.default))}, outputs are {', '.join(names)}: "
                 "give each output one value"
             )
+        if self.source is not None and self.stream is not None and self.stream.values:
+            raise DeclarationError("stream declares values, but events carry the source's variable: remove one of them")
+        if self.source is None and self.stream is not None and not self.stream.values:
+            raise DeclarationError(
+                "stream says nothing of what events carry: give Stream(values={'column': (least, greatest)}) "
+                "with the columns of the pushed view, or a source"
+            )
+        if self.entity in self.event_values or "observed_at" in self.event_values:
+            raise DeclarationError(
+                f"events cannot carry {self.entity!r} or 'observed_at' as a value: rename the column"
+            )
+        if self.source is not None and self.training.labels is not None:
+            raise DeclarationError("training has labels, but the source is the truth: remove one of them")
         if isinstance(self.source, GridObservations) and not isinstance(self.partitions, Grid):
             raise DeclarationError("source is GridObservations but partitions is not a Grid: declare a Grid")
         shortest = min((o.horizon for o in self.outputs if o.horizon), default=None)
@@ -270,6 +286,31 @@ class Pipeline:
             raise DeclarationError(
                 f"freshness.fresh_for ({self.freshness.fresh_for}) outlives every horizon: shorten it"
             )
+
+    def _check_types(self) -> None:
+        need_all("outputs", self.outputs, Output, "give a tuple of Output(…), or horizons(…)")
+        need_all("gates", self.gates, Gate, "give a tuple of Gate(…)")
+        need_all("tags", self.tags, str, "give a tuple of words, such as ('weather',)")
+        for name, text in (("schedule", self.schedule), ("owner", self.owner), ("description", self.description)):
+            need_a(name, text, str, "give text")
+        need_a("freshness", self.freshness, Freshness, "give Freshness(fresh_for=…, usable_for=…)")
+        need_a("source", self.source, (GridObservations, type(None)), "give GridObservations(…), or leave it out")
+        need_a("stream", self.stream, (Stream, type(None)), "give Stream(topic=…), or leave it out")
+        need_a("training", self.training, Training, "give Training(…)")
+        need_number("coverage_min", self.coverage_min, 0, 1)
+        need_number("generations_kept", self.generations_kept, 1, math.inf, whole=True)
+        need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
+        if self.default is not None:
+            need_a("default", self.default, Mapping, "give a dictionary of output to value, or leave it out")
+            for output, value in self.default.items():
+                need_number(f"default[{output!r}]", value, -math.inf, math.inf)
+
+    @property
+    def event_values(self) -> Mapping[str, ValueRange]:
+        """What an event carries besides entity and time, each with what may be true of it."""
+        if self.source is not None:
+            return {self.source.variable: self.source.valid_range}
+        return self.stream.values if self.stream is not None else {}
 
     @property
     def output_names(self) -> tuple[str, ...]:

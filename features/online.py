@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from almanac.clock import need_utc, utc_now
 from almanac.errors import FeatureError, Unavailable
+from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE
@@ -21,17 +22,25 @@ if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
 
 READ_ENTITIES_MAX = 1_000  # of one trip to Redis
+NEWEST_AT = "newest_at"
+"""Column of the newest event time among an entity's features that no event replaces."""
 
 
-def observation_row(pipeline: Pipeline, entity: int, observed_at: datetime, value: float) -> dict[str, Any]:
-    """The observation view's row for one event: entity, `event_timestamp`, and the columns that batch computes.
+def observation_row(
+    pipeline: Pipeline, entity: EntityKey, observed_at: datetime, value: float | Mapping[str, float]
+) -> dict[str, Any]:
+    """The pushed view's row for one event: entity, `event_timestamp`, and the columns that batch computes.
+
+    Args:
+        value: what was observed: the source's variable, or of a pipeline without a source the view's columns.
 
     Raises:
-        DeclarationError: the pipeline declares no source.
         ValueError: `observed_at` has no time zone.
     """
     from features.grid import observation_columns
 
+    if isinstance(value, Mapping):
+        return {pipeline.entity: entity, EVENT_TIMESTAMP: need_utc(observed_at), **value}
     _, observed = grid_of(pipeline)
     return {
         pipeline.entity: entity,
@@ -60,9 +69,9 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
     as_of = need_utc(as_of)
     settings.need("redis_url")
     store, service = open_service(pipeline, settings)
-    rows = 0
     with registry_errors(), file_errors(pipeline), redis_errors():
         provider = get_provider(store.config)
+        found = []
         for view in _views(store, service):
             source = view.batch_source
             latest = provider.offline_store.pull_latest_from_table_or_query(
@@ -75,10 +84,13 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
                 start_date=as_of - view.ttl if view.ttl else STATIC_SINCE,
                 end_date=as_of,
             ).to_df()
+            found.append((view, latest.sort_values(list(view.join_keys))))
+        # All reading is done before the first row is written, and entities are written in order: whoever reads
+        # meanwhile meets a half-filled store for a short time only, and knows it by its last entity.
+        for view, latest in found:
             if len(latest):
                 store.write_to_online_store(view.name, latest)
-            rows += len(latest)
-    return rows
+    return sum(len(latest) for _, latest in found)
 
 
 def _views(store: FeatureStore, service: FeatureService) -> list[FeatureView]:
@@ -93,8 +105,11 @@ class OnlineFeatures:
     pushes go on without Feast's registry.
     """
 
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(self, pipeline: Pipeline, settings: Settings, *, dated: bool = False) -> None:
         """Read the definitions.
+
+        Args:
+            dated: `read` adds the column `NEWEST_AT`.
 
         Raises:
             FeatureError: the pipeline's FeatureService is not registered.
@@ -102,6 +117,7 @@ class OnlineFeatures:
         """
         settings.need("redis_url")
         self._pipeline = pipeline
+        self._dated = dated
         self._store, self._service = open_service(pipeline, settings, ties_replace=True)
         with registry_errors():
             views = _views(self._store, self._service)
@@ -125,7 +141,7 @@ class OnlineFeatures:
             at: rows older than their view's TTL at this moment count as missing; default: none does.
 
         Returns:
-            The entity column and a float32 column per feature, null where missing.
+            The entity column and a float32 column per feature, null where missing; if `dated`, `NEWEST_AT` too.
 
         Raises:
             Unavailable: Redis does not answer.
@@ -152,13 +168,20 @@ class OnlineFeatures:
                 written = found[f"{name}__ts"]
                 values = [value if now - moment <= ttl else None for value, moment in zip(values, written, strict=True)]
             columns[name] = values
-        return self._table(entities, columns)
+        stamps = [found[f"{name}__ts"] for name in self._ttl if name not in self._pushed]
+        return self._table(entities, columns, [max(of_one) for of_one in zip(*stamps, strict=True)])
 
-    def _table(self, entities: list[int], columns: dict[str, list[float | None]]) -> pa.Table:
+    def _table(
+        self, entities: list[int], columns: dict[str, list[float | None]], newest: Sequence[int] = ()
+    ) -> pa.Table:
         import pyarrow as pa
 
-        features = {name: pa.array(columns.get(name, []), pa.float32()) for name in self._ttl}
-        return pa.table({self._pipeline.entity: pa.array(entities, pa.int64()), **features})
+        table = {self._pipeline.entity: pa.array(entities, pa.int64())}
+        table |= {name: pa.array(columns.get(name, []), pa.float32()) for name in self._ttl}
+        if self._dated:  # seconds; 0 where nothing is stored
+            moments = [second or None for second in newest] or [None] * len(entities)
+            table[NEWEST_AT] = pa.array(moments, pa.timestamp("s", tz="UTC"))
+        return pa.table(table)
 
     def push(self, rows: pa.Table) -> None:
         """Write observations into Redis; each replaces its entity's row unless that is newer.

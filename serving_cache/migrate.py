@@ -15,7 +15,6 @@ from typing import Any
 from psycopg import sql
 
 from almanac.errors import AlmanacError, DeclarationError, Unavailable, UsageError
-from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from serving_cache.layout import table_name, view_name
 from serving_cache.postgres_client import CONNECT_TIMEOUT_SECONDS, Client, described
@@ -92,7 +91,7 @@ def _make_tables(connection: Any, pipeline: Pipeline) -> None:
     An output that the declaration gained becomes a column, empty in older
     generations; one that it lost stays, for the generations that have it.
     """
-    kind = sql.SQL("bigint" if isinstance(pipeline.partitions, Grid) else 'text COLLATE "C"')
+    kind = sql.SQL("bigint" if pipeline.partitions.key_type is int else 'text COLLATE "C"')
     table = sql.Identifier(table_name(pipeline.name))
     outputs = sql.SQL(", ").join(sql.SQL("{} real").format(sql.Identifier(name)) for name in pipeline.output_names)
     connection.execute(
@@ -106,7 +105,7 @@ def _make_tables(connection: Any, pipeline: Pipeline) -> None:
         "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         (table_name(pipeline.name),),
     ).fetchall()
-    wanted = (pipeline.entity, "bigint" if isinstance(pipeline.partitions, Grid) else "text")
+    wanted = (pipeline.entity, "bigint" if pipeline.partitions.key_type is int else "text")
     if tuple(present[2]) != wanted:
         raise DeclarationError(
             f"pipeline {pipeline.name}: its table has the entity {present[2][0]} ({present[2][1]}), the declaration "

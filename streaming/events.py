@@ -4,6 +4,7 @@ An event is a JSON object with the entity, the time of observation and the value
 
     {"cell_id": 17, "observed_at": "2026-11-21T13:20:00Z", "t2m": 281.3}
 
+or, for a pipeline without a source, with the columns of its pushed view, as `Stream.values` declares them;
 plain, or as the data of a CloudEvent (binary mode: `ce_*` headers; structured
 mode: content-type `application/cloudevents+json`). Other fields are ignored, so
 that producers may add some. The message's key is the entity; it may be absent.
@@ -25,9 +26,9 @@ from cloudevents.core.exceptions import BaseCloudEventException, CloudEventValid
 from cloudevents.core.formats.json import JSONFormat
 
 from almanac.clock import format_time, parse_time
-from almanac.errors import EventError, UnknownEntity
-from almanac.partitioning import EntityKey, Grid
-from almanac.pipeline import GridObservations, Pipeline, Stream
+from almanac.errors import EventError, UnknownEntity, UsageError
+from almanac.partitioning import EntityKey
+from almanac.pipeline import Pipeline, Stream, ValueRange
 
 EVENT_BYTES_MAX = 65_536
 """Size of a message's value, in bytes, above which it is not looked at."""
@@ -57,6 +58,8 @@ REASONS = (
 """Every reason with which `parse` refuses: stable words, used in headers and metrics."""
 
 Headers = Sequence[tuple[str, bytes | None]]
+Observed = float | dict[str, float]
+"""What was observed: the source's variable, or the pushed view's columns by name; yes is 1 and no is 0."""
 
 _JSON_TYPE = re.compile(r"(application|text)/([a-z0-9.\-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _STRUCTURED_TYPE = re.compile(r"application/cloudevents\+json\s*(;.*)?", re.IGNORECASE)
@@ -70,14 +73,14 @@ class Event:
     Args:
         entity: what was observed.
         observed_at: when, aware UTC.
-        value: the observed variable, finite, in the source's unit.
+        value: what was observed, finite; of a pipeline with a source, its variable in the source's unit.
         event_id: a CloudEvent's source and id, by which a duplicate is known; None for a plain event.
         trace: W3C traceparent, to be passed on; None when absent or malformed.
     """
 
     entity: EntityKey
     observed_at: datetime
-    value: float
+    value: Observed
     event_id: str | None = None
     trace: str | None = None
 
@@ -87,13 +90,13 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
 
     Args:
         value, key, headers: the message as Kafka delivered it.
-        pipeline: a pipeline with a stream and a source.
+        pipeline: a pipeline with a stream.
         now: aware time, against which a future observation is judged.
 
     Raises:
         EventError: the event cannot be handled; `reason` is one of `REASONS`. Nothing else is raised for any message.
     """
-    stream, source = declared(pipeline)
+    stream = declared(pipeline)
     if value is None:
         raise EventError("not-json", "the message has no value: send a JSON object")
     if len(value) > EVENT_BYTES_MAX:
@@ -107,7 +110,7 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
             "key-mismatch", f"key {_shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
         )
     observed_at = _observed_at(_need(fields, OBSERVED_AT), now, stream)
-    observed = _value(_need(fields, source.variable), source)
+    observed = _observed(fields, pipeline)
     if now - observed_at > pipeline.freshness.usable_for:
         # Its prediction would be expired when made, from features of another day.
         raise EventError(
@@ -124,15 +127,15 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
     )
 
 
-def declared(pipeline: Pipeline) -> tuple[Stream, GridObservations]:
-    """The pipeline's stream, and the source that says which variable events carry.
+def declared(pipeline: Pipeline) -> Stream:
+    """The pipeline's stream.
 
     Raises:
-        ValueError: the declaration lacks one of the two, so that no event of it could be read.
+        UsageError: it declares none, so that no event of it could be read.
     """
-    if pipeline.stream is None or pipeline.source is None:
-        raise ValueError(f"pipeline {pipeline.name} has no stream or no source: declare both")
-    return pipeline.stream, pipeline.source
+    if pipeline.stream is None:
+        raise UsageError(f"pipeline {pipeline.name} has no stream: declare stream=Stream(topic=…)")
+    return pipeline.stream
 
 
 def traceparent(headers: Headers | None) -> str | None:
@@ -227,8 +230,9 @@ def _no_constant(text: str) -> NoReturn:
 
 def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
     whole = isinstance(found, int) and not isinstance(found, bool)
-    wanted = "a whole number" if isinstance(pipeline.partitions, Grid) else "a string"
-    if not (whole or (isinstance(found, str) and not isinstance(pipeline.partitions, Grid))):
+    text = pipeline.partitions.key_type is str
+    wanted = "a string" if text else "a whole number"
+    if not (whole or (isinstance(found, str) and text)):
         raise EventError("wrong-type", f"{pipeline.entity} is {_shown(found)}: send {wanted}")
     if isinstance(found, str) and "\0" in found:
         raise EventError("wrong-type", f"{pipeline.entity} holds a NUL character, which no store takes: send {wanted}")
@@ -265,19 +269,28 @@ def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
     return moment
 
 
-def _value(found: Any, source: GridObservations) -> float:
+def _observed(fields: dict[str, Any], pipeline: Pipeline) -> Observed:
+    if pipeline.source is not None:
+        variable = pipeline.source.variable
+        return _value(variable, _need(fields, variable), pipeline.source.valid_range, f" {pipeline.source.unit}")
+    return {name: _value(name, _need(fields, name), allowed) for name, allowed in pipeline.event_values.items()}
+
+
+def _value(name: str, found: Any, allowed: ValueRange, unit: str = "") -> float:
+    if allowed is bool:
+        if not isinstance(found, bool):
+            raise EventError("wrong-type", f"{name} is {_shown(found)}: send true or false")
+        return float(found)
+    remedy = f"send a number{' in' + unit if unit else ''}"
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise EventError("wrong-type", f"{source.variable} is {_shown(found)}: send a number in {source.unit}")
+        raise EventError("wrong-type", f"{name} is {_shown(found)}: {remedy}")
     try:
         value = float(found)
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise EventError("not-finite", f"{source.variable} is not finite: send a number in {source.unit}")
-    least, greatest = source.valid_range
-    if not least <= value <= greatest:
-        raise EventError(
-            "out-of-range",
-            f"{source.variable} is {value:g} {source.unit}, not within {least:g} to {greatest:g}: correct it",
-        )
+        raise EventError("not-finite", f"{name} is not finite: {remedy}")
+    if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
+        least, greatest = allowed
+        raise EventError("out-of-range", f"{name} is {value:g}{unit}, not within {least:g} to {greatest:g}: correct it")
     return value

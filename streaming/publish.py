@@ -91,9 +91,11 @@ def replayed(pipeline: Pipeline, source: Source, now: datetime, hours: int) -> I
     """
     import numpy as np
 
-    _, observations = declared(pipeline)
-    if not 1 <= hours <= REPLAY_HOURS_MAX or not isinstance(pipeline.partitions, Grid):
-        raise UsageError(f"{hours} hours cannot be replayed: give 1 to {REPLAY_HOURS_MAX}, of a pipeline on a grid")
+    declared(pipeline)
+    if not isinstance(pipeline.partitions, Grid) or pipeline.source is None:
+        raise UsageError(f"pipeline {pipeline.name} has no source to replay: send events with --file")
+    if not 1 <= hours <= REPLAY_HOURS_MAX:
+        raise UsageError(f"{hours} hours cannot be replayed: give 1 to {REPLAY_HOURS_MAX}")
     latest = source.latest(now)
     for back in reversed(range(hours)):
         hour = latest - timedelta(hours=back)
@@ -101,7 +103,7 @@ def replayed(pipeline: Pipeline, source: Source, now: datetime, hours: int) -> I
         if field.shape != (1, pipeline.partitions.rows, pipeline.partitions.cols):
             raise SourceError(f"the source has no observations of {format_time(hour)}: replay fewer hours")
         for cell, value in enumerate(field[0].ravel()):
-            body = {pipeline.entity: cell, OBSERVED_AT: format_time(hour), observations.variable: float(value)}
+            body = {pipeline.entity: cell, OBSERVED_AT: format_time(hour), pipeline.source.variable: float(value)}
             yield Outgoing(value=msgspec.json.encode(body), key=str(cell).encode())
 
 
@@ -138,7 +140,7 @@ def publish(
         Unavailable: not all were confirmed; says how many were.
         UsageError: the broker refuses one, such as one above the topic's limit.
     """
-    stream, _ = declared(pipeline)
+    stream = declared(pipeline)
     ensure_topics(pipeline, settings)
     producer = open_producer(settings, **{"message.timeout.ms": DELIVERY_MS_MAX})
     deliveries, sent, started = _Deliveries(), 0, time.monotonic()

@@ -19,7 +19,7 @@ from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from serving_cache.records import OverlayRecord
-from streaming.events import Event
+from streaming.events import Event, Observed
 
 # Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
 HEADER_EXCEPTION = "__streams.errors.exception"
@@ -62,11 +62,11 @@ class Produced:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRow:
-    """An observation read back from the features topic: the columns of the observation view."""
+    """An observation read back from the features topic: what the event said."""
 
     entity: EntityKey
     observed_at: datetime
-    value: float
+    value: Observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +190,16 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
         return FeatureRow(
             entity=pipeline.partitions.check(body["entity"]),
             observed_at=parse_time(body["observed_at"]),
-            value=float(body["value"]),
+            value=_observed(pipeline, body["value"]),
         )
     except (ValueError, KeyError, TypeError, AlmanacError) as error:
         raise _foreign(record, error) from None
+
+
+def _observed(pipeline: Pipeline, found: Any) -> Observed:
+    if pipeline.source is not None:
+        return float(found)
+    return {name: float(found[name]) for name in pipeline.event_values}
 
 
 def _body(pipeline: Pipeline, record: Consumed) -> dict[str, Any]:

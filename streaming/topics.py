@@ -56,7 +56,7 @@ def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
     too large to be read becomes a dead letter instead of an error for nobody;
     the dead letters' takes those and the headers added to them.
     """
-    stream, _ = declared(pipeline)
+    stream = declared(pipeline)
     return (
         Topic(name=stream.topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
         Topic(name=pipeline.predictions_topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),

@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +41,7 @@ from streaming import handle
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer, open_transactional_producer
 from streaming.duplicates import Duplicates
 from streaming.events import declared
+from streaming.lacking import Lacks, probed_cells
 from streaming.models import CurrentModel
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed
@@ -55,15 +56,16 @@ CONSUME_SECONDS_MAX = 0.2
 START_SECONDS_MAX = 15.0
 WRITE_SECONDS_MAX = 10.0
 COMMIT_SECONDS_MAX = 10.0
-PROBED_CELLS = 3
-"""Cells that are asked for to tell a store that is empty from one that lacks a cell."""
 
 
 class Online(Protocol):
     """What the worker needs of the online store: `features.online.OnlineFeatures` is one."""
 
     def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
-        """The entity's column and one column per feature, null where missing or, at that moment, too old."""
+        """The entity's column and one column per feature, null where missing or, at that moment, too old.
+
+        And `features.online.NEWEST_AT`, without which no event counts as late.
+        """
         ...
 
 
@@ -90,7 +92,7 @@ class Worker:
     """
 
     def __init__(self, pipeline: Pipeline, settings: Settings, around: Surroundings, instance: str = "0") -> None:
-        self._stream, _ = declared(pipeline)
+        self._stream = declared(pipeline)
         self._pipeline = pipeline
         self._settings = settings
         self._around = around
@@ -100,6 +102,7 @@ class Worker:
         self._model = CurrentModel(pipeline, settings, self.report)
         self._scored_with: str | None = None
         self._seen = Duplicates()
+        self._lacks = Lacks()
         self._online: Online | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -131,7 +134,7 @@ class Worker:
         self._model.get(time.monotonic())
 
     def _warm_online(self) -> None:
-        self._read([0] if isinstance(self._pipeline.partitions, Grid) else ["0"], self._around.now())
+        self._read([0] if self._pipeline.partitions.key_type is int else ["0"], self._around.now())
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
         """One consumer and one producer, from opening until `stop` or the first error."""
@@ -175,6 +178,7 @@ class Worker:
             predictions=len(written.predictions),
             dead_letters=len(written.dead_letters),
             duplicates=batch.duplicates,
+            late=written.late,
         )
         return True
 
@@ -206,7 +210,12 @@ class Worker:
         now = self._around.now()
         batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
         online = self._read(batch.entities, now)  # 3
-        scoring = handle.Scoring(model=model, scorer=scorer, observation_row=self._around.observation_row)
+        scoring = handle.Scoring(
+            model=model,
+            scorer=scorer,
+            observation_row=self._around.observation_row,
+            given_up=lambda lacking: self._give_up(lacking, now),
+        )
         return batch, handle.score(batch, online, self._pipeline, scoring, now)  # 4
 
     def _read(self, entities: list[EntityKey], now: datetime) -> pa.Table | None:
@@ -222,14 +231,34 @@ class Worker:
             self._online = self._around.online(self._pipeline, self._settings)
         online = self._online.read(entities, at=now)
         own = self._around.observation_row(self._pipeline, entities[0], now, 0.0)
-        if handle.nothing_known(online, own) and isinstance(self._pipeline.partitions, Grid):
-            last = self._pipeline.partitions.cells - 1
-            probed = sorted({last * step // (PROBED_CELLS - 1) for step in range(PROBED_CELLS)})
-            if handle.nothing_known(self._online.read(probed, at=now), own):
+        if handle.nothing_known(online, own):
+            probed = self._probe(now)
+            if probed is not None and handle.nothing_known(probed, own):
                 raise FeatureError(
                     f"the online store has no features of pipeline {self._pipeline.name}: run its DAG, or wait for it"
                 )
         return online
+
+    def _probe(self, now: datetime) -> pa.Table | None:
+        """Features of some cells all over the grid; None if entities cannot be listed."""
+        if self._online is None or not isinstance(self._pipeline.partitions, Grid):
+            return None
+        return self._online.read(probed_cells(self._pipeline.partitions.cells), at=now)
+
+    def _give_up(self, lacking: Mapping[EntityKey, Sequence[str]], now: datetime) -> None:
+        """Return if the lack of features is the entities' own.
+
+        Raises:
+            FeatureError: it may pass; the same events are to be tried again.
+        """
+        if not lacking:
+            self._lacks.none()
+        elif not self._lacks.are_final(lacking, self._probe(now), time.monotonic()):
+            entity, names = next(iter(lacking.items()))
+            raise FeatureError(
+                f"{self._pipeline.entity} {entity} has no usable feature {handle.named(names)} yet: "
+                "the online store is being filled, or its batch is late"
+            )
 
 
 def throw_away(producer: Producer) -> None:

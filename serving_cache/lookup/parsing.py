@@ -81,12 +81,15 @@ def entity(pipeline: Pipeline, value: object) -> EntityKey:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON does not tell 17.0 from 17
     if isinstance(value, bool) or not isinstance(value, int):
-        last = pipeline.partitions.cells - 1 if isinstance(pipeline.partitions, Grid) else 0
+        if not isinstance(pipeline.partitions, Grid):
+            raise UnknownEntity(f"{pipeline.entity} {shown(value)} is not a key: give a whole number")
+        last = pipeline.partitions.cells - 1
         raise UnknownEntity(
             f"{pipeline.entity} {shown(value)} is not on the grid: cells are the whole numbers 0 to {last}"
         )
     if abs(value) >= 10**WHOLE_DIGITS_MAX:
-        raise UnknownEntity(f"{pipeline.entity} {shown(value)} is not on the grid: the number is too large")
+        where = "not on the grid" if isinstance(pipeline.partitions, Grid) else "not a key"
+        raise UnknownEntity(f"{pipeline.entity} {shown(value)} is {where}: the number is too large")
     return pipeline.partitions.check(value)
 
 

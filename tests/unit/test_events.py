@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -34,7 +35,9 @@ def declare(partitions: Grid | Buckets) -> Pipeline:
         source=GridObservations(variable="t2m", unit="K", valid_range=(180.0, 340.0))
         if isinstance(partitions, Grid)
         else None,
-        stream=Stream(topic="tiny.observations"),
+        stream=Stream(
+            topic="tiny.observations", values={} if isinstance(partitions, Grid) else {"t2m": (180.0, 340.0)}
+        ),
     )
 
 
@@ -236,3 +239,55 @@ def test_no_message_raises_anything_but_an_event_error(
         assert 0 <= event.entity < 20  # type: ignore[operator]
         assert 180 <= event.value <= 340
         assert event.observed_at <= NOW + timedelta(minutes=5)
+
+
+RIDES = replace(
+    TINY,
+    entity="station",
+    partitions=Buckets(count=4),
+    source=None,
+    stream=Stream(topic="bikes.rides", values={"rides": (0, 500), "open": bool, "balance": None}),
+)
+RIDE = {"station": "Holborn", "observed_at": "2026-11-21T13:20:00Z", "rides": 12, "open": True, "balance": -3.5}
+
+
+def ridden(value: Any, pipeline: Pipeline = RIDES) -> Event:
+    return parse(json.dumps(value).encode(), None, None, pipeline, NOW)
+
+
+def test_without_a_source_an_event_carries_the_declared_columns() -> None:
+    event = ridden({**RIDE, "more": "ignored"})
+    assert (event.entity, event.value) == ("Holborn", {"rides": 12.0, "open": 1.0, "balance": -3.5})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rides": 501}, "out-of-range"),
+        ({"rides": True}, "wrong-type"),
+        ({"rides": "12"}, "wrong-type"),
+        ({"open": 1}, "wrong-type"),
+        ({"balance": None}, "wrong-type"),
+        ({"balance": 10**400}, "not-finite"),
+        ({"station": 1.5}, "wrong-type"),
+        ({"station": ""}, "unknown-entity"),
+    ],
+)
+def test_each_declared_column_is_checked(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(EventError) as caught:
+        ridden({**RIDE, **change})
+    assert caught.value.reason == reason
+    assert "\n" not in str(caught.value)
+
+
+def test_a_declared_column_that_is_absent_is_named() -> None:
+    with pytest.raises(EventError, match="field 'balance' is missing"):
+        ridden({name: value for name, value in RIDE.items() if name != "balance"})
+
+
+def test_integer_keys_stay_whole_numbers() -> None:
+    numbered = replace(RIDES, partitions=Buckets(count=4, keys="integer"))
+    assert ridden({**RIDE, "station": 17}, numbered).entity == 17
+    for wrong in ("17", True, 1.0, 2**63):
+        with pytest.raises(EventError, match=r"a whole number|of this pipeline"):
+            ridden({**RIDE, "station": wrong}, numbered)
