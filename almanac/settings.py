@@ -17,9 +17,9 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from almanac.errors import UsageError
@@ -125,6 +125,21 @@ class Settings(BaseSettings):
     lookup_url: str | None = Field(None, description="Base URL of the lookup service, for the command line.")
     lookup_host: str = Field("127.0.0.1", description="Address the lookup service listens on.")
     lookup_port: PositiveInt | None = Field(None, description="Port of the lookup service; unset: a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address on which a process shows its metrics.")
+    metrics_port: NonNegativeInt | None = Field(
+        None, description="Port of `/metrics`, `/livez` and `/readyz` of a process that serves nothing else."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of `/metrics` of stream, reconciler and monitor.")
+    metrics_port: PositiveInt | None = Field(
+        None, description="Port of this process's `/metrics`; `almanac up` counts on from it, a port each."
+    )
+    reconciler_url: str | None = Field(None, description="Base URL of the reconciler's `/metrics` and `/readyz`.")
+    stream_url: str | None = Field(None, description="Base URL of the stream's `/metrics` and `/readyz`.")
+    monitor_url: str | None = Field(None, description="Base URL of the monitor's `/metrics`, `/readyz` and `/alerts`.")
+    log_format: Literal["text", "json", "logfmt"] = Field("text", description="How log lines are written.")
+    alert_webhook_url: str | None = Field(
+        None, description="http(s) URL that the monitor tells of alerts, in the JSON of Alertmanager's webhook."
+    )
     fresh_for_seconds: PositiveFloat | None = Field(
         None,
         description="Overrides every pipeline's `fresh_for` in the lookup process; for demonstrations and drills.",

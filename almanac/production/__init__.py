@@ -1,0 +1,1 @@
+"""What the production form needs beside the processes themselves: secret files, databases, questions about health."""
