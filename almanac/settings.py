@@ -125,12 +125,8 @@ class Settings(BaseSettings):
     lookup_url: str | None = Field(None, description="Base URL of the lookup service, for the command line.")
     lookup_host: str = Field("127.0.0.1", description="Address the lookup service listens on.")
     lookup_port: PositiveInt | None = Field(None, description="Port of the lookup service; unset: a free one.")
-    metrics_host: str = Field("127.0.0.1", description="Address on which a process shows its metrics.")
-    metrics_port: NonNegativeInt | None = Field(
-        None, description="Port of `/metrics`, `/livez` and `/readyz` of a process that serves nothing else."
-    )
     metrics_host: str = Field("127.0.0.1", description="Address of `/metrics` of stream, reconciler and monitor.")
-    metrics_port: PositiveInt | None = Field(
+    metrics_port: NonNegativeInt | None = Field(
         None, description="Port of this process's `/metrics`; `almanac up` counts on from it, a port each."
     )
     reconciler_url: str | None = Field(None, description="Base URL of the reconciler's `/metrics` and `/readyz`.")
