@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from almanac.errors import UsageError
@@ -28,7 +28,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 ENDPOINTS_FILE = "endpoints.json"
 ENV_PREFIX = "ALMANAC_"
 FILE_SUFFIX = "_FILE"
-SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password")
+SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password", "alert_webhook_url")
 """Settings that bear a password, and may therefore come from a file that a variable names."""
 SECRET_BYTES_MAX = 16_384
 
