@@ -9,7 +9,7 @@ LOCK := requirements/lock.txt
 help:
 	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
 	@echo "make test                            set up, run every test"
-	@echo "make bench NAME=startup              run one benchmark"
+	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -45,8 +45,7 @@ imports: setup
 	@$(BIN)/lint-imports
 
 bench: setup
-	@test -n "$(NAME)" || { echo "almanac: say which: make bench NAME=startup" >&2; exit 2; }
-	@$(BIN)/python -m benchmarks.$(NAME)
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 # Locks with hashes and without index addresses.
 lock: setup

@@ -1,0 +1,1 @@
+"""Benchmarks: each is `make bench NAME=<name>`; docs/performance.md explains them."""

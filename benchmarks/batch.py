@@ -1,0 +1,225 @@
+"""The batch job: rows a second from offline features at rest to a published generation.
+
+    make bench NAME=batch
+
+Ours is what the tasks of a run call, in one process: plan, features point in
+time, scoring, blocks, rows to Postgres, blocks to Redis, publish. The gates are
+run and timed too, and counted in `with_gates`, for the peer has none. The floor
+is the scoring alone, on features in memory, one thread like ours. The peer is
+Feast's `get_historical_features` into pandas, LightGBM's `predict` on one
+thread, a Redis key a prediction (pipelined), and `DataFrame.to_sql`; same files,
+same model, same servers.
+
+World: 200,000 cells (`--rows`), 4 hours of offline history.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from almanac.clock import utc_now
+from almanac.errors import AlmanacError
+from almanac.scoring import Scorer
+from benchmarks.measuring import (
+    Cores,
+    Stopwatch,
+    finish,
+    in_turn,
+    machine,
+    median,
+    on_core,
+    options,
+    profiled,
+    ratio,
+    run,
+    say,
+    shares,
+)
+from benchmarks.peer import running_peer
+from benchmarks.reference import World, make_world, trees_of
+from benchmarks.servers import running_servers
+
+ROWS, ROWS_QUICK = 200_000, 4_000
+ROUNDS = 3
+DIFFERENCE_MAX = 0.02  # kelvin, between the means of our predictions and the peer's
+
+STAGES = ("plan", "features", "scoring", "blocks", "postgres", "redis", "publish")
+GATES = ("gate_features", "gate_predictions")
+
+
+class Job:
+    """The batch steps of one world, run after run, as the tasks of its DAG call them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._runs = 0
+
+    def run(self) -> dict[str, Any]:
+        """One whole run; seconds of each stage, and rows a second without and with the gates."""
+        import jobs.score
+        from jobs.check import gate_features, gate_predictions
+        from jobs.plan import plan
+        from jobs.publish import publish
+        from jobs.score import score_shard
+        from serving_cache.postgres import PostgresStore
+
+        pipeline, settings = self._world.pipeline, self._world.settings
+        self._runs += 1
+        taken: dict[str, float] = {}
+        began = time.perf_counter()
+        made = plan(pipeline, settings, run_key=f"run {self._runs}", cutoff=self._world.as_of, now=utc_now())
+        began = _lap(taken, "plan", began)
+        report = gate_features(pipeline, settings, made)
+        began = _lap(taken, "gate_features", began)
+        watched = {
+            "features": (jobs.score, "features_of"),
+            "scoring": (Scorer, "score"),
+            "postgres": (PostgresStore, "stage"),
+            "redis": (jobs.score, "_warm_redis"),
+        }
+        rows = 0
+        with Stopwatch(watched) as inside:
+            for shard in made.shards_without(report.failing):
+                rows += score_shard(pipeline, settings, made, shard).rows
+        whole = time.perf_counter() - began
+        taken |= {**inside.seconds, "blocks": whole - sum(inside.seconds.values())}
+        began = time.perf_counter()
+        gate_predictions(pipeline, settings, made)
+        began = _lap(taken, "gate_predictions", began)
+        published = publish(pipeline, settings, made, now=utc_now())
+        _lap(taken, "publish", began)
+        if published.state != "current" or rows != self._world.grid.cells:
+            raise AlmanacError(f"the run came to {published.state} with {rows} rows: see what it logged")
+        job = sum(taken[stage] for stage in STAGES)
+        return {"rate": rows / job, "rate_with_gates": rows / sum(taken.values()), "stages": taken}
+
+
+def _lap(taken: dict[str, float], stage: str, began: float) -> float:
+    now = time.perf_counter()
+    taken[stage] = now - began
+    return now
+
+
+class Floor:
+    """Scoring alone: features of every cell, retrieved beforehand."""
+
+    def __init__(self, world: World) -> None:
+        import pyarrow as pa
+
+        from features.offline import historical
+
+        cells = np.arange(world.grid.cells, dtype=np.int64)
+        at = pa.repeat(pa.scalar(world.as_of, pa.timestamp("us", tz="UTC")), len(cells))
+        asked = pa.table({world.pipeline.entity: cells, "event_timestamp": at})
+        table = historical(world.pipeline, world.settings, asked)
+        self._scorer = Scorer.load(world.version, world.pipeline)
+        self._features = table.select(list(self._scorer.inputs))
+        self.means: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Rows a second."""
+        began = time.perf_counter()
+        found = self._scorer.score(self._features)
+        taken = time.perf_counter() - began
+        self.means = {name: float(values.mean(dtype=np.float64)) for name, values in found.items()}
+        return {"rate": self._features.num_rows / taken}
+
+
+def check_same(ours: Mapping[str, float], theirs: Mapping[str, float]) -> None:
+    """Refuse to compare two programs that answer differently.
+
+    Raises:
+        AlmanacError: the means of an output differ.
+    """
+    for name, mean in ours.items():
+        if abs(mean - theirs[name]) > DIFFERENCE_MAX:
+            raise AlmanacError(f"the peer answers {theirs[name]} on average for {name}, we {mean}: compare the models")
+
+
+def stored(world: World) -> dict[str, float]:
+    """Bytes that one cell's predictions (all outputs) take in each store, from the servers' own account."""
+    import psycopg
+    import redis
+
+    cells = world.grid.cells
+    with psycopg.connect(world.settings.need("postgres_url")) as connection:
+        size = connection.execute(
+            "SELECT max(pg_total_relation_size(inhrelid)) FROM pg_inherits "
+            "WHERE inhparent = 'predictions_reference'::regclass"
+        ).fetchone()
+    client: Any = redis.Redis.from_url(world.settings.need("redis_url"))
+    try:
+        keys = list(client.scan_iter(match="almanac:{reference}:block:*", count=1000))
+        used = [int(client.memory_usage(key) or 0) for key in keys]
+    finally:
+        client.close()
+    generations = max(1, round(len(used) / world.pipeline.partitions.count))
+    return {
+        "postgres_bytes_per_cell": float(size[0] if size else 0) / cells,
+        "redis_bytes_per_cell": sum(used) / generations / cells,
+    }
+
+
+def result_of(found: Mapping[str, list[Mapping[str, Any]]], world: World, cores: Cores, trees: int) -> dict[str, Any]:
+    """The JSON line."""
+    ours, floor = median(found["ours"], "rate"), median(found["floor"], "rate")
+    peer = median(found["peer"], "rate") if "peer" in found else None
+    stages = {stage: median([entry["stages"] for entry in found["ours"]], stage) for stage in (*STAGES, *GATES)}
+    return {
+        "name": "batch",
+        "unit": "rows/s",
+        "ours": ours,
+        "peer": peer,
+        "floor": floor,
+        "ratio_peer": ratio(ours, peer),
+        "ratio_floor": ratio(ours, floor),
+        "with_gates": median(found["ours"], "rate_with_gates"),
+        "stages": shares({stage: stages[stage] for stage in STAGES}),
+        "gates_seconds": {stage: stages[stage] for stage in GATES},
+        "peer_stages": None if peer is None else _peer_stages(found["peer"]),
+        "stored": stored(world),
+        "rows": world.grid.cells,
+        "trees": trees,
+        "rounds": len(found["ours"]),
+        **machine(cores),
+    }
+
+
+def _peer_stages(results: list[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    names = results[0]["stages"]
+    return shares({name: median([entry["stages"] for entry in results], name) for name in names})
+
+
+def main() -> None:
+    """Measure, or profile, and print the line."""
+    asked = options(__doc__, rounds=ROUNDS)
+    cores, trees = Cores.choose(), trees_of(asked.quick)
+    with ExitStack() as stack:
+        settings = stack.enter_context(running_servers(cores))
+        say("making the world: features, model, tables")
+        world = make_world(settings, asked.size(ROWS, ROWS_QUICK), trees=trees)
+        stack.enter_context(on_core(cores.measured))
+        job, floor = Job(world), Floor(world)
+        job.run()  # imports, caches, connections: a task that runs once an hour pays them once
+        if asked.profile:
+            with profiled("batch job"):
+                job.run()
+            return
+        contenders = {"ours": job.run, "floor": floor.run}
+        if asked.peers:
+            told = world.for_peers()
+            peer = stack.enter_context(
+                running_peer("feast", "feast_batch.py", told, cores.measured, world.settings.state_dir)
+            )
+            check_same(floor.run() and floor.means, peer.ask(do="run")["means"])
+            contenders["peer"] = lambda: peer.ask(do="run")
+        finish(result_of(in_turn(contenders, asked.rounds), world, cores, trees))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,275 @@
+"""The reference pipeline that all benchmarks run: 30 features, 4 outputs, 300 trees of 63 leaves an output.
+
+Its world is made in a temporary state directory: a simulated field, offline
+features of the last hours in Parquet, a model that LightGBM learned from them,
+Feast's definitions in the registry, tables in Postgres.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from almanac.clock import HOUR, floor_hour, utc_now
+from almanac.manifest import Description, Input, Parity, Reference, Window
+from almanac.partitioning import Grid
+from almanac.pipeline import Freshness, Gate, GridObservations, Pipeline, horizons, hours
+from almanac.registry import MODEL_FILE, ModelVersion, Registry
+from almanac.settings import Settings
+from benchmarks.reference_columns import COLUMNS, HISTORY_HOURS, STATIC_VIEW, VALUE, VIEWS, columns_at
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE, static_file, view_dir
+
+NAME = "reference"
+FEAST_FILE = Path(__file__).resolve().parent / "feast" / "reference.py"
+TREES, LEAVES = 300, 63
+TREES_QUICK = 20
+HORIZONS = (6, 12, 24, 36)  # none runs out while a benchmark runs
+FEATURE_HOURS = 4  # of offline history: the hours that a point-in-time join searches
+TILE = 16
+SHARD_ROWS = 50_000
+TRAIN_GRID = Grid(rows=48, cols=64, tile=16, north=65.0, west=-20.0, step=0.5)
+TRAIN_ROWS = 20_000
+SEED = 2019
+TOLERANCE = 0.01  # kelvin, between LightGBM and its ONNX graph
+VALID = (180.0, 340.0)
+
+DECLARATION = """
+from benchmarks.reference import reference_pipeline
+
+reference = reference_pipeline({cells})
+"""
+
+
+def grid_of_cells(cells: int) -> Grid:
+    """A grid of about 4 to 5 sides with at most this many cells, at least one tile."""
+    rows = max(TILE, math.isqrt(cells * 4 // 5))
+    cols = max(TILE, cells // rows)
+    return Grid(rows=rows, cols=cols, tile=TILE, north=65.0, west=-20.0, step=min(0.5, 30.0 / rows))
+
+
+def reference_pipeline(cells: int) -> Pipeline:
+    """The declaration, on a grid of about so many cells."""
+    between = "expect_column_values_to_be_between"
+    outputs = horizons(VALUE, hours=HORIZONS, unit="K")
+    limits = {"min_value": VALID[0], "max_value": VALID[1]}
+    grid = grid_of_cells(cells)
+    return Pipeline(
+        name=NAME,
+        entity="cell_id",
+        partitions=grid,
+        outputs=outputs,
+        features="reference_v1",
+        model=f"{NAME}@champion",
+        schedule="0 * * * *",
+        freshness=Freshness(fresh_for=hours(6), usable_for=hours(24)),
+        gates=(
+            Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": VALUE}),
+            Gate(on="features", expectation=between, kwargs={"column": VALUE, **limits}),
+            *(Gate(on="predictions", expectation=between, kwargs={"column": o.name, **limits}) for o in outputs),
+        ),
+        shard_partitions=max(1, SHARD_ROWS // TILE**2),
+        description="The benchmarks' reference: 30 features of a simulated grid.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything that was made: where it is, and what a peer is told of it."""
+
+    pipeline: Pipeline
+    settings: Settings
+    version: ModelVersion
+    as_of: datetime
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the cells."""
+        assert isinstance(self.pipeline.partitions, Grid)  # noqa: S101  reference_pipeline gives it one
+        return self.pipeline.partitions
+
+    def for_peers(self) -> dict[str, Any]:
+        """What a peer needs to know, as JSON."""
+        return {
+            "as_of": self.as_of.isoformat(),
+            "cells": self.grid.cells,
+            "views": {view: list(columns) for view, columns in VIEWS.items()},
+            "static_view": STATIC_VIEW,
+            "files": {view: str(view_dir(self.settings.features_dir.absolute(), NAME, view)) for view in VIEWS},
+            "models": {output: str(self.version.path / f"model-{output}.txt") for output in self.pipeline.output_names},
+            "value": VALUE,
+            "postgres": self.settings.postgres_url,
+            "redis": self.settings.redis_url,
+            "kafka": self.settings.kafka_bootstrap,
+        }
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which a process of this pipeline reads its settings."""
+        urls = {
+            "ALMANAC_POSTGRES_URL": self.settings.postgres_url,
+            "ALMANAC_REDIS_URL": self.settings.redis_url,
+            "ALMANAC_KAFKA_BOOTSTRAP": self.settings.kafka_bootstrap,
+        }
+        return {
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            "ALMANAC_STATE_DIR": str(self.settings.state_dir),
+            "ALMANAC_PIPELINES": self.settings.pipelines,
+            **{name: url for name, url in urls.items() if url},
+        }
+
+
+def make_world(settings: Settings, cells: int, *, trees: int) -> World:
+    """Make everything that the benchmarks need but generations and online features.
+
+    Args:
+        settings: of a state directory of its own, with the servers' addresses.
+        cells: size of the grid.
+        trees: of each output.
+    """
+    from serving_cache.migrate import migrate
+
+    declaration = settings.state_dir / "declaration.py"
+    declaration.write_text(DECLARATION.format(cells=cells))
+    pipeline = reference_pipeline(cells)
+    settings = settings.model_copy(update={"pipelines": str(declaration)})
+    as_of = floor_hour(utc_now())
+    write_features(settings, pipeline, as_of)
+    define_features(settings)
+    version = make_model(settings, pipeline, as_of, trees)
+    if settings.postgres_url:
+        migrate(settings.postgres_url, [pipeline])
+    return World(pipeline=pipeline, settings=settings, version=version, as_of=as_of)
+
+
+def _field(grid: Grid, first: datetime, last: datetime) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    from features.sources.atmosphere import SimulatedAtmosphere
+
+    observed = GridObservations(variable=VALUE, unit="K", valid_range=VALID)
+    window = SimulatedAtmosphere(grid, observed, SEED).window(first, last)
+    return window.values, window["time"].values
+
+
+def _latitude(grid: Grid) -> np.ndarray[Any, Any]:
+    return (grid.north - np.arange(grid.rows) * grid.step).astype(np.float32)
+
+
+def write_features(settings: Settings, pipeline: Pipeline, as_of: datetime) -> None:
+    """The offline files: each view's last `FEATURE_HOURS` hours, ending at `as_of`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    grid = pipeline.partitions
+    assert isinstance(grid, Grid)  # noqa: S101  reference_pipeline gives it one
+    field, times = _field(grid, as_of - (HISTORY_HOURS + FEATURE_HOURS - 1) * HOUR, as_of)
+    stamp = pa.timestamp("us", tz="UTC")
+    cells = pa.array(np.arange(grid.cells, dtype=np.int64))
+    parts: dict[str, list[Any]] = {view: [] for view in VIEWS}
+    for hour in range(HISTORY_HOURS, len(times)):
+        columns = columns_at(field, times, hour, _latitude(grid))
+        moment = as_of - (len(times) - 1 - hour) * HOUR
+        for view, names in VIEWS.items():
+            static = view == STATIC_VIEW
+            if static and parts[view]:
+                continue
+            at = pa.repeat(pa.scalar(STATIC_SINCE if static else moment, stamp), grid.cells)
+            fields = {pipeline.entity: cells, EVENT_TIMESTAMP: at, CREATED_TIMESTAMP: at}
+            parts[view].append(pa.table({**fields, **{name: columns[name] for name in names}}))
+    for view, tables in parts.items():
+        folder = view_dir(settings.features_dir, NAME, view)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = static_file(folder) if view == STATIC_VIEW else folder / "hours.parquet"
+        pq.write_table(pa.concat_tables(tables), name, compression="zstd", row_group_size=grid.cells)
+
+
+def define_features(settings: Settings) -> None:
+    """Register the reference pipeline's Feast definitions beside those of `features/repo/`."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from feast import Entity, FeatureService, FeatureView
+
+    from features.layout import definitions_for
+    from features.store import apply, feature_store
+
+    apply(settings)
+    spec = spec_from_file_location("almanac_feast_reference", FEAST_FILE)
+    assert spec is not None  # noqa: S101  the file lies beside this one
+    assert spec.loader is not None  # noqa: S101
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    with definitions_for(settings):
+        spec.loader.exec_module(module)
+        objects = [v for v in vars(module).values() if isinstance(v, Entity | FeatureView | FeatureService)]
+        feature_store(settings, create=True).apply(objects)
+
+
+def make_model(settings: Settings, pipeline: Pipeline, as_of: datetime, trees: int) -> ModelVersion:
+    """Learn, convert, compare and register the model; its LightGBM texts lie beside its graph, for peers."""
+    import lightgbm
+
+    from almanac.scoring import Scorer
+    from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
+
+    inputs, truths = _training_rows(as_of - max(HORIZONS) * HOUR)
+    recipe = Recipe(inputs=COLUMNS, differences=())
+    parameters = {"num_leaves": LEAVES, "learning_rate": 0.05, "num_threads": 2, "seed": 1, "verbosity": -1}
+    fitted = []
+    for output, truth in zip(pipeline.output_names, truths, strict=True):
+        change = truth - inputs[:, 0].astype(np.float64)
+        booster = lightgbm.train(parameters, lightgbm.Dataset(inputs, change), num_boost_round=trees)
+        reference = Reference(weights={VALUE: 1.0}, damping=1.0)
+        fitted.append(Fitted(output=output, booster=exact_thresholds(booster), reference=reference))
+    graph = to_onnx(recipe, fitted)
+    rows = inputs[:500]
+    ours = Scorer.open(graph, NAME, entity=pipeline.entity).score(dict(zip(COLUMNS, rows.T, strict=True)))
+    difference = max(float(np.abs(ours[one.output] - one.predict(recipe, rows)).max()) for one in fitted)
+    registry = Registry(settings.models_dir)
+    span = Window(start=as_of - timedelta(days=3), end=as_of)
+    version = registry.register(
+        NAME,
+        {MODEL_FILE: graph, **{f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}},
+        Description(
+            features=pipeline.features,
+            inputs=tuple(Input(name=column) for column in COLUMNS),
+            outputs=pipeline.output_names,
+            training=span,
+            held_out=span,
+            rows=len(inputs),
+            seed=1,
+            parity=Parity(rows=len(rows), difference_max=difference, tolerance=TOLERANCE),
+            metrics={},
+            references={one.output: one.reference for one in fitted},
+            libraries={},
+        ),
+        now=datetime.now(UTC),
+    )
+    registry.set_alias(NAME, pipeline.model_alias, version.version)
+    return version
+
+
+def _training_rows(last: datetime) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
+    """Rows of cells and hours up to `last`: float32 (rows, 30), and the truth of each horizon."""
+    span = 24
+    field, times = _field(TRAIN_GRID, last - (HISTORY_HOURS + span - 1) * HOUR, last + max(HORIZONS) * HOUR)
+    inputs, truths = [], []
+    for hour in range(HISTORY_HOURS, HISTORY_HOURS + span):
+        columns = columns_at(field, times, hour, _latitude(TRAIN_GRID))
+        inputs.append(np.stack([columns[name] for name in COLUMNS], axis=1))
+        truths.append(np.stack([field[hour + ahead].ravel() for ahead in HORIZONS], axis=1))
+    rows, known = np.concatenate(inputs), np.concatenate(truths)
+    chosen = np.random.default_rng(SEED).choice(len(rows), size=min(TRAIN_ROWS, len(rows)), replace=False)
+    return rows[chosen], list(known[chosen].T.astype(np.float64))
+
+
+def trees_of(quick: bool) -> int:
+    """How many trees an output has."""
+    return TREES_QUICK if quick else TREES
+
+
+def renamed(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    """The declaration with other fields."""
+    return replace(pipeline, **changes)
