@@ -1,154 +1,22 @@
-"""`python -m streaming`: the worker and the sinks of every pipeline with a stream, as threads of one process.
-
-SIGTERM and SIGINT end it within seconds: each thread finishes or abandons its
-batch. A thread that dies ends the process, so that its supervisor starts it anew.
-"""
+"""`python -m streaming`: signals are answered from the first moment on, then everything else is imported."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import re
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from almanac.errors import AlmanacError, Unavailable, UsageError
-from almanac.pipeline import Pipeline
-from almanac.settings import Settings, settings
-from streaming.pause import Pause
-
-STOP_SECONDS_MAX = 25.0
-WATCH_SECONDS = 0.5
-INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,60}")
-
-log = logging.getLogger("streaming")
 
 
-@dataclass
-class Crew:
-    """Threads that live and die together."""
-
-    stop: threading.Event = field(default_factory=threading.Event)
-    threads: list[threading.Thread] = field(default_factory=list)
-    failures: list[tuple[str, BaseException]] = field(default_factory=list)
-
-    def start(self, name: str, work: Callable[[], None]) -> None:
-        """Start a thread whose death, for whatever reason, stops the others."""
-
-        def watched() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - the process ends with it
-                self.failures.append((name, error))
-            finally:
-                self.stop.set()
-
-        thread = threading.Thread(target=watched, name=name, daemon=True)
-        self.threads.append(thread)
-        thread.start()
-
-    def join(self) -> bool:
-        """Wait for all threads after `stop`; whether all ended in time."""
-        give_up_at = time.monotonic() + STOP_SECONDS_MAX
-        for thread in self.threads:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-        return not any(thread.is_alive() for thread in self.threads)
-
-
-def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
-    """Start the worker and both sinks of one pipeline."""
-    from features.online import OnlineFeatures, observation_row
-    from serving_cache.postgres import PostgresStore
-    from serving_cache.redis import RedisStore
-    from streaming.report import Report
-    from streaming.sink import Features, Overlays, Sink
-    from streaming.worker import Surroundings, Worker
-
-    worker = Worker(pipeline, found, Surroundings(online=OnlineFeatures, observation_row=observation_row), instance)
-    crew.start(worker.report.name, lambda: worker.run(crew.stop))
-
-    report = Report(f"{pipeline.name} overlays")
-    overlays = Overlays(
-        pipeline, PostgresStore(found.need("postgres_url")), RedisStore(found.need("redis_url")), report
-    )
-    sink = Sink(pipeline.predictions_topic, f"almanac-{pipeline.name}-sink-overlays", found, report, instance)
-    crew.start(report.name, lambda: sink.run(overlays, crew.stop))
-
-    report_features = Report(f"{pipeline.name} features")
-    features = Features(pipeline, lambda: OnlineFeatures(pipeline, found), observation_row, report_features)
-    sink_features = Sink(
-        pipeline.features_topic, f"almanac-{pipeline.name}-sink-features", found, report_features, instance
-    )
-    crew.start(report_features.name, lambda: sink_features.run(features, crew.stop))
-
-
-def run(found: Settings, instance: str) -> None:
-    """Run until a signal comes.
-
-    Raises:
-        AlmanacError: a thread ended with it, or there is nothing to run.
-        RuntimeError: a thread died of something unforeseen.
-    """
-    from almanac.declarations import pipelines
-
-    streamed = [pipeline for pipeline in pipelines().values() if pipeline.stream is not None]
-    if not streamed:
-        raise UsageError("no pipeline declares a stream: declare `stream`, or do not start the stream worker")
-    crew = Crew()
+def main() -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: crew.stop.set())
-    for pipeline in streamed:
-        _topics(pipeline, found, crew.stop)
-    for pipeline in streamed:
-        if not crew.stop.is_set():
-            recruit(pipeline, found, instance, crew)
-    while not crew.stop.wait(WATCH_SECONDS):
-        pass
-    ended = crew.join()
-    if crew.failures:
-        name, error = crew.failures[0]
-        if isinstance(error, AlmanacError):
-            raise error
-        raise RuntimeError(f"{name} died ({type(error).__name__}: {error})") from error
-    if not ended:
-        raise Unavailable(f"threads did not stop within {STOP_SECONDS_MAX:.0f} s: ended without them, nothing is lost")
+        signal.signal(number, lambda *_: stop.set())
+    # Importing takes seconds, in which a signal would end the process as if it had failed.
+    from streaming.process import main as work
 
-
-def _topics(pipeline: Pipeline, found: Settings, stop: threading.Event) -> None:
-    from streaming.topics import ensure_topics
-
-    for attempt in Pause.attempts((Unavailable,)):
-        with attempt:
-            if stop.is_set():
-                return
-            for name in ensure_topics(pipeline, found):
-                log.info("%s: created topic %s", pipeline.name, name)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m streaming", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--instance", default="0", help="name of this worker among those of the same pipelines")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
-    log.setLevel(logging.INFO)
-    try:
-        if not INSTANCE.fullmatch(given.instance):
-            raise UsageError(f"--instance {given.instance!r} must match {INSTANCE.pattern}")
-        run(settings(), given.instance)
-    except Exception as error:
-        if given.debug:
-            raise
-        print(f"almanac stream: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code if isinstance(error, AlmanacError) else 1
-    return 0
+    return work(stop)
 
 
 if __name__ == "__main__":

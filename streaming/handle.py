@@ -9,8 +9,11 @@ Which failures are whose:
 - A feature column that is missing for every cell, or a store that has no
   features for anyone, is not the event's fault: `FeatureError` is left to the
   worker, which pauses and tries again with the same events.
-An event without features still gives a feature row: what was observed is true,
-and the online store shall know it.
+- An event that is older than its entity's online features is late: features as
+  they were at the event are gone, and a prediction from those of its future
+  would be a lie. It is no dead letter either: nothing is wrong with it.
+An event that is late or without features still gives a feature row: what was
+observed is true, and online store and history shall know it.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ from almanac.errors import EventError, FeatureError, PredictionError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from features.forward import bring_table_forward
+from features.online import NEWEST_AT
 from streaming.duplicates import Duplicates
-from streaming.events import Event, parse
+from streaming.events import Event, Observed, parse
 from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
 
 FEATURES_MISSING = "features-missing"
 PREDICTION_INVALID = "prediction-invalid"
 
-ObservationRow = Callable[[Pipeline, Any, datetime, float], Mapping[str, Any]]
-"""The observation view's row for one event: entity, time and value go in."""
+ObservationRow = Callable[[Pipeline, Any, datetime, Observed], Mapping[str, Any]]
+"""The observation view's row for one event: entity, time and what was observed go in."""
 
 FEATURES_NAMED_MAX = 3
 
@@ -78,11 +82,12 @@ class Sorted:
 
 @dataclass(frozen=True, kw_only=True)
 class Handled:
-    """What one batch writes."""
+    """What one batch writes, and how many of its events came too late for a prediction."""
 
     predictions: tuple[Produced, ...]
     features: tuple[Produced, ...]
     dead_letters: tuple[Produced, ...]
+    late: int = 0
 
     @property
     def records(self) -> tuple[Produced, ...]:
@@ -115,11 +120,13 @@ class Scoring:
         model: id of the model's version.
         scorer: the loaded model.
         observation_row: makes the observation view's columns of an event.
+        given_up: called with the entities that lack features, and which; raises `FeatureError` if they may come.
     """
 
     model: str
     scorer: Scores
     observation_row: ObservationRow
+    given_up: Callable[[Mapping[EntityKey, Sequence[str]]], None] = lambda lacking: None
 
 
 def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: Scoring, now: datetime) -> Handled:
@@ -128,22 +135,24 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     Args:
         batch: what `sort` found.
         online: online features of the batch's entities: the entity's column and feature columns, null
-            where missing; None if the batch has no events.
+            where missing, and `NEWEST_AT`, if late events are to be told; None if the batch has no events.
         now: aware time, written as `computed_at`.
 
     Raises:
-        FeatureError: a column that the model needs is missing from `online` altogether.
+        FeatureError: a column that the model needs is missing from `online` altogether, or `given_up` says so.
     """
     refused = list(batch.refused)
     if online is None or not batch.events:
         return Handled(predictions=(), features=(), dead_letters=_dead_letters(pipeline, refused))
-    complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs)
+    late = _late(batch, online, pipeline)
+    complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs, late)
+    scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
     refused.extend(
         (
             batch.events[index][0],
             EventError(
                 FEATURES_MISSING,
-                f"{pipeline.entity} {batch.events[index][1].entity} has no usable feature {_named(names)}: "
+                f"{pipeline.entity} {batch.events[index][1].entity} has no usable feature {named(names)}: "
                 "run the pipeline's DAG, then send the event again",
             ),
         )
@@ -160,6 +169,7 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         predictions=tuple(predictions),
         features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),
         dead_letters=_dead_letters(pipeline, refused),
+        late=len(late),
     )
 
 
@@ -174,8 +184,20 @@ def nothing_known(online: pa.Table, own: Collection[str]) -> bool:
     Args:
         own: columns that events bring themselves, which say nothing of the rest.
     """
-    others = [online[name] for name in online.column_names if name not in own]
+    others = [online[name] for name in online.column_names if name not in own and name != NEWEST_AT]
     return bool(others) and all(column.null_count == online.num_rows for column in others)
+
+
+def _late(batch: Sorted, online: pa.Table, pipeline: Pipeline) -> set[int]:
+    """The events whose entity's online features are of a later time than the event."""
+    if NEWEST_AT not in online.column_names:
+        return set()
+    newest = dict(zip(online[pipeline.entity].to_pylist(), online[NEWEST_AT].to_pylist(), strict=True))
+    return {
+        index
+        for index, (_, event) in enumerate(batch.events)
+        if (moment := newest[event.entity]) is not None and moment > event.observed_at
+    }
 
 
 def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring) -> pa.Table:
@@ -199,9 +221,9 @@ def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: 
 
 
 def _split(
-    batch: Sorted, table: pa.Table, inputs: tuple[str, ...]
+    batch: Sorted, table: pa.Table, inputs: tuple[str, ...], late: set[int]
 ) -> tuple[tuple[list[int], pa.Table], dict[int, list[str]]]:
-    """The events whose features are complete, with their rows; and for each of the others, what is missing."""
+    """The events in time whose features are complete, with their rows; for each other in time, what is missing."""
     lacking: dict[int, list[str]] = {}
     absent = [name for name in inputs if name not in table.column_names]
     if absent:
@@ -211,12 +233,14 @@ def _split(
     for name in inputs:
         usable = pc.fill_null(pc.is_finite(table[name]), False)
         for index in np.flatnonzero(~usable.to_numpy(zero_copy_only=False)):
-            lacking.setdefault(int(index), []).append(name)
-    kept = [index for index in range(len(batch.events)) if index not in lacking]
+            if int(index) not in late:
+                lacking.setdefault(int(index), []).append(name)
+    kept = [index for index in range(len(batch.events)) if index not in lacking and index not in late]
     return (kept, table.take(pa.array(kept, type=pa.int64()))), lacking
 
 
-def _named(names: list[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - FEATURES_NAMED_MAX
     return ", ".join(names[:FEATURES_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from almanac.clock import format_time, utc_now
 from almanac.manifest import Description, Input, Parity, Window
@@ -32,6 +32,8 @@ COLUMNS = ("t2m", "lag_1h", "latitude")
 """Input columns of the tests' models; the observation first."""
 READ_SECONDS_MAX = 60
 WAIT_SECONDS_MAX = 90
+BEGUN = "answers signals"
+"""What a test's child process prints once SIGTERM ends it in order."""
 
 DECLARATION = """
 from tests.streams import tiny_pipeline
@@ -99,6 +101,20 @@ def read_topic(settings: Settings, topic: str) -> list[Consumed]:
         return sorted(found, key=lambda record: (record.partition, record.offset))
     finally:
         reader.close()
+
+
+def caught_up(settings: Settings, group: str, topic: str) -> bool:
+    """Whether a consumer group has committed everything that is in a topic."""
+    consumer = Consumer({"bootstrap.servers": settings.need("kafka_bootstrap"), "group.id": group})
+    try:
+        partitions = [
+            TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        ]
+        committed = {found.partition: found.offset for found in consumer.committed(partitions, timeout=10)}
+        ends = {found.partition: consumer.get_watermark_offsets(found, timeout=10)[1] for found in partitions}
+        return all(end == 0 or committed[partition] == end for partition, end in ends.items())
+    finally:
+        consumer.close()
 
 
 def eventually(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:

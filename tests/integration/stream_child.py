@@ -23,10 +23,10 @@ from features.online import observation_row
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from streaming import worker
-from streaming.__main__ import Crew
+from streaming.process import Crew
 from streaming.report import Report
 from streaming.sink import Overlays, Sink
-from tests.streams import COLUMNS
+from tests.streams import BEGUN, COLUMNS
 
 worker.BATCH_RECORDS_MAX = 20
 worker.CONSUME_SECONDS_MAX = 0.02
@@ -48,6 +48,7 @@ def main(name: str) -> None:
     found, of = pipeline(name), settings()
     crew = Crew()
     signal.signal(signal.SIGTERM, lambda *_: crew.stop.set())
+    print(BEGUN, flush=True)
     around = worker.Surroundings(online=FeaturesInMemory, observation_row=observation_row)
     work = worker.Worker(found, of, around)
     report = Report("overlays")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from almanac.errors import FeatureError, PredictionError
 from almanac.partitioning import Grid
 from almanac.pipeline import Freshness, GridObservations, Output, Pipeline, Stream, hours
+from features.online import NEWEST_AT
 from streaming import duplicates as duplicates_module
 from streaming.duplicates import Duplicates
 from streaming.events import Event
@@ -247,3 +249,36 @@ def test_every_record_is_counted_exactly_once(drawn: list[tuple[int, int, Any]])
     handled = score(batch, features(c3=1.0, c4=None), TINY, SCORING, NOW)
     assert len(handled.predictions) + len(handled.dead_letters) + batch.duplicates == len(records)
     assert len(handled.features) == len(batch.events)
+
+
+def dated(online: pa.Table, *moments: datetime | None) -> pa.Table:
+    return online.append_column(NEWEST_AT, pa.array(moments, pa.timestamp("s", tz="UTC")))
+
+
+def test_an_event_older_than_its_cells_features_is_late_and_sees_no_future() -> None:
+    hour = datetime(2026, 11, 21, 13, tzinfo=UTC)
+    online = dated(features(c3=1.0, c4=1.0, c5=None), hour + timedelta(minutes=20), hour, None)
+    handled = handle([record(6, cell=3, minute=19), record(7, cell=3, minute=20), record(8, cell=4)], online)
+    assert [read_prediction(TINY, delivered(p)).kafka_offset for p in handled.predictions] == [7, 8]
+    assert len(handled.features) == 3
+    assert (handled.late, handled.dead_letters) == (1, ())
+
+
+def test_features_that_a_late_event_lacks_are_nobodys_fault() -> None:
+    online = dated(features(c3=None), datetime(2026, 11, 21, 14, tzinfo=UTC))
+    handled = handle([record(6, cell=3)], online)
+    assert (handled.late, handled.dead_letters, len(handled.features)) == (1, (), 1)
+
+
+def test_a_lack_that_may_pass_is_told_before_anything_is_refused() -> None:
+    asked: list[Mapping[Any, Any]] = []
+
+    def not_yet(lacking: Mapping[Any, Any]) -> None:
+        asked.append(lacking)
+        raise FeatureError("not yet")
+
+    with pytest.raises(FeatureError, match="not yet"):
+        score(
+            sort([record(7)], TINY, Duplicates(), NOW), features(c3=None), TINY, replace(SCORING, given_up=not_yet), NOW
+        )
+    assert asked == [{3: ["lag_1h"]}]

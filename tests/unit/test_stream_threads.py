@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from almanac.errors import UsageError
-from streaming.__main__ import Crew, main
 from streaming.pause import QUIET_BATCHES, Pause
+from streaming.process import Crew, main
 from streaming.report import PAUSED, RUNNING, SUMMARY_SECONDS, Report
 
 
@@ -34,7 +34,7 @@ def test_a_thread_that_only_ends_stops_the_others_too() -> None:
 
 
 def test_a_wrong_instance_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--instance", "a b"]) == 2
+    assert main(threading.Event(), ["--instance", "a b"]) == 2
     assert capsys.readouterr().err.startswith("almanac stream: --instance 'a b' must match")
 
 
