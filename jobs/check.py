@@ -10,6 +10,7 @@ from almanac.pipeline import Gate, Pipeline
 from almanac.settings import Settings
 from jobs.gate import PARTITION, GateReport, check
 from jobs.plan import Plan
+from jobs.stages import stage
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,14 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
     from jobs.score import features_of
 
     partitions = [partition for shard in plan.shards for partition in shard]
-    table = features_of(pipeline, settings, plan, partitions)
-    return _conclude(
-        pipeline, settings, plan, "features", check(table, _gates(pipeline, "features"), entity=pipeline.entity)
-    )
+    with stage("gate_features", pipeline.name, settings, generation=plan.generation) as record:
+        record.partitions = len(partitions)
+        with record.step("features"):
+            table = features_of(pipeline, settings, plan, partitions)
+        record.rows = table.num_rows
+        with record.step("expectations"):
+            report = check(table, _gates(pipeline, "features"), entity=pipeline.entity)
+        return _conclude(pipeline, settings, plan, "features", report)
 
 
 def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateReport:
@@ -61,11 +66,14 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
-    with PostgresStore(settings.need("postgres_url")) as store:
-        table = store.staged_rows(attempt)
-    names = [PARTITION if name == "partition" else name for name in table.column_names]
-    report = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)
-    return _conclude(pipeline, settings, plan, "predictions", report)
+    with stage("gate_predictions", pipeline.name, settings, generation=plan.generation) as record:
+        with record.step("postgres"), PostgresStore(settings.need("postgres_url")) as store:
+            table = store.staged_rows(attempt)
+        record.rows = table.num_rows
+        names = [PARTITION if name == "partition" else name for name in table.column_names]
+        with record.step("expectations"):
+            report = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)
+        return _conclude(pipeline, settings, plan, "predictions", report)
 
 
 def _gates(pipeline: Pipeline, kind: Literal["features", "predictions"]) -> list[Gate]:

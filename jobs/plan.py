@@ -13,6 +13,7 @@ from almanac.errors import DataError, UsageError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
+from jobs.stages import Stage, stage
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +100,21 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
         DataError: the source has nothing recent enough before the cutoff.
         ModelError, UnknownModel: the declared model cannot be used.
     """
+    with stage("plan", pipeline.name, settings) as record:
+        return _plan(pipeline, settings, record, (run_key, check_cutoff(cutoff, now)), now)
+
+
+def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: tuple[str, datetime], now: datetime) -> Plan:
     from almanac.scoring import Scorer
     from features.ingest import refresh
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
-    moment = check_cutoff(cutoff, now)
+    run_key, moment = run
     version = Registry(settings.models_dir).resolve(pipeline.model)
     Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
-    ingested = refresh(pipeline, settings, moment, window=FEATURE_WINDOW)
+    with record.step("features"):
+        ingested = refresh(pipeline, settings, moment, window=FEATURE_WINDOW)
     check_watermark(pipeline, moment, ingested.as_of)
     shards = pipeline.shards()
     with PostgresStore(settings.need("postgres_url")) as store:
@@ -124,6 +131,7 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
             ),
             now=now,
         )
+    record.generation, record.partitions = attempt.generation, sum(map(len, shards))
     log.info(
         "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d",
         pipeline.name,

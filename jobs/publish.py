@@ -18,6 +18,7 @@ from almanac.errors import Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs.plan import Plan
+from jobs.stages import Stage, stage
 from serving_cache.records import Publication
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,22 @@ def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime
         Superseded: a later attempt has taken over.
         GateError: coverage is below what the pipeline declares; the generation is rejected.
     """
+    with stage("publish", pipeline.name, settings, generation=plan.generation) as record:
+        publication = _publish(pipeline, settings, plan, record, now=now)
+        record.rows = publication.rows
+        record.partitions = pipeline.partitions.count
+    return publication
+
+
+def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, *, now: datetime) -> Publication:
     from serving_cache.postgres import PostgresStore
     from serving_cache.redis import RedisStore
     from serving_cache.sync import sync_redis
 
     with PostgresStore(settings.need("postgres_url")) as store:
-        attempt = store.take_over(plan.pipeline, plan.generation)
-        publication = store.publish(attempt, pipeline, now=now)
+        with record.step("postgres"):
+            attempt = store.take_over(plan.pipeline, plan.generation)
+            publication = store.publish(attempt, pipeline, now=now)
         log.info(
             "published pipeline=%s generation=%d state=%s epoch=%s coverage=%.3f",
             pipeline.name,
@@ -47,11 +57,12 @@ def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime
         )
         if settings.redis_url:
             try:
-                with RedisStore(settings.redis_url) as cache:
+                with record.step("redis"), RedisStore(settings.redis_url) as cache:
                     sync_redis(pipeline, store, cache)
             except Unavailable as error:
                 log.warning("redis stays pending at generation %d: %s", publication.generation, error)
-        store.retire(pipeline, now=now)
+        with record.step("retention"):
+            store.retire(pipeline, now=now)
     return publication
 
 
@@ -59,11 +70,16 @@ def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan) -> bool:
     """Reject a generation that its run left staged; True when there was something to clean."""
     from serving_cache.postgres import PostgresStore
 
-    with PostgresStore(settings.need("postgres_url")) as store:
+    with (
+        stage("clean_up", pipeline.name, settings, generation=plan.generation),
+        PostgresStore(settings.need("postgres_url")) as store,
+    ):
         record = store.generation(plan.pipeline, plan.generation)
         if record is None or record.state != "staged":
             return False
         attempt = store.take_over(plan.pipeline, plan.generation)
         store.reject(attempt, "its run failed before publishing")
-    log.warning("rejected pipeline=%s generation=%d: its run failed before publishing", plan.pipeline, plan.generation)
+        log.warning(
+            "rejected pipeline=%s generation=%d: its run failed before publishing", plan.pipeline, plan.generation
+        )
     return True

@@ -16,6 +16,7 @@ from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
 from jobs.plan import Plan
+from jobs.stages import Stage, stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,6 +86,14 @@ def score_shard(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: 
         Superseded: another attempt of this run has taken over.
         Unavailable: a server did not answer; nothing is half-written, retry.
     """
+    first = partitions[0] if partitions else None
+    with stage("score", pipeline.name, settings, generation=plan.generation, shard=first) as record:
+        return _score_shard(pipeline, settings, plan, partitions, record)
+
+
+def _score_shard(
+    pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int], record: Stage
+) -> ShardResult:
     from almanac.scoring import Scorer
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import Attempt
@@ -94,15 +103,21 @@ def score_shard(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: 
         todo = store.pending(attempt, list(partitions))
         if not todo:
             return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
-        scorer = Scorer.load(planned_version(pipeline, settings, plan), pipeline)
-        table = features_of(pipeline, settings, plan, todo)
+        with record.step("model"):
+            scorer = Scorer.load(planned_version(pipeline, settings, plan), pipeline)
+        with record.step("features"):
+            table = features_of(pipeline, settings, plan, todo)
         quarantined: dict[int, str] = {}
-        ready = list(_blocks(pipeline, plan, scorer, table, quarantined))
-        staged = store.stage(attempt, ready)
-        for partition, reason in quarantined.items():
-            store.quarantine(attempt, partition, reason)
-    _warm_redis(pipeline, settings, ready)
+        with record.step("score"):
+            ready = list(_blocks(pipeline, plan, scorer, table, quarantined))
+        with record.step("postgres"):
+            staged = store.stage(attempt, ready)
+            for partition, reason in quarantined.items():
+                store.quarantine(attempt, partition, reason)
+    with record.step("redis"):
+        _warm_redis(pipeline, settings, ready)
     rows = sum(len(part.block.keys) for part in ready)
+    record.partitions, record.rows = len(staged), rows
     log.info(
         "scored pipeline=%s generation=%d partitions=%d quarantined=%d rows=%d",
         pipeline.name,
