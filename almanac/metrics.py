@@ -68,7 +68,7 @@ LOOKUP_PLACE_FAILURES = Counter(
 )
 FRESH_COMPUTATIONS = Counter(
     "almanac_fresh_computations_total",
-    "Fresh computations by outcome: answered, coalesced, timeout, refused, failed.",
+    "Fresh computations by outcome: answered, coalesced, timeout, busy, refused, failed; one for each entity.",
     ("pipeline", "outcome"),
 )
 FRESH_SECONDS = Histogram(
@@ -81,6 +81,11 @@ FRESH_IN_FLIGHT = Gauge(
     "almanac_fresh_in_flight",
     "Fresh computations at work now.",
     ("pipeline",),
+)
+FRESH_WRITES = Counter(
+    "almanac_fresh_writes_total",
+    "Fresh predictions written back as overlays, by outcome: newer, not_newer, failed.",
+    ("pipeline", "outcome"),
 )
 
 # Stream

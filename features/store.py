@@ -7,21 +7,19 @@ import string
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.definitions import REPO, definitions, folders_of
 from features.files import locked
 from features.layout import definitions_for
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
 
-REPO = Path(__file__).resolve().parent / "repo"
 CONFIG_FILE = REPO / "feature_store.yaml"
 REGISTRY_SCHEMA = "feast"
 REGISTRY_LOCK = 0x616C6D616E6163  # "almanac": the advisory lock that one `apply` at a time holds
@@ -120,7 +118,7 @@ def open_service(
     with `almanac feast apply`, when somebody decides so.
 
     Raises:
-        FeatureError: no definition in `features/repo/` has this name.
+        FeatureError: no Feast file defines it.
         Unavailable: the registry's Postgres does not answer.
     """
     try:
@@ -131,8 +129,9 @@ def open_service(
         return _open_service(pipeline, settings, ties_replace)
     except FeatureError as error:
         raise FeatureError(
-            f"pipeline {pipeline.name} names the FeatureService {pipeline.features!r}, which features/repo/ "
-            "does not define: add its Feast file, or correct the declaration"
+            f"pipeline {pipeline.name} names the FeatureService {pipeline.features!r}, which no Feast file in "
+            f"{', '.join(str(folder) for folder in folders_of(settings))} defines: add it there, name its folder in "
+            "ALMANAC_FEATURE_REPO, or correct the declaration"
         ) from error
 
 
@@ -158,20 +157,29 @@ def registry_errors() -> Iterator[None]:
         raise FeatureError(f"Feast's registry lacks the definitions ({reason}): run `almanac feast apply`") from error
 
 
-def apply(settings: Settings) -> None:
-    """Register the definitions of `features/repo/`, as `feast apply` does; again changes nothing.
+def apply(settings: Settings, *, prune: bool = False) -> None:
+    """Register the definitions of all Feast files; again changes nothing.
+
+    Args:
+        settings: `feature_repo` names the folders besides `features/repo/`.
+        prune: remove from the registry what no file defines, as `feast apply` does. Not the default: another
+            process may know more folders, and its pipelines must keep their features.
 
     Raises:
+        FeatureError: a Feast file is not usable; says which and why.
         Unavailable: the registry's Postgres does not answer.
     """
     from feast.repo_operations import extract_objects_for_apply_delete
 
+    from features.reading_plans import write_plans
+
     lock = _database_lock(settings.postgres_url) if settings.postgres_url else nullcontext()
     with locked(settings.features_dir / "apply.lock"), lock, definitions_for(settings), registry_errors():
         store = feature_store(settings, create=True)
-        found = _definitions(store.project)
+        found = definitions(store.project, folders_of(settings))
         keep, delete, _, _ = extract_objects_for_apply_delete(store.project, store.registry, found)
-        store.apply(keep, objects_to_delete=delete, partial=False)
+        store.apply(keep, objects_to_delete=delete if prune else [], partial=False)
+        write_plans(store, settings)
 
 
 @contextmanager
@@ -188,34 +196,3 @@ def _database_lock(postgres_url: str) -> Iterator[None]:
     except psycopg.OperationalError as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
         raise Unavailable(f"Feast's registry in Postgres did not answer ({reason}): see `almanac status`") from error
-
-
-def _definitions(project: str) -> Any:
-    """All Feast objects of the repository's files, executed anew, for their paths depend on the settings."""
-    from feast import Entity, FeatureService, FeatureView, Project
-    from feast.data_source import DataSource, PushSource
-    from feast.repo_contents import RepoContents
-
-    objects: list[Any] = []
-    for file in sorted(REPO.glob("*.py")):
-        spec = spec_from_file_location(f"almanac_feast_{file.stem}", file)
-        if spec is None or spec.loader is None:
-            raise FeatureError(f"{file} is not a Python file that can be imported: correct or remove it")
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        objects += vars(module).values()
-    views = [found for found in objects if isinstance(found, FeatureView)]
-    sources = [found for found in objects if isinstance(found, DataSource)]
-    sources += [found.batch_source for found in sources if isinstance(found, PushSource) and found.batch_source]
-    sources += [view.batch_source for view in views if view.batch_source is not None]
-    return RepoContents(
-        projects=[Project(name=project)],
-        data_sources=list({source.name: source for source in sources}.values()),
-        entities=[found for found in objects if isinstance(found, Entity)],
-        feature_views=views,
-        feature_services=[found for found in objects if isinstance(found, FeatureService)],
-        on_demand_feature_views=[],
-        stream_feature_views=[],
-        label_views=[],
-        permissions=[],
-    )

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from granian.constants import Interfaces
 from granian.http import HTTP1Settings
@@ -23,6 +23,11 @@ from almanac.errors import AlmanacError, StackError, UsageError
 from almanac.settings import Settings, settings
 from serving_cache.lookup.app import App
 from serving_cache.lookup.service import Service
+
+if TYPE_CHECKING:
+    from serving_cache.lookup.fresh import FreshComputation
+    from serving_cache.lookup.monitor import SystemClock
+    from serving_cache.lookup.write_back import OverlayStore
 
 REQUESTS_MAX = 512  # at work at once; more wait in the listening socket's queue
 QUEUE_MAX = 1_024  # connections that wait to be accepted
@@ -39,7 +44,29 @@ def open_service(config: Settings) -> Service:
 
     fresh_for = timedelta(seconds=config.fresh_for_seconds) if config.fresh_for_seconds else None
     places = (RedisPlace(config.need("redis_url")), PostgresPlace(config.need("postgres_url")))
-    return Service(places, fresh_for=fresh_for, clock=SystemClock())
+    clock = SystemClock()
+    return Service(places, fresh_for=fresh_for, clock=clock, fresh=open_fresh(config, clock))
+
+
+def open_fresh(config: Settings, clock: SystemClock) -> FreshComputation:
+    """What fresh computations need; stores and models are opened when first needed."""
+    from serving_cache.lookup.fresh import FreshComputation
+    from serving_cache.lookup.models import Models
+    from serving_cache.lookup.online import OnlineFeatures, recorded_plans
+    from serving_cache.lookup.places import Guarded
+    from serving_cache.lookup.write_back import WriteBack
+    from serving_cache.postgres_client import Client
+
+    online = OnlineFeatures(config.need("redis_url"), recorded_plans(Client(config.need("postgres_url"))))
+    return FreshComputation(Guarded(online), Models(config.models_dir), WriteBack(lambda: open_stores(config)), clock)
+
+
+def open_stores(config: Settings) -> tuple[OverlayStore, OverlayStore]:
+    """The stores that fresh predictions are written back to: the record, and its copy."""
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
+
+    return PostgresStore(config.need("postgres_url")), RedisStore(config.need("redis_url"))
 
 
 def free_port(host: str, wanted: int | None) -> int:

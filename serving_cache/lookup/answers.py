@@ -122,11 +122,13 @@ def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcom
     candidates = known.candidates
     never = candidates.current is None and candidates.previous is None and not candidates.overlays
     whole = known.covered and known.gap is None and known.previous_gap is None
-    if never and whole and candidates.generation is not None and not outcome.reasons:
+    if never and whole and candidates.generation is not None and not outcome.reasons and not refusal.passing:
         detail = f"{pipeline.name} has no prediction of {pipeline.entity} {entity}: it was never predicted"
         return RefusalJson(entity=entity, status=404, detail=detail)
     reasons = [*refusal.reasons, *outcome.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
     advice = "publish a generation" if candidates.generation is None else "wait for a newer prediction"
+    if refusal.passing:
+        advice = "ask again in a moment"
     if refusal.best_age is not None and refusal.best_age <= outcome.terms.freshness.usable_for:
         advice = f"accept max_stale of at least {span(_ceil(refusal.best_age))}, or {advice}"
     detail = f"{pipeline.name} refuses {pipeline.entity} {entity}: {'; '.join(reasons)}: {advice}"

@@ -32,6 +32,7 @@ class App:
 
     def __init__(self, pipelines: Mapping[str, Pipeline], open_service: Callable[[], Service]) -> None:
         self._open_service = open_service
+        self._pipelines = pipelines
         self.failure: AlmanacError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._opening: asyncio.Task[Service] | None = None
@@ -50,6 +51,8 @@ class App:
             self.on_failure()
             raise
         self._warming = asyncio.create_task(service.health())  # the first lookup then finds connections
+        if service.fresh is not None:
+            service.fresh.warm(list(self._pipelines.values()))
         return service
 
     async def service(self) -> Service:

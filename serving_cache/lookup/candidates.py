@@ -12,10 +12,10 @@ from serving_cache.records import GenerationRecord, ManifestEntry, OverlayRecord
 
 
 def from_overlay(overlay: OverlayRecord, current: GenerationRecord, place: str) -> Candidate:
-    """The stream's prediction; it answers under the generation whose model it shares."""
+    """The stream's prediction or a fresh one; it answers under the generation whose model it shares."""
     return Candidate(
         values=overlay.values,
-        source=Source.STREAM,
+        source=Source.FRESH if overlay.is_fresh else Source.STREAM,
         as_of=overlay.as_of,
         computed_at=overlay.computed_at,
         generation=current.generation,

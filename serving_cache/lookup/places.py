@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from almanac.ladder import Candidates
 from almanac.partitioning import EntityKey
@@ -78,10 +78,20 @@ class Place(Protocol):
         """Give connections back."""
 
 
-class Guarded:
-    """A place behind its time limit and its circuit breaker."""
+class Limited(Protocol):
+    """What `Guarded` needs to know."""
 
-    def __init__(self, place: Place) -> None:
+    name: str
+    limit_seconds: float
+
+
+PlaceT = TypeVar("PlaceT", bound=Limited)
+
+
+class Guarded(Generic[PlaceT]):
+    """A place (or what is read like one) behind its time limit and its circuit breaker."""
+
+    def __init__(self, place: PlaceT) -> None:
         self.place = place
         self.breaker = Breaker()
         self._abandoned: set[asyncio.Task[object]] = set()

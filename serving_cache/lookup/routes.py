@@ -143,7 +143,7 @@ class Routes:
             for count, entity in enumerate(wanted, start=1):
                 if count % ENTITIES_AT_A_TIME == 0:
                     await asyncio.sleep(0)
-                decision = outcome.decisions[entity]
+                decision = outcome.settled(entity)
                 if isinstance(decision, Answer):
                     answers.append(answer_json(pipeline, entity, decision, outcome))
                 else:
@@ -164,7 +164,7 @@ class Routes:
         self, request: Request, pipeline: Pipeline, entity: EntityKey, max_stale: timedelta | None
     ) -> Response:
         outcome = await self._lookup(pipeline, [entity], max_stale)
-        decision = outcome.decisions[entity]
+        decision = outcome.settled(entity)
         if isinstance(decision, Refusal):
             refusal = refusal_json(pipeline, entity, decision, outcome)
             raise Problem(

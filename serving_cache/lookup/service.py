@@ -3,7 +3,8 @@
 The steps, numbered alike here and in docs/architecture.md:
 
 1. Ask the first place for everything it knows of the entities, at one epoch.
-2. Let the ladder decide for each entity.
+2. Let the ladder decide for each entity. Where it says so, and the place has no
+   gaps, compute fresh predictions and let it decide again.
 3. Accept, unless the place has gaps, is behind an epoch already seen, or leads
    to a refusal: then keep its decisions and ask the next place.
 4. Of the last resort: the kept decisions, with every reason; else nothing can be said.
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from almanac.ladder import Decision, Refusal, Rung, Terms, climb
+from almanac import metrics
+from almanac.ladder import Answer, Candidate, Compute, Decision, Refusal, Rung, Settled, Terms, Unmade, climb
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from serving_cache.lookup.monitor import Moment, SystemClock
@@ -25,8 +28,28 @@ from serving_cache.lookup.places import Guarded, Place, PlaceDown, PlaceUnusable
 ENTITIES_AT_A_TIME = 50  # before other requests get their turn
 
 
+Made = Candidate | Unmade
+Attempts = dict[tuple[EntityKey, str | None], Made]
+"""What was computed in one request, by entity and the model that was asked for: never the same twice."""
+
+
 class NothingAnswers(Exception):
     """No place could be read; says what was wrong with each."""
+
+
+class Computation(Protocol):
+    """What can compute fresh predictions: `serving_cache.lookup.fresh.FreshComputation` does."""
+
+    async def compute(
+        self, pipeline: Pipeline, wishes: Mapping[EntityKey, Compute], terms: Terms, began: float
+    ) -> Mapping[EntityKey, Made]:
+        """A prediction for each wish, or why there is none, before the deadline."""
+
+    def warm(self, pipelines: Sequence[Pipeline]) -> None:
+        """Begin with what takes long."""
+
+    async def close(self) -> None:
+        """Give everything back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +68,23 @@ class Outcome:
     moment: Moment
     reasons: tuple[str, ...] = ()
 
+    def settled(self, entity: EntityKey) -> Settled:
+        """The decision for one entity, of an outcome that `Service.lookup` returned."""
+        found = self.decisions[entity]
+        if isinstance(found, Compute):
+            raise AssertionError(f"{entity} was left undecided")
+        return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One request, and what was computed for it so far."""
+
+    pipeline: Pipeline
+    terms: Terms
+    began: float
+    attempts: Attempts = field(default_factory=dict)
+
 
 class Service:
     """Looks predictions up in places tried in order; the last one is the record.
@@ -53,10 +93,19 @@ class Service:
         places: first to last.
         fresh_for: overrides every pipeline's `fresh_for`; None to keep the declared ones.
         clock: what to count ages to.
+        fresh: computes fresh predictions; None where that is not to be had.
     """
 
-    def __init__(self, places: Sequence[Place], *, fresh_for: timedelta | None, clock: SystemClock) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        *,
+        fresh_for: timedelta | None,
+        clock: SystemClock,
+        fresh: Computation | None = None,
+    ) -> None:
         self.places = tuple(Guarded(place) for place in places)
+        self.fresh = fresh
         self._fresh_for = fresh_for
         self._clock = clock
         self._epochs: dict[str, int] = {}
@@ -68,16 +117,22 @@ class Service:
             NothingAnswers: no place could be read.
         """
         terms = Terms.of(pipeline, max_stale=max_stale, fresh_for=self._fresh_for)
+        asked = _Asked(pipeline, terms, asyncio.get_running_loop().time())
         reasons: list[str] = []
         kept: Outcome | None = None
         for guarded in self.places:
+            last = guarded is self.places[-1]
             try:
                 reading = await guarded.ask(guarded.place.read(pipeline, entities), len(entities))
             except (PlaceDown, PlaceUnusable) as error:
                 reasons.append(str(error))
+                metrics.LOOKUP_PLACE_FAILURES.labels(pipeline.name, guarded.name).inc()
                 continue
-            outcome = await self._decide(guarded.name, reading, terms, tuple(reasons))
-            doubt = None if guarded is self.places[-1] else self._doubt(pipeline, outcome)
+            outcome = await self._decide(guarded.name, reading, asked, tuple(reasons))
+            doubt = None if last else self._gap(pipeline, outcome)
+            if doubt is None:
+                outcome = await self._settle(outcome, asked)
+                doubt = None if last else self._second_thought(outcome)
             if doubt is None:
                 self._saw(pipeline, guarded, reading)
                 return outcome
@@ -86,10 +141,7 @@ class Service:
                 reasons.append(doubt)
         if kept is None:
             raise NothingAnswers("; ".join(reasons))
-        return Outcome(
-            place=kept.place, reading=kept.reading, decisions=kept.decisions, terms=terms, moment=kept.moment,
-            reasons=tuple(reasons),
-        )  # fmt: skip
+        return replace(await self._settle(kept, asked), reasons=tuple(reasons))
 
     async def current(self, pipeline: Pipeline) -> tuple[dict[str, object] | None, str]:
         """The current generation from the first place that answers, and that place.
@@ -108,7 +160,7 @@ class Service:
     async def health(self) -> dict[str, str]:
         """Each place by name: `ok`, or what is wrong. Asks all of them, breaker or not."""
 
-        async def one(guarded: Guarded) -> str:
+        async def one(guarded: Guarded[Place]) -> str:
             try:
                 await Guarded(guarded.place).ask(guarded.place.check())
             except (PlaceDown, PlaceUnusable) as error:
@@ -120,48 +172,76 @@ class Service:
 
     async def close(self) -> None:
         """Give all connections back."""
+        if self.fresh is not None:
+            await self.fresh.close()
         for guarded in self.places:
             await guarded.place.close()
 
-    async def _decide(self, place: str, reading: Reading, terms: Terms, reasons: tuple[str, ...]) -> Outcome:
+    async def _decide(self, place: str, reading: Reading, asked: _Asked, reasons: tuple[str, ...]) -> Outcome:
         moment = self._clock.now()  # after the read, so that no age is too small
         return Outcome(
             place=place,
             reading=reading,
-            decisions=await decide(reading, terms, moment.now),
-            terms=terms,
+            decisions=await decide(reading, asked.terms, moment.now, asked.attempts),
+            terms=asked.terms,
             moment=moment,
             reasons=reasons,
         )
 
-    def _doubt(self, pipeline: Pipeline, outcome: Outcome) -> str | None:
-        """Why a copy's outcome should not be taken without asking the record; None to take it, empty for no remark."""
+    async def _settle(self, outcome: Outcome, asked: _Asked) -> Outcome:
+        """Compute what the ladder wishes for, and let it decide again."""
+        wishes = {entity: found for entity, found in outcome.decisions.items() if isinstance(found, Compute)}
+        if not wishes:
+            return outcome
+        if self.fresh is None:
+            made: Mapping[EntityKey, Made] = dict.fromkeys(wishes, Unmade(reason="this process computes none"))
+        else:
+            made = await self.fresh.compute(asked.pipeline, wishes, asked.terms, asked.began)
+        asked.attempts.update({(entity, wishes[entity].model): found for entity, found in made.items()})
+        return await self._decide(outcome.place, outcome.reading, asked, outcome.reasons)
+
+    def _gap(self, pipeline: Pipeline, outcome: Outcome) -> str | None:
+        """What a copy lacks that the record may have; None if it is whole."""
         seen = self._epochs.get(pipeline.name, 0)
         if outcome.reading.epoch < seen:
             return f"{outcome.place} is behind: it has epoch {outcome.reading.epoch}, epoch {seen} was seen"
-        for entity, decision in outcome.decisions.items():
-            reading = outcome.reading.entities[entity]
+        for reading in outcome.reading.entities.values():
             if reading.gap is not None:
                 return reading.gap
-            lower = isinstance(decision, Refusal) or decision.rung is not Rung.CURRENT
-            if lower and reading.previous_gap is not None:
-                return reading.previous_gap
-            if isinstance(decision, Refusal):
+        return None
+
+    def _second_thought(self, outcome: Outcome) -> str | None:
+        """Why a whole copy's outcome should not be taken without asking the record; None to take it, empty for no
+        remark."""
+        for entity, decision in outcome.decisions.items():
+            refused = isinstance(decision, Refusal)
+            if refused or (isinstance(decision, Answer) and decision.rung > Rung.FRESH_COMPUTATION):
+                gap = outcome.reading.entities[entity].previous_gap
+                if gap is not None:
+                    return gap
+            if refused:
                 return ""  # the record may know better; if it does not, there is nothing to add
         return None
 
-    def _saw(self, pipeline: Pipeline, guarded: Guarded, reading: Reading) -> None:
+    def _saw(self, pipeline: Pipeline, guarded: Guarded[Place], reading: Reading) -> None:
         """Remember the greatest epoch; the record's own word replaces it, for a database may be made anew."""
         record = guarded is self.places[-1]
         seen = self._epochs.get(pipeline.name, 0)
         self._epochs[pipeline.name] = reading.epoch if record else max(seen, reading.epoch)
 
 
-async def decide(reading: Reading, terms: Terms, now: datetime) -> dict[EntityKey, Decision]:
-    """The ladder's decision for each entity of a reading; others may be answered in between."""
+async def decide(reading: Reading, terms: Terms, now: datetime, attempts: Attempts) -> dict[EntityKey, Decision]:
+    """The ladder's decision for each entity of a reading; others may be answered in between.
+
+    Args:
+        attempts: what was computed for this request already.
+    """
     decisions: dict[EntityKey, Decision] = {}
     for count, (entity, found) in enumerate(reading.entities.items(), start=1):
-        decisions[entity] = climb(found.candidates, terms, now)
+        made = attempts.get((entity, found.candidates.model)) if attempts else None
+        if isinstance(made, Candidate):  # it answers under the generation whose model it was made by
+            made = replace(made, generation=found.candidates.generation)
+        decisions[entity] = climb(found.candidates, terms, now, made)
         if count % ENTITIES_AT_A_TIME == 0:
             await asyncio.sleep(0)
     return decisions

@@ -133,7 +133,7 @@ def test_a_refusal_says_why_and_knows_the_best_age(found: Candidates, max_stale:
         assert decision.reasons
         if decision.best_age is not None:
             beyond = max_stale is not None and decision.best_age > max_stale
-            assert beyond or decision.best_age > timedelta(hours=23)
+            assert beyond or decision.best_age >= min(o.horizon for o in OUTPUTS if o.horizon is not None)
 
 
 @given(anything(), stales)
