@@ -116,6 +116,9 @@ class Settings(BaseSettings):
         "pipelines",
         description="Comma-separated Python packages, modules or .py files that hold declarations.",
     )
+    feature_repo: str = Field(
+        "", description="Comma-separated folders with Feast files, besides features/repo in the checkout."
+    )
     postgres_url: str | None = Field(None, description="postgresql:// URL of the record; unset: embedded.")
     redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")
     kafka_bootstrap: str | None = Field(None, description="host:port[,…] of the brokers; unset: embedded.")

@@ -19,20 +19,26 @@ def register(app: typer.Typer) -> None:
 def run_feast(arguments: list[str]) -> None:
     """Become Feast's command line, with the store's configuration in its environment.
 
-    `apply` is ours: the same objects, but safe against a second one at the same time.
+    `apply` is ours: the same objects, but of all folders, safe against a second one at the same time, and it
+    removes what no file defines only when told to (`--prune`).
 
     Raises:
+        UsageError: `apply` with an option that is not known.
         Unavailable: the registry's Postgres does not answer.
     """
     import os
     import sys
 
+    from almanac.errors import UsageError
     from almanac.settings import PROJECT_ROOT, settings
-    from features.store import REPO, apply, environment
+    from features.definitions import REPO, folders_of
+    from features.store import apply, environment
 
-    if arguments == ["apply"]:
-        apply(settings())
-        typer.echo("Feast's registry has the definitions of features/repo/.")
+    if arguments[:1] == ["apply"]:
+        if set(arguments[1:]) - {"--prune"}:
+            raise UsageError(f"`almanac feast apply` takes --prune alone, not {' '.join(arguments[1:])}: leave it out")
+        apply(settings(), prune="--prune" in arguments)
+        typer.echo(f"Feast's registry has the definitions of {', '.join(map(str, folders_of(settings())))}.")
         return
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **environment(settings()), "PYTHONPATH": path}

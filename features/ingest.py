@@ -27,6 +27,7 @@ from features import grid as grid_module
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE, day_file, static_file, view_dir
 from features.sources import Source, grid_of, open_source
+from features.tables import examine
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,17 +59,18 @@ class Ingested:
 def refresh(pipeline: Pipeline, settings: Settings, cutoff: datetime, *, window: timedelta) -> Ingested:
     """Make the offline features of all hours from `cutoff - window` up to `cutoff` exist.
 
-    Rows that exist stay, and are not written again. Does nothing for a pipeline
-    without a source. Hours whose history lies before the source's first hour
-    have no features.
+    Rows that exist stay, and are not written again. Hours whose history lies before the
+    source's first hour have no features. The files of a pipeline without a source are
+    kept up by somebody else: they are examined, and nothing is written.
 
     Raises:
         SourceError: the source has too little before the cutoff, or cannot be used.
+        FeatureError: the files of a pipeline without a source are not what its views say.
         Unavailable: another refresh held the lock too long.
     """
     cutoff = need_utc(cutoff)
     if pipeline.source is None:
-        return Ingested(as_of=floor_hour(cutoff), clock_shift=timedelta(0), hours_written=0, rows=0)
+        return Ingested(as_of=examine(pipeline, settings, cutoff), clock_shift=timedelta(0), hours_written=0, rows=0)
     source = open_source(pipeline, settings)
     as_of = source.latest(cutoff)
     if as_of < source.earliest + HISTORY:

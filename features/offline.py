@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -50,8 +50,24 @@ def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
     store, service = open_service(pipeline, settings)
     with registry_errors(), file_errors(pipeline):
         found = store.get_historical_features(entity_df=table.to_pandas(), features=service).to_arrow()
-    found = found.sort_by(ORDER).drop_columns([ORDER])
+    found = as_numbers(found.sort_by(ORDER).drop_columns([ORDER]), entities.column_names)
     return found.set_column(place, EVENT_TIMESTAMP, table[EVENT_TIMESTAMP]).combine_chunks()
+
+
+def as_numbers(table: pa.Table, but: Collection[str]) -> pa.Table:
+    """Whole numbers and truth values as float32, which is what models take; 1 is yes. Other columns stay.
+
+    Args:
+        table: features beside other columns.
+        but: names of the other columns.
+    """
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if field.name not in but and (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
+            cast = table.column(place).cast(pa.float32(), safe=False)
+            table = table.set_column(place, field.name, cast)
+    return table
 
 
 @contextmanager

@@ -122,18 +122,22 @@ class OnlineFeatures:
         with registry_errors():
             views = _views(self._store, self._service)
         self._ttl = {
-            field.name: view.ttl.total_seconds() if view.ttl else None for view in views for field in view.features
+            field.name: view.ttl.total_seconds() if view.ttl else None
+            for view, projection in zip(views, self._service.feature_view_projections, strict=True)
+            for field in projection.features
         }
         streams = [view for view in views if view.stream_source is not None]
         self._push_source = streams[0].stream_source.name if streams else None
         self._pushed = [field.name for field in streams[0].features] if streams else []
+        fields = streams[0].features if streams else []
+        self._truths = [field.name for field in fields if field.dtype.to_value_type().name == "BOOL"]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns, in the service's order."""
         return tuple(self._ttl)
 
-    def read(self, entities: Sequence[int], *, at: datetime | None = None) -> pa.Table:
+    def read(self, entities: Sequence[EntityKey], *, at: datetime | None = None) -> pa.Table:
         """The latest features of some entities, in their order.
 
         Args:
@@ -154,7 +158,7 @@ class OnlineFeatures:
         ]
         return pa.concat_tables(tables or [self._table([], {})]).combine_chunks()
 
-    def _read(self, entities: list[int], at: datetime | None) -> pa.Table:
+    def _read(self, entities: list[EntityKey], at: datetime | None) -> pa.Table:
         with redis_errors():
             response = self._store.get_online_features(
                 features=self._service, entity_rows={self._pipeline.entity: entities}
@@ -172,12 +176,15 @@ class OnlineFeatures:
         return self._table(entities, columns, [max(of_one) for of_one in zip(*stamps, strict=True)])
 
     def _table(
-        self, entities: list[int], columns: dict[str, list[float | None]], newest: Sequence[int] = ()
+        self, entities: list[EntityKey], columns: dict[str, list[float | None]], newest: Sequence[int] = ()
     ) -> pa.Table:
         import pyarrow as pa
 
-        table = {self._pipeline.entity: pa.array(entities, pa.int64())}
-        table |= {name: pa.array(columns.get(name, []), pa.float32()) for name in self._ttl}
+        keys = pa.int64() if self._pipeline.partitions.key_type is int else pa.string()
+        table = {self._pipeline.entity: pa.array(entities, keys)}
+        for name in self._ttl:  # a whole number or a truth value becomes a number as well
+            numbers = [None if value is None else float(value) for value in columns.get(name, [])]
+            table[name] = pa.array(numbers, pa.float32())
         if self._dated:  # seconds; 0 where nothing is stored
             moments = [second or None for second in newest] or [None] * len(entities)
             table[NEWEST_AT] = pa.array(moments, pa.timestamp("s", tz="UTC"))
@@ -196,7 +203,7 @@ class OnlineFeatures:
         from feast.data_source import PushMode
 
         if self._push_source is None:
-            raise FeatureError(f"no view of {self._pipeline.features} has a PushSource: declare one in features/repo/")
+            raise FeatureError(f"no view of {self._pipeline.features} has a PushSource: declare one in its Feast file")
         absent = [
             name for name in (self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed) if name not in rows.column_names
         ]
@@ -205,6 +212,7 @@ class OnlineFeatures:
         if not rows.num_rows:
             return
         frame = rows.select([self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed]).to_pandas()
+        frame = frame.astype(dict.fromkeys(self._truths, bool))  # events' numbers are floats
         frame[CREATED_TIMESTAMP] = utc_now()
         with redis_errors():
             self._store.push(self._push_source, frame, to=PushMode.ONLINE)

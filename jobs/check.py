@@ -15,6 +15,8 @@ from jobs.stages import stage
 log = logging.getLogger(__name__)
 
 REASONS_SHOWN_MAX = 3
+ROWS_AT_ONCE_MAX = 1_000_000
+"""Rows after which the inputs are checked and let go: some hundred MB. An expectation on a whole table sees so many."""
 
 
 def check_coverage(pipeline: Pipeline, failing: dict[int, str], what: str) -> None:
@@ -43,16 +45,22 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
     Raises:
         GateError: too little would be left to publish.
     """
-    from jobs.score import features_of
+    from jobs.inputs import gathered
 
-    partitions = [partition for shard in plan.shards for partition in shard]
     with stage("gate_features", pipeline.name, settings, generation=plan.generation) as record:
-        record.partitions = len(partitions)
-        with record.step("features"):
-            table = features_of(pipeline, settings, plan, partitions)
-        record.rows = table.num_rows
-        with record.step("expectations"):
-            report = check(table, _gates(pipeline, "features"), entity=pipeline.entity)
+        record.partitions = sum(len(shard) for shard in plan.shards)
+        gates = _gates(pipeline, "features")
+        failing: dict[int, str] = {}
+        tables = gathered(pipeline, settings, plan, ROWS_AT_ONCE_MAX)
+        while True:
+            with record.step("features"):
+                table = next(tables, None)
+            if table is None:
+                break
+            record.rows += table.num_rows
+            with record.step("expectations"):
+                failing |= check(table, gates, entity=pipeline.entity).failing
+        report = GateReport(rows=record.rows, expectations=len(gates), failing=failing)
         return _conclude(pipeline, settings, plan, "features", report)
 
 

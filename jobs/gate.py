@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from almanac.errors import DeclarationError, GateError
 from almanac.pipeline import Gate
+from jobs.inputs import PARTITION as PARTITION
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PARTITION = "_partition"
 ENTITIES_SHOWN_MAX = 3
 
 
@@ -51,7 +51,7 @@ def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:
         DeclarationError: a gate names an unknown expectation, argument or column.
         GateError: an expectation about the whole table failed.
     """
-    if not gates:
+    if not gates or not table.num_rows:
         return GateReport(rows=table.num_rows, expectations=0)
     failing: dict[int, str] = {}
     for outcome in _validate(table, gates, entity):

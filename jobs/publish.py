@@ -17,6 +17,7 @@ from datetime import datetime
 from almanac.errors import Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from jobs.inputs import forget
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
 from serving_cache.records import Publication
@@ -67,8 +68,10 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
 
 
 def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan) -> bool:
-    """Reject a generation that its run left staged; True when there was something to clean."""
+    """Reject a generation that its run left staged, and forget its features; True when there was one to reject."""
     from serving_cache.postgres import PostgresStore
+
+    forget(settings, plan)
 
     with (
         stage("clean_up", pipeline.name, settings, generation=plan.generation),

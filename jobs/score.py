@@ -11,10 +11,11 @@ import numpy as np
 
 from almanac.blocks import Block
 from almanac.clock import utc_now
-from almanac.errors import FeatureError, PredictionError, Unavailable, UsageError
+from almanac.errors import FeatureError, PredictionError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
+from jobs.inputs import PARTITION, features_of
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
 
@@ -41,39 +42,6 @@ def planned_version(pipeline: Pipeline, settings: Settings, plan: Plan) -> Model
     """The version the plan named, though the alias may have moved since."""
     number = plan.model.rpartition("-v")[2]
     return Registry(settings.models_dir).resolve(f"{pipeline.model_name}@{number}")
-
-
-def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
-    """Features of every entity of some partitions as of the plan's `as_of`.
-
-    Returns:
-        The entity column, `_partition`, and the FeatureService's columns; in
-        partition order, entities ascending within each. Missing features are null.
-    """
-    import pyarrow as pa
-
-    from features.offline import historical
-    from jobs.gate import PARTITION
-
-    entities, owners = entities_of(pipeline, partitions)
-    moment = pa.scalar(plan.moment, pa.timestamp("us", tz="UTC"))
-    asked = pa.table(
-        {
-            pipeline.entity: pa.array(entities),
-            "event_timestamp": pa.array([moment.as_py()] * len(entities), pa.timestamp("us", tz="UTC")),
-        }
-    )
-    return historical(pipeline, settings, asked).append_column(PARTITION, pa.array(owners, pa.int32()))
-
-
-def entities_of(pipeline: Pipeline, partitions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Entities of some partitions and, for each, its partition."""
-    members = getattr(pipeline.partitions, "entities", None)
-    if members is None:
-        raise UsageError(f"{pipeline.name} has buckets, whose entities are not listed yet: give it a Grid")
-    keys = [np.fromiter(members(partition), dtype=np.int64) for partition in partitions]
-    owners = np.repeat(np.asarray(partitions, dtype=np.int32), [len(part) for part in keys])
-    return np.concatenate(keys), owners
 
 
 def score_shard(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> ShardResult:
@@ -110,6 +78,7 @@ def _score_shard(
         quarantined: dict[int, str] = {}
         with record.step("score"):
             ready = list(_blocks(pipeline, plan, scorer, table, quarantined))
+            ready += [_empty(pipeline, plan, part) for part in sorted(set(todo) - set(table[PARTITION].to_pylist()))]
         with record.step("postgres"):
             staged = store.stage(attempt, ready)
             for partition, reason in quarantined.items():
@@ -137,10 +106,9 @@ def _blocks(
     The shard is scored in one call; only when that fails is it scored partition
     by partition, to find the ones to blame.
     """
-    from jobs.gate import PARTITION
     from serving_cache.records import StagedPartition
 
-    keys = table.column(pipeline.entity).to_numpy()
+    keys = keys_of(table, pipeline)
     owners = table.column(PARTITION).to_numpy()
     features = table.select(list(scorer.inputs)) if set(scorer.inputs) <= set(table.column_names) else table
     try:
@@ -162,6 +130,24 @@ def _blocks(
             keys=keys[rows][order], columns={name: np.ascontiguousarray(v[order]) for name, v in columns.items()}
         )
         yield StagedPartition(partition=int(partition), block=block, as_of=plan.moment, computed_at=utc_now())
+
+
+def keys_of(table: pa.Table, pipeline: Pipeline) -> np.ndarray:
+    """A table's entities as a block has them: int64, or UTF-8 bytes; the latter are as wide as the longest."""
+    column = table.column(pipeline.entity)
+    if pipeline.partitions.key_type is int:
+        return column.to_numpy().astype(np.int64, copy=False)
+    texts = [text.encode() for text in column.to_pylist()]
+    return np.array(texts, dtype=f"S{max((len(text) for text in texts), default=1) or 1}")
+
+
+def _empty(pipeline: Pipeline, plan: Plan, partition: int) -> StagedPartition:
+    """A bucket that nobody falls into: covered, with nothing in it."""
+    from serving_cache.records import StagedPartition
+
+    keys = np.empty(0, dtype=np.int64 if pipeline.partitions.key_type is int else "S1")
+    block = Block(keys=keys, columns={name: np.empty(0, dtype=np.float32) for name in pipeline.output_names})
+    return StagedPartition(partition=partition, block=block, as_of=plan.moment, computed_at=utc_now())
 
 
 def _warm_redis(pipeline: Pipeline, settings: Settings, ready: Sequence[StagedPartition]) -> None:

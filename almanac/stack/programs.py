@@ -237,6 +237,9 @@ def program_environment(places: Places, named: Settings) -> dict[str, str]:
         found["ALMANAC_PIPELINES"] = ",".join(
             str(absolute(Path(part))) if part.endswith(".py") else part for part in parts
         )
+    if found.get("ALMANAC_FEATURE_REPO"):
+        folders = [part.strip() for part in named.feature_repo.split(",") if part.strip()]
+        found["ALMANAC_FEATURE_REPO"] = ",".join(str(absolute(Path(folder))) for folder in folders)
     found |= QUIET
     found["ALMANAC_STATE_DIR"] = str(places.state_dir)
     found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), found.get("PATH", os.defpath)))

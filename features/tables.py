@@ -1,0 +1,397 @@
+"""The Parquet files that the views of a FeatureService stand on, when somebody else keeps them up.
+
+What a pipeline without a source needs to know of them: that they hold what the
+views say (`check`), how far they reach (`watermark`), and which entities they
+know (`entities`). Asked of the files directly, with DuckDB, column by column.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from almanac.clock import format_time, need_utc
+from almanac.errors import FeatureError, UnknownEntity
+from almanac.partitioning import Buckets, EntityKey
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+    from feast import FeatureService, FeatureStore, FeatureView
+
+FILES_MAX = 10_000
+KEYS_AT_ONCE = 100_000
+KEYS_SHOWN_MAX = 3
+NUMBERS = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
+"""Feast's types that a feature may have: what becomes a number without a decision."""
+PUSHED = frozenset({"FLOAT", "DOUBLE", "BOOL"})
+"""Types that a pushed column may have: an event's number need not be whole."""
+KEY_TYPES = {int: ("INT64", "INT32"), str: ("STRING",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One view and the files below it.
+
+    Args:
+        view: the view's name.
+        path: of its files, which may hold a `*`.
+        key, moment, created: columns of the entity, the event time and, if there is one, the writing time.
+        features: the view's columns.
+        ttl: for how long a row may be used; None for ever.
+    """
+
+    view: str
+    path: str
+    key: str
+    moment: str
+    created: str | None
+    features: tuple[str, ...]
+    ttl: timedelta | None
+
+    @property
+    def files(self) -> list[str]:
+        """The files that are there now, sorted.
+
+        Raises:
+            FeatureError: none is.
+        """
+        found = sorted(glob.glob(self.path))
+        if not found:
+            raise FeatureError(f"view {self.view} reads {self.path}, where no file is: write it, or correct the path")
+        if len(found) > FILES_MAX:
+            raise FeatureError(f"view {self.view} reads {len(found)} files, at most {FILES_MAX}: write larger ones")
+        return found
+
+
+def examine(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
+    """Find definitions and files sound, and how far they reach; writes nothing.
+
+    Returns:
+        The newest event time at or before the cutoff, of the views that change.
+
+    Raises:
+        FeatureError: something does not fit; names view, file and column.
+        Unavailable: the registry does not answer.
+    """
+    tables = tables_of(pipeline, settings)
+    check(tables, pipeline)
+    as_of = watermark(tables, pipeline, cutoff)
+    check_keys(tables, as_of)
+    if isinstance(pipeline.partitions, Buckets) and not next(entities(tables, pipeline, as_of), None):
+        raise FeatureError(
+            f"no {pipeline.entity} has a usable row in every view of {pipeline.features} at {format_time(as_of)} "
+            f"({', '.join(table.view for table in tables)}): write their rows, or lengthen the views' ttl"
+        )
+    return as_of
+
+
+def tables_of(pipeline: Pipeline, settings: Settings) -> tuple[Table, ...]:
+    """The tables of a pipeline's FeatureService, after the definitions were found to fit the declaration.
+
+    Raises:
+        FeatureError: the service is not defined, or a view of it does not fit; says which and what to change.
+        Unavailable: the registry does not answer.
+    """
+    from features.store import open_service, registry_errors
+
+    store, service = open_service(pipeline, settings)
+    with registry_errors():
+        tables = tuple(_tables(pipeline, store, service))
+    names = [name for table in tables for name in table.features]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise FeatureError(
+            f"FeatureService {pipeline.features} has {', '.join(twice)} in two views: rename one of them"
+            if twice
+            else f"FeatureService {pipeline.features} has no features: give it FeatureViews"
+        )
+    return tables
+
+
+def labels_of(pipeline: Pipeline, settings: Settings, view: str) -> Table:
+    """The table of the view that holds the truth to train on: a column per output.
+
+    Raises:
+        FeatureError: no Feast file defines the view, or it lacks an output.
+        Unavailable: the registry does not answer.
+    """
+    from feast.errors import FeastObjectNotFoundException
+
+    from features.store import open_service, registry_errors
+
+    store, _ = open_service(pipeline, settings)
+    try:
+        with registry_errors():
+            found = store.get_feature_view(view)
+    except (FeastObjectNotFoundException, FeatureError):
+        raise FeatureError(
+            f"pipeline {pipeline.name} trains on the labels {view!r}, but no Feast file defines a view of that name: "
+            "add the FeatureView, or correct Training.labels"
+        ) from None
+    table = _table(pipeline, found, tuple(field.name for field in found.features))
+    absent = [name for name in pipeline.output_names if name not in table.features]
+    if absent:
+        raise FeatureError(
+            f"labels view {view} has no column {', '.join(absent)} (it has {', '.join(table.features)}): "
+            "give it one column per output, of the output's name"
+        )
+    return table
+
+
+def _tables(pipeline: Pipeline, store: FeatureStore, service: FeatureService) -> Iterator[Table]:
+    from feast import FeatureView
+
+    for projection in service.feature_view_projections:
+        view = store.get_feature_view(projection.name)
+        if not isinstance(view, FeatureView):
+            raise FeatureError(f"{projection.name} is a {type(view).__name__}: make it a FeatureView over Parquet")
+        yield _table(pipeline, view, tuple(field.name for field in projection.features))
+        if view.stream_source is not None:
+            _check_pushed(pipeline, view)
+
+
+def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> Table:
+    if tuple(view.join_keys) != (pipeline.entity,):
+        raise FeatureError(
+            f"view {view.name} has the join keys {', '.join(view.join_keys) or 'none'}, pipeline {pipeline.name} "
+            f"predicts for {pipeline.entity}: give the view the Entity whose join key is {pipeline.entity}"
+        )
+    kind = view.entity_columns[0].dtype.to_value_type().name
+    if kind not in KEY_TYPES[pipeline.partitions.key_type]:
+        wanted = KEY_TYPES[pipeline.partitions.key_type][0]
+        raise FeatureError(
+            f"view {view.name}: join key {pipeline.entity} is {kind} in Feast, the declaration has {wanted}: "
+            "set the Entity's value_type, or Buckets(keys='string' or 'integer')"
+        )
+    for field in view.features:
+        kind = field.dtype.to_value_type().name
+        if field.name in features and kind not in NUMBERS:
+            raise FeatureError(
+                f"view {view.name}: feature {field.name} is {kind}, models take numbers: encode it as Float32, Int64 "
+                "or Bool, or leave it out of the FeatureService"
+            )
+    source = view.batch_source
+    path = str(getattr(source, "path", "") or "")
+    if type(source).__name__ != "FileSource" or "://" in path:
+        raise FeatureError(f"view {view.name} reads a {type(source).__name__} {path}: give it a FileSource of Parquet")
+    if not path.startswith("/"):
+        raise FeatureError(
+            f"view {view.name} reads {path}, which means another file in each process: give the whole path, "
+            f"such as str(Path(__file__).with_name({path!r}))"
+        )
+    if not source.timestamp_field:
+        raise FeatureError(
+            f"view {view.name}: its FileSource names no timestamp_field: give it the event time's column"
+        )
+    return Table(
+        view=view.name,
+        path=path,
+        key=pipeline.entity,
+        moment=source.timestamp_field,
+        created=source.created_timestamp_column or None,
+        features=features,
+        ttl=view.ttl or None,
+    )
+
+
+def _check_pushed(pipeline: Pipeline, view: FeatureView) -> None:
+    """Events carry exactly the pushed view's columns, so that batch and stream mean the same row."""
+    if pipeline.stream is None or pipeline.source is not None:
+        return
+    columns = {field.name: field.dtype.to_value_type().name for field in view.features}
+    if set(columns) != set(pipeline.event_values):
+        raise FeatureError(
+            f"events of {pipeline.name} carry {', '.join(sorted(pipeline.event_values))}, the pushed view {view.name} "
+            f"has {', '.join(sorted(columns))}: make Stream.values and the view's schema name the same columns"
+        )
+    wrong = [f"{name} ({kind})" for name, kind in columns.items() if kind not in PUSHED]
+    if wrong:
+        raise FeatureError(f"pushed view {view.name} has {', '.join(wrong)}: give its columns Float32, Float64 or Bool")
+
+
+def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
+    """Read the schema of every file, and refuse one that does not hold what its view says.
+
+    Raises:
+        FeatureError: names file and column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for table in tables:
+        for file in table.files:
+            try:
+                schema = pq.read_schema(file)
+            except (pa.ArrowException, OSError) as error:
+                reason = (str(error).splitlines() or ["unreadable"])[0]
+                raise FeatureError(
+                    f"{file} of view {table.view} is not a Parquet file ({reason}): write it again"
+                ) from None
+            _check_schema(table, file, schema, pipeline)
+
+
+def _check_schema(table: Table, file: str, schema: pa.Schema, pipeline: Pipeline) -> None:
+    import pyarrow as pa
+
+    kinds = pa.types
+    needed = [table.key, table.moment, *table.features, *([table.created] if table.created else [])]
+    for name in needed:
+        if name not in schema.names:
+            raise FeatureError(
+                f"{file} has no column {name}, which view {table.view} reads (it has {', '.join(schema.names)}): "
+                "write the column, or correct the view"
+            )
+    key = schema.field(table.key).type
+    whole = pipeline.partitions.key_type is int
+    if not (kinds.is_integer(key) if whole else kinds.is_string(key) or kinds.is_large_string(key)):
+        wanted = "whole numbers" if whole else "strings"
+        raise FeatureError(
+            f"{file}: column {table.key} is {key}, the declaration has {wanted} for it: write {wanted}, or change "
+            "the declaration and the Feast Entity"
+        )
+    for name in (table.moment, *([table.created] if table.created else [])):
+        _check_moment(file, name, schema.field(name).type)
+    for name in table.features:
+        kind = schema.field(name).type
+        if not (kinds.is_floating(kind) or kinds.is_integer(kind) or kinds.is_boolean(kind)):
+            raise FeatureError(
+                f"{file}: column {name} is {kind}, view {table.view} needs a number: write float, int or bool"
+            )
+
+
+def _check_moment(file: str, name: str, kind: pa.DataType) -> None:
+    import pyarrow as pa
+
+    if not pa.types.is_timestamp(kind):
+        raise FeatureError(f"{file}: column {name} is {kind}, expected a time: write timestamps in UTC")
+    if kind.tz is None:
+        raise FeatureError(
+            f"{file}: column {name} has times without a time zone: write UTC, as df[{name!r}].dt.tz_localize('UTC')"
+        )
+    if kind.unit == "ns":
+        raise FeatureError(
+            f"{file}: column {name} has nanoseconds, which DuckDB does not read here: write microseconds, "
+            "as to_parquet(…, coerce_timestamps='us')"
+        )
+
+
+def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> datetime:
+    """The newest event time at or before the cutoff, of the views that change; the features speak from it.
+
+    A view changes if its rows expire (it has a TTL); where none has, all count.
+
+    Raises:
+        FeatureError: no view has a row until then.
+    """
+    cutoff = need_utc(cutoff)
+    changing = [table for table in tables if table.ttl is not None] or list(tables)
+    newest: list[int] = []
+    for table in changing:
+        with _asked(table) as (connection, rows):
+            moment = _quoted(table.moment)
+            found = connection.execute(
+                f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {_literal(cutoff)}",  # noqa: S608
+                [table.files],
+            ).fetchone()
+            newest += [found[0]] if found and found[0] is not None else []
+    if not newest:
+        views = ", ".join(table.view for table in changing)
+        raise FeatureError(
+            f"no row of {views} is from {format_time(cutoff)} or before: bring the files of pipeline {pipeline.name} "
+            "up to date, or ask for a later time"
+        )
+    return datetime.fromtimestamp(max(newest) // 1_000_000, UTC) + timedelta(microseconds=max(newest) % 1_000_000)
+
+
+def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
+    """Refuse rows without a key, and two rows of one key and moment of which neither is the later written one.
+
+    Looked at are the rows that can be used at `as_of`.
+
+    Raises:
+        FeatureError: names view, files and keys.
+    """
+    for table in tables:
+        with _asked(table) as (connection, rows):
+            usable, key, moment = _usable(table, as_of), _quoted(table.key), _quoted(table.moment)
+            nulls = connection.execute(
+                f"SELECT count(*) FROM {rows} WHERE {key} IS NULL AND {usable}",  # noqa: S608
+                [table.files],
+            ).fetchone()
+            if nulls and nulls[0]:
+                raise FeatureError(
+                    f"{table.path}: {nulls[0]:,} rows of view {table.view} have no {table.key}: drop them or fill it in"
+                )
+            if table.created:
+                continue
+            twice = connection.execute(
+                f"SELECT {key} FROM {rows} WHERE {usable} GROUP BY {key}, {moment} "  # noqa: S608
+                f"HAVING count(*) > 1 LIMIT {KEYS_SHOWN_MAX}",
+                [table.files],
+            ).fetchall()
+            if twice:
+                shown = ", ".join(str(row[0]) for row in twice)
+                raise FeatureError(
+                    f"{table.path}: view {table.view} has two rows of one {table.key} and {table.moment} ({shown}): "
+                    "drop the duplicates, or name a created_timestamp_column that says which is newer"
+                )
+
+
+def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> Iterator[list[EntityKey]]:
+    """The entities that every view knows at `as_of`, ascending, some at a time.
+
+    An entity without a usable row in one of the views has no prediction, as one that was never seen.
+
+    Raises:
+        FeatureError: a key cannot be an entity's.
+    """
+    first = tables[0]
+    with _asked(first) as (connection, rows):
+        asked = [
+            f"SELECT {_quoted(table.key)} AS key FROM {rows} "  # noqa: S608
+            f"WHERE {_quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
+            for table in tables
+        ]
+        query = f"SELECT key FROM ({' INTERSECT '.join(f'({part})' for part in asked)}) ORDER BY key"  # noqa: S608
+        found = connection.execute(query, [table.files for table in tables])
+        while keys := found.fetchmany(KEYS_AT_ONCE):
+            try:
+                yield [pipeline.partitions.check(row[0]) for row in keys]
+            except UnknownEntity as error:
+                raise FeatureError(f"{first.path}: column {first.key}: {error}: correct the rows") from None
+
+
+def _usable(table: Table, as_of: datetime) -> str:
+    moment = _quoted(table.moment)
+    until = f"{moment} <= {_literal(as_of)}"
+    return until if table.ttl is None else f"{until} AND {moment} >= {_literal(as_of - table.ttl)}"
+
+
+def _literal(moment: datetime) -> str:
+    return f"TIMESTAMPTZ '{need_utc(moment).isoformat(sep=' ')}'"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@contextmanager
+def _asked(table: Table) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """A DuckDB of its own, and what stands in FROM; its errors become ours."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        try:
+            yield connection, "read_parquet(?, union_by_name => true)"
+        except duckdb.Error as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            raise FeatureError(
+                f"{table.path} of view {table.view} cannot be read ({reason}): write it again"
+            ) from error

@@ -1,0 +1,181 @@
+"""What a shard is scored from: its entities, and their features as of the run.
+
+The gate on inputs and the scoring look at the same features. The gate fetches
+them, a shard at a time, and keeps each shard's table as an Arrow file below
+`<state_dir>/runs/`; the scoring reads it from there, and asks Feast only for
+what was not kept. The files of a run go with its `clean_up`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from almanac.partitioning import Grid
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from jobs.plan import Plan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+PARTITION = "_partition"
+KEPT_BYTES_MAX = 2 * 1024**3
+"""Size of what one run keeps, in bytes; the shards beyond it are fetched twice."""
+LEFT_SECONDS_MAX = 2 * 86_400
+"""Age at which what a killed run left behind is removed."""
+
+
+def entities_of(
+    pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]
+) -> tuple[list[Any], np.ndarray]:
+    """Entities of some partitions, in partition order and ascending within each, and each one's partition.
+
+    A grid's are its cells; those of buckets are what every view of the FeatureService knows at the plan's `as_of`.
+
+    Raises:
+        FeatureError: a key in the views' files cannot be an entity's.
+    """
+    if isinstance(pipeline.partitions, Grid):
+        members: dict[int, list[Any]] = {part: list(pipeline.partitions.entities(part)) for part in partitions}
+    else:
+        members = _listed(pipeline, settings, plan, partitions)
+    keys = [key for part in partitions for key in members[part]]
+    owners = np.repeat(np.asarray(partitions, dtype=np.int32), [len(members[part]) for part in partitions])
+    return keys, owners
+
+
+def _listed(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> dict[int, list[Any]]:
+    from features.tables import entities, tables_of
+
+    members: dict[int, list[Any]] = {part: [] for part in partitions}
+    for keys in entities(tables_of(pipeline, settings), pipeline, plan.moment):
+        for key in keys:
+            mine = members.get(pipeline.partitions.partition_of(key))
+            if mine is not None:
+                mine.append(key)
+    return members
+
+
+def fetch(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
+    """Features of every entity of some partitions as of the plan's `as_of`, from Feast.
+
+    Returns:
+        The entity column, `_partition`, and the FeatureService's columns; in partition order, entities ascending
+        within each. Missing features are null. Without any entity, the entity column and `_partition` alone.
+    """
+    import pyarrow as pa
+
+    from features.offline import historical
+
+    keys, owners = entities_of(pipeline, settings, plan, partitions)
+    kind = pa.int64() if pipeline.partitions.key_type is int else pa.string()
+    moment = pa.timestamp("us", tz="UTC")
+    asked = pa.table({pipeline.entity: pa.array(keys, kind)})
+    found = asked
+    if keys:
+        found = historical(
+            pipeline, settings, asked.append_column("event_timestamp", pa.array([plan.moment] * len(keys), moment))
+        )
+    return found.append_column(PARTITION, pa.array(owners, pa.int32()))
+
+
+def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
+    """As `fetch`; from what the gate kept, if it did."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    shard = next((shard for shard in plan.shards if set(partitions) <= set(shard)), None)
+    kept = _read(_file(settings, pipeline, plan, shard)) if shard is not None else None
+    if kept is None:
+        return fetch(pipeline, settings, plan, partitions)
+    wanted = pa.array(partitions, pa.int32())
+    return kept.filter(pc.is_in(kept[PARTITION], value_set=wanted)).combine_chunks()
+
+
+def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) -> Iterator[pa.Table]:
+    """The features of all partitions, some shards at a time; each shard's are kept for the scoring.
+
+    Args:
+        rows_max: rows after which a table is given out; one of more comes of a shard that is larger by itself.
+    """
+    import pyarrow as pa
+
+    remove_leftovers(settings, pipeline.name)
+    held: list[pa.Table] = []
+    for shard in plan.shards:
+        table = fetch(pipeline, settings, plan, shard)
+        _keep(_file(settings, pipeline, plan, shard), table)
+        if table.num_rows:
+            held.append(table)
+        if sum(part.num_rows for part in held) >= rows_max:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def forget(settings: Settings, plan: Plan) -> None:
+    """Remove what a run kept, of all its attempts."""
+    for folder in _runs(settings, plan.pipeline).glob(f"g{plan.generation}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(settings: Settings, pipeline: str) -> None:
+    """Remove what runs that were killed have left, once it is old."""
+    for folder in _runs(settings, pipeline).glob("g*-*"):
+        try:
+            old = time.time() - folder.stat().st_mtime > LEFT_SECONDS_MAX
+        except OSError:  # gone in between
+            continue
+        if old:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(settings: Settings, pipeline: str) -> Path:
+    return settings.state_dir / "runs" / pipeline
+
+
+def _file(settings: Settings, pipeline: Pipeline, plan: Plan, shard: Sequence[int]) -> Path:
+    """Where one attempt keeps one shard; the name is a hash of everything that was asked for."""
+    asked = json.dumps([pipeline.name, pipeline.features, repr(pipeline.partitions), plan.as_of, list(shard)])
+    name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    return _runs(settings, plan.pipeline) / f"g{plan.generation}-{plan.token}" / f"{name}.arrow"
+
+
+def _keep(path: Path, table: pa.Table) -> None:
+    """Write a shard's table, whole or not at all; without room for it the scoring fetches it again."""
+    import pyarrow as pa
+
+    from features.files import replacing
+
+    taken = sum(file.stat().st_size for file in path.parent.glob("*.arrow")) if path.parent.is_dir() else 0
+    if taken + table.nbytes > KEPT_BYTES_MAX:
+        log.info("features of %d rows are not kept: the run keeps %d bytes already", table.num_rows, taken)
+        return
+    try:
+        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
+    except OSError as error:
+        log.warning("features are not kept (%s): the scoring fetches them again", error)
+
+
+def _read(path: Path) -> pa.Table | None:
+    """What was kept; None if it is not there, or damaged."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowException):
+        return None
