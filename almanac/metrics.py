@@ -15,7 +15,8 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -205,28 +206,46 @@ ALERTS_SENT = Counter(
 READY = Gauge("almanac_ready", "1 while the process does what it is for.", ("process",))
 
 
-Readiness = Callable[[], str | None]
-"""Why a process is not ready, in one line; None when it is."""
+Health = Callable[[], str | None]
+"""Why a process is not ready, or not live, in one line; None when it is. Must answer at once, from any thread."""
+
+
+def fine() -> None:
+    """The health of a process that has nothing to wait for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a process shows besides its metrics.
+
+    Args:
+        process: the process's name, such as `stream`.
+        why_not_ready: why it cannot do its work now, for a store that is away, say: waiting mends it.
+        why_not_live: why it will never work again without a restart: a thread that hangs.
+        pages: JSON of further paths.
+    """
+
+    process: str
+    why_not_ready: Health = fine
+    why_not_live: Health = fine
+    pages: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """Serves `/metrics`, `/livez` and `/readyz` from threads of its own until `close`.
+    """Serves `/metrics`, `/livez`, `/readyz` and pages from threads of its own until `close`.
 
     Args:
         host, port: where to listen; port 0 is any free one.
-        process: names the process in `almanac_ready`.
-        why_not_ready: asked for each `/readyz` and `/metrics`; must answer at once.
     """
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = BACKLOG
 
-    def __init__(self, host: str, port: int, process: str, why_not_ready: Readiness) -> None:
+    def __init__(self, host: str, port: int, shown: Shown) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._room = threading.BoundedSemaphore(REQUESTS_AT_ONCE_MAX)
-        self._process = process
-        self._why_not_ready = why_not_ready
+        self.shown = shown
         super().__init__((host, port), _Handler)
         self._thread = threading.Thread(target=self.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -243,8 +262,8 @@ class MetricsServer(ThreadingHTTPServer):
 
     def why_not_ready(self) -> str | None:
         """Ask the process, and note the answer in `almanac_ready`."""
-        reason = self._why_not_ready()
-        READY.labels(self._process).set(0 if reason else 1)
+        reason = self.shown.why_not_live() or self.shown.why_not_ready()
+        READY.labels(self.shown.process).set(0 if reason else 1)
         return reason
 
     def server_bind(self) -> None:
@@ -278,19 +297,24 @@ class _Handler(BaseHTTPRequestHandler):
     server: MetricsServer
 
     def do_GET(self) -> None:
-        """Answer one of three paths."""
+        """Answer one of a few paths."""
         path = self.path.partition("?")[0]
         if path == "/metrics":
             self.server.why_not_ready()
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
             self._answer(200, encode(REGISTRY), content_type)
         elif path == "/livez":
-            self._answer(200, b"live\n")
+            self._health(self.server.shown.why_not_live(), "live")
         elif path == "/readyz":
-            reason = self.server.why_not_ready()
-            self._answer(503 if reason else 200, f"{reason or 'ready'}\n".encode())
+            self._health(self.server.why_not_ready(), "ready")
+        elif path in self.server.shown.pages:
+            self._answer(200, self.server.shown.pages[path](), "application/json")
         else:
-            self._answer(404, b"there are /metrics, /livez and /readyz\n")
+            paths = ", ".join(("/metrics", "/livez", "/readyz", *self.server.shown.pages))
+            self._answer(404, f"there are {paths}\n".encode())
+
+    def _health(self, reason: str | None, fine: str) -> None:
+        self._answer(503 if reason else 200, f"{reason or fine}\n".encode())
 
     def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
@@ -304,14 +328,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(
-    port: int | None, *, process: str, host: str = "127.0.0.1", why_not_ready: Readiness = lambda: None
+    port: int | None,
+    *,
+    process: str,
+    host: str = "127.0.0.1",
+    why_not_ready: Health = fine,
+    why_not_live: Health = fine,
+    pages: Mapping[str, Callable[[], bytes]] | None = None,
 ) -> MetricsServer | None:
     """Open `/metrics`, `/livez` and `/readyz` beside the process's work; returns at once.
 
     Args:
         port: None for no server: then nothing happens; 0 for any free one.
-        process: the process's name, such as `stream`.
-        why_not_ready: why the process cannot do its work now; None when it can.
+        process, why_not_ready, why_not_live, pages: as in `Shown`.
 
     Raises:
         StackError: the port is in use.
@@ -319,8 +348,9 @@ def serve(
     """
     if port is None:
         return None
+    shown = Shown(process=process, why_not_ready=why_not_ready, why_not_live=why_not_live, pages=pages or {})
     try:
-        return MetricsServer(host, port, process, why_not_ready)
+        return MetricsServer(host, port, shown)
     except OverflowError:
         raise UsageError(f"port {port} does not exist: set ALMANAC_METRICS_PORT to 1 to 65535") from None
     except OSError as error:
