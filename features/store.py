@@ -171,12 +171,15 @@ def apply(settings: Settings, *, prune: bool = False) -> None:
     """
     from feast.repo_operations import extract_objects_for_apply_delete
 
+    from features.reading_plans import write_plans
+
     lock = _database_lock(settings.postgres_url) if settings.postgres_url else nullcontext()
     with locked(settings.features_dir / "apply.lock"), lock, definitions_for(settings), registry_errors():
         store = feature_store(settings, create=True)
         found = definitions(store.project, folders_of(settings))
         keep, delete, _, _ = extract_objects_for_apply_delete(store.project, store.registry, found)
         store.apply(keep, objects_to_delete=delete if prune else [], partial=False)
+        write_plans(store, settings)
 
 
 @contextmanager
