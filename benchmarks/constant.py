@@ -2,7 +2,7 @@
 
 The same granian server with the same settings on the same kind of event loop;
 its application sends bytes of the wanted length and the headers of an answer.
-Run by the benchmarks: `python -m benchmarks.constant PORT BYTES`.
+Run by the benchmarks: `python -m benchmarks.constant PORT GET_BYTES POST_BYTES`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Constant:
 
     failure = None
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, get_bytes: int, post_bytes: int) -> None:
+        self._bodies = {"GET": b"x" * get_bytes, "POST": b"x" * post_bytes}
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer; a request's body is read first."""
         if scope.method == "POST":
             await protocol()
-        protocol.response_bytes(200, HEADERS, self._body)
+        protocol.response_bytes(200, HEADERS, self._bodies[scope.method])
 
     async def close(self) -> None:
         """Nothing to give back."""
 
 
-def serve_constant(port: int, size: int) -> None:
+def serve_constant(port: int, get_bytes: int, post_bytes: int) -> None:
     """Listen until SIGTERM."""
-    run(serve(Constant(b"x" * size), "127.0.0.1", port))  # type: ignore[arg-type]  what serve uses of an App
+    run(serve(Constant(get_bytes, post_bytes), "127.0.0.1", port))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    serve_constant(int(sys.argv[1]), int(sys.argv[2]))
+    serve_constant(*map(int, sys.argv[1:4]))
