@@ -16,11 +16,9 @@ from almanac.clock import utc_now
 from almanac.errors import AlmanacError
 from almanac.logs import context
 from almanac.settings import Settings
-from serving_cache.stage_times import StageTime, record
+from serving_cache.stage_times import DONE, StageTime, record
 
 log = logging.getLogger(__name__)
-
-DONE = "done"
 
 
 @dataclass
@@ -60,7 +58,7 @@ def stage(
     """Time what is done inside, and record it however it ends.
 
     Args:
-        name: of the stage, as in `serving_cache.stage_times.StageTime`.
+        name: one of `serving_cache.stage_times.STAGES`.
         shard: for `score`: the first partition that the task was given.
     """
     made = Stage(generation=generation)

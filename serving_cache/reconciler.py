@@ -4,7 +4,8 @@ Once a second it compares the two pointers, and looks for the marker that is gon
 when Redis was emptied; it repairs what a death between Postgres and Redis left,
 within two seconds. Every half a minute, and after either server was away, it
 proves that the blocks are there and brings overlays that did not arrive. It
-logs a line whenever a pipeline's state changes, and no other.
+logs a line whenever a pipeline's state changes, and no other; `/metrics` and
+`/readyz` say the same to machines.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
 
+from almanac import metrics
 from almanac.clock import utc_now
 from almanac.errors import AlmanacError, BlockError, Unavailable
 from almanac.pipeline import Pipeline
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 PERIOD_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 2.0
 PROOF_SECONDS = 30.0
+HUNG_SECONDS_MAX = 300.0
+"""A step has time limits far below this; one that takes longer hangs."""
 OVERLAY_MARGIN = timedelta(minutes=2)
 """Overlays stored this long before the last proof are brought again: transactions commit late, clocks differ."""
 
@@ -44,6 +48,7 @@ class _Watch:
 
     pipeline: Pipeline
     state: str = ""
+    trouble: str | None = None
     proven_at: float | None = None
     overlays_since: datetime | None = None
 
@@ -60,6 +65,7 @@ class Reconciler:
         self._watches = [_Watch(pipeline) for pipeline in pipelines]
         self._postgres = postgres
         self._cache = cache
+        self._stepped_at = time.monotonic()
 
     def step(self, steady: float) -> bool:
         """Look at every pipeline once; returns False if a server did not answer.
@@ -69,46 +75,75 @@ class Reconciler:
         """
         answered = True
         for watch in self._watches:
-            try:
-                self._say(watch, self._reconcile(watch, steady))
-            except Unavailable as error:
-                watch.proven_at = None  # what was missed meanwhile is unknown
-                self._say(watch, f"waiting: {error}", level=logging.WARNING)
-                answered = False
-            except AlmanacError as error:
-                self._say(watch, f"not in step: {error}", level=logging.ERROR)
+            name = watch.pipeline.name
+            with metrics.RECONCILER_SECONDS.labels(name).time():
+                outcome = self._look(watch, steady)
+            answered = answered and outcome != "unavailable"
+            in_step = outcome in ("in_step", "repaired")
+            metrics.RECONCILER_SYNCS.labels(name, outcome).inc()
+            metrics.RECONCILER_IN_STEP.labels(name).set(1 if in_step or outcome == "unpublished" else 0)
+            if in_step:
+                metrics.RECONCILER_LAST_IN_STEP.labels(name).set(utc_now().timestamp())
+        self._stepped_at = time.monotonic()
         return answered
 
-    def _reconcile(self, watch: _Watch, steady: float) -> str:
+    def _look(self, watch: _Watch, steady: float) -> str:
+        """Bring one pipeline into step; returns the outcome as the metrics name it."""
+        try:
+            outcome, state = self._reconcile(watch, steady)
+            self._say(watch, state)
+            watch.trouble = state if outcome == "refused" else None
+        except Unavailable as error:
+            watch.proven_at = None  # what was missed meanwhile is unknown
+            watch.trouble, outcome = f"waiting: {error}", "unavailable"
+            self._say(watch, watch.trouble, level=logging.WARNING)
+        except AlmanacError as error:
+            watch.trouble, outcome = f"not in step: {error}", "refused"
+            self._say(watch, watch.trouble, level=logging.ERROR)
+        return outcome
+
+    def why_not_ready(self) -> str | None:
+        """What keeps a pipeline's Redis from being in step; None when nothing does."""
+        return next((f"{watch.pipeline.name}: {watch.trouble}" for watch in self._watches if watch.trouble), None)
+
+    def why_not_live(self) -> str | None:
+        """Whether a step hangs."""
+        passed = time.monotonic() - self._stepped_at
+        return None if passed <= HUNG_SECONDS_MAX else f"the reconciler has hung for {passed:.0f} s: restart it"
+
+    def _reconcile(self, watch: _Watch, steady: float) -> tuple[str, str]:
         name = watch.pipeline.name
         wanted = self._postgres.pointer(name)
         if wanted is None:
             self._cache.pointer_and_marker(name)  # says whether Redis answers
-            return "nothing is published yet"
+            return "unpublished", "nothing is published yet"
         try:
             found, marker = self._cache.pointer_and_marker(name)
         except BlockError:
             found, marker = None, None
         if found is not None and found.epoch > wanted.epoch:
             return (
+                "refused",
                 f"not in step: Redis is at epoch {found.epoch}, ahead of Postgres at {wanted.epoch} "
-                f"(was an older backup restored?): run `almanac rebuild-cache {name}`"
+                f"(was an older backup restored?): run `almanac rebuild-cache {name}`",
             )
+        moved = False
         unproven = watch.proven_at is None
         if unproven or marker is None or steady - (watch.proven_at or 0.0) >= PROOF_SECONDS:
             started = utc_now()
-            sync_redis(watch.pipeline, self._postgres, self._cache, overlays=marker is None)
+            moved = sync_redis(watch.pipeline, self._postgres, self._cache, overlays=marker is None)
             since = None if unproven or watch.overlays_since is None else watch.overlays_since - OVERLAY_MARGIN
             sync_overlays(watch.pipeline, wanted, (self._postgres, self._cache), since)
             watch.proven_at, watch.overlays_since = steady, started
         elif found is None or found.epoch < wanted.epoch:
-            sync_redis(watch.pipeline, self._postgres, self._cache)
-        return f"in step at epoch {wanted.epoch}"
+            moved = sync_redis(watch.pipeline, self._postgres, self._cache)
+        return "repaired" if moved else "in_step", f"in step at epoch {wanted.epoch}"
 
     def _say(self, watch: _Watch, state: str, level: int = logging.INFO) -> None:
         if state != watch.state:
             watch.state = state
-            log.log(level, "reconciler pipeline=%s %s", watch.pipeline.name, state)
+            name = watch.pipeline.name
+            log.log(level, "reconciler pipeline=%s %s", name, state, extra={"pipeline": name})
 
 
 def run(reconciler: Reconciler) -> None:
@@ -127,16 +162,29 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     """Reconcile every declared pipeline until a signal comes."""
+    from almanac import logs
     from almanac.declarations import pipelines
     from almanac.settings import settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         found = settings()
+        logs.configure("reconciler", found.log_format)
         with PostgresStore(found.need("postgres_url")) as postgres, RedisStore(found.need("redis_url")) as cache:
-            run(Reconciler(pipelines().values(), postgres, cache))
+            reconciler = Reconciler(pipelines().values(), postgres, cache)
+            server = metrics.serve(
+                found.metrics_port,
+                process="reconciler",
+                host=found.metrics_host,
+                why_not_ready=reconciler.why_not_ready,
+                why_not_live=reconciler.why_not_live,
+            )
+            try:
+                run(reconciler)
+            finally:
+                if server is not None:
+                    server.close()
     except Stopped:
         log.info("reconciler stopped")
     except AlmanacError as error:

@@ -17,6 +17,9 @@ from psycopg.conninfo import make_conninfo
 from almanac.clock import need_utc
 from serving_cache.postgres_client import Client, described, translated, with_limits
 
+STAGES = ("plan", "gate_features", "materialize", "score", "gate_predictions", "publish", "clean_up")
+DONE = "done"
+"""Outcome of a stage that was not ended by an error."""
 WRITE_SECONDS_MAX = 2
 REASON_CHARACTERS_MAX = 500
 KEPT = timedelta(days=90)
@@ -31,10 +34,10 @@ class StageTime(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         generation: None if the stage ended before there was one.
-        stage: `plan`, `gate_features`, `materialize`, `score`, `gate_predictions`, `publish` or `clean_up`.
+        stage: one of `STAGES`.
         shard: for `score`: the first partition that the task was given.
         rows: predictions or rows that it handled; partitions: partitions that it brought on.
-        outcome: `done`, or the name of the error that ended it.
+        outcome: `DONE`, or the name of the error that ended it.
         reason: the error's line, cut to `REASON_CHARACTERS_MAX`.
         steps: seconds of the parts of the stage, by name.
     """

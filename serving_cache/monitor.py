@@ -1,0 +1,227 @@
+"""Watches the batch side, whatever Airflow thinks: `python -m serving_cache.monitor`. Ends on SIGTERM or SIGINT.
+
+Every few seconds it reads each declared pipeline's state from Postgres (from
+Redis when Postgres is away), shows it at `/metrics`, and decides whether a
+generation is late (`almanac/lateness.py`). When one is, it says so once: in the
+log, at `/alerts`, in `almanac status` and to `ALMANAC_ALERT_WEBHOOK_URL`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from types import FrameType
+
+from almanac import metrics
+from almanac.clock import utc_now
+from almanac.errors import AlmanacError
+from almanac.freshness import age_of
+from almanac.lateness import decide_lateness
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from serving_cache.monitor_alerts import Alerts, Webhook
+from serving_cache.monitor_reading import Eyes, PipelineState
+from serving_cache.records import Pointer, State
+from serving_cache.stage_times import DONE, STAGES
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 5.0
+SILENT_SECONDS_MAX = 60.0
+"""Without a look that found something for this long the monitor is not ready."""
+HUNG_SECONDS_MAX = 300.0
+"""A look has time limits far below this; one that takes longer hangs."""
+PARTITION_STATES = ("planned", "staged", "quarantined")
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end."""
+
+
+class Monitor:
+    """Looks at every pipeline and shows what it found.
+
+    Args:
+        pipelines: those to watch.
+        eyes: reads their states.
+        alerts: is told who is late.
+        now: when the watch begins: with nothing published, earlier ticks are expected of nobody.
+        steady: a monotonic reading in seconds, of the same moment.
+    """
+
+    def __init__(
+        self, pipelines: Iterable[Pipeline], eyes: Eyes, alerts: Alerts, *, now: datetime, steady: float
+    ) -> None:
+        self._pipelines = list(pipelines)
+        self._eyes = eyes
+        self._alerts = alerts
+        self._since = now
+        self._pointers: dict[str, Pointer | None] = {}
+        self._states: dict[tuple[str, str], str] = {}
+        self._found_at = steady
+        self._stepped_at = steady
+        for pipeline in self._pipelines:
+            metrics.ROWS_SCORED.labels(pipeline.name).inc(0)
+            metrics.GENERATION_LATE.labels(pipeline.name).set(0)
+            metrics.GENERATION_LATE_SECONDS.labels(pipeline.name).set(0)
+
+    def step(self, now: datetime, steady: float) -> bool:
+        """Look at every pipeline once; returns False if one could not be read."""
+        answered = True
+        for pipeline in self._pipelines:
+            name = pipeline.name
+            try:
+                found = self._eyes.look(pipeline)
+            except AlmanacError as error:
+                self._say(name, f"not readable: {error}", level=logging.WARNING)
+                answered = False
+            else:
+                self._found_at = steady
+                self._note(name, found)
+                self._say(name, f"read from {found.place}")
+                show(pipeline, found, now)
+            self._judge(pipeline, now)
+        self._stepped_at = steady
+        return answered
+
+    def _note(self, name: str, found: PipelineState) -> None:
+        """Postgres is the record; Redis may be behind it, and then says nothing new."""
+        known = self._pointers.get(name)
+        if found.place == "postgres" or known is None or (found.pointer and found.pointer.epoch >= known.epoch):
+            self._pointers[name] = found.pointer
+
+    def _judge(self, pipeline: Pipeline, now: datetime) -> None:
+        """Decide from the last pointer that was read: what cannot be read now has not been published either."""
+        name = pipeline.name
+        if name not in self._pointers:
+            return
+        pointer = self._pointers[name]
+        try:
+            found = decide_lateness(
+                pipeline.schedule,
+                pipeline.freshness.fresh_for,
+                cutoff=None if pointer is None else pointer.generation.cutoff,
+                watched_since=self._since,
+                now=now,
+            )
+        except AlmanacError as error:
+            self._say(name, f"cannot be judged: {error}", level=logging.ERROR, about="schedule")
+            return
+        if pointer is not None:
+            age = age_of(pointer.generation.as_of, now)
+            metrics.GENERATION_AGE.labels(name).set(age.total_seconds())
+        metrics.GENERATION_LATE.labels(name).set(1 if found.late else 0)
+        metrics.GENERATION_LATE_SECONDS.labels(name).set(found.late_for(now).total_seconds())
+        self._alerts.set(name, found.since, found.reason, now)
+
+    def why_not_ready(self) -> str | None:
+        """Why nothing is known of the pipelines now; None when something is."""
+        silent = time.monotonic() - self._found_at
+        if silent <= SILENT_SECONDS_MAX:
+            return None
+        return f"no pipeline could be read for {silent:.0f} s: look at Postgres and Redis in `almanac status`"
+
+    def why_not_live(self) -> str | None:
+        """Whether a look hangs."""
+        passed = time.monotonic() - self._stepped_at
+        return None if passed <= HUNG_SECONDS_MAX else f"the monitor has hung for {passed:.0f} s: restart it"
+
+    def _say(self, name: str, state: str, level: int = logging.INFO, about: str = "stores") -> None:
+        if state != self._states.get((name, about)):
+            self._states[name, about] = state
+            log.log(level, "monitor pipeline=%s %s", name, state, extra={"pipeline": name})
+
+
+def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
+    """Set the metrics of one look."""
+    name = pipeline.name
+    metrics.MONITOR_LAST_READ.labels(name, found.place).set(now.timestamp())
+    if found.pointer is not None:
+        generation = found.pointer.generation
+        metrics.GENERATION_NUMBER.labels(name).set(generation.generation)
+        metrics.GENERATION_EPOCH.labels(name).set(found.pointer.epoch)
+        metrics.GENERATION_COVERAGE.labels(name).set(generation.coverage)
+        metrics.GENERATION_ROWS.labels(name).set(generation.rows)
+    if found.place != "postgres":
+        return
+    for state in State:
+        metrics.GENERATIONS.labels(name, state.value).set(found.generations.get(state.value, 0))
+    for partition_state in PARTITION_STATES:
+        metrics.PARTITIONS.labels(name, partition_state).set(found.partitions.get(partition_state, 0))
+    for stage in STAGES:
+        seconds = sum(record.seconds for record in found.newest if record.stage == stage)
+        metrics.RUN_STAGE_SECONDS.labels(name, stage).set(seconds)
+    for record in found.recorded:
+        outcome = record.outcome if record.outcome == DONE else "failed"
+        metrics.STAGE_SECONDS.labels(name, record.stage, outcome).observe(record.seconds)
+        if record.stage == "score":
+            metrics.ROWS_SCORED.labels(name).inc(record.rows)
+
+
+def run(monitor: Monitor) -> None:
+    """Step for ever."""
+    while True:
+        monitor.step(utc_now(), time.monotonic())
+        time.sleep(PERIOD_SECONDS)
+
+
+def watch(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
+    """Watch until a signal comes.
+
+    Raises:
+        AlmanacError: a setting is missing or cannot be used.
+    """
+    webhook = Webhook(settings.alert_webhook_url) if settings.alert_webhook_url else None
+    alerts = Alerts(webhook)
+    eyes = Eyes(settings.need("postgres_url"), settings.need("redis_url"))
+    monitor = Monitor(pipelines, eyes, alerts, now=utc_now(), steady=time.monotonic())
+    server = metrics.serve(
+        settings.metrics_port,
+        process="monitor",
+        host=settings.metrics_host,
+        why_not_ready=monitor.why_not_ready,
+        why_not_live=monitor.why_not_live,
+        pages={"/alerts": alerts.page},
+    )
+    try:
+        run(monitor)
+    finally:
+        if server is not None:
+            server.close()
+        if webhook is not None:
+            webhook.close()
+        eyes.close()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Stopped
+
+
+def main() -> int:
+    """Watch every declared pipeline until a signal comes; returns the exit code."""
+    from almanac import logs
+    from almanac.declarations import pipelines
+    from almanac.settings import settings
+
+    try:
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
+        found = settings()
+        logs.configure("monitor", found.log_format)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold URLs
+        watch(found, pipelines().values())
+    except Stopped:
+        log.info("monitor stopped")
+    except AlmanacError as error:
+        print(f"monitor: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

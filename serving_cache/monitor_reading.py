@@ -1,0 +1,113 @@
+"""What the monitor reads of one pipeline: from Postgres, and of the pointer alone from Redis when Postgres is away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+
+from almanac.clock import need_utc
+from almanac.errors import AlmanacError, Unavailable
+from almanac.pipeline import Pipeline
+from serving_cache.postgres import PostgresStore
+from serving_cache.postgres_client import Client
+from serving_cache.records import Pointer
+from serving_cache.redis import RedisStore
+from serving_cache.stage_times import StageTime, of_generation, recorded_since
+
+OVERLAP = timedelta(seconds=90)
+"""Stage times recorded this long before the last look are read again: transactions commit late."""
+
+
+class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
+    """One pipeline as one look found it.
+
+    Args:
+        place: `postgres`, or `redis`, which knows the pointer alone.
+        pointer: None if nothing is published.
+        generations: number of generations by state.
+        partitions: number of partitions of the newest run by state.
+        newest: stage times of the newest run.
+        recorded: stage times that were not seen at the look before.
+        read_at: the moment of the look by the clock of the place.
+    """
+
+    place: str
+    pointer: Pointer | None
+    generations: Mapping[str, int] = {}
+    partitions: Mapping[str, int] = {}
+    newest: tuple[StageTime, ...] = ()
+    recorded: tuple[StageTime, ...] = ()
+    read_at: datetime | None = None
+
+
+class Eyes:
+    """Reads pipelines' states, remembering which stage times it has seen.
+
+    Args:
+        postgres_url, redis_url: where the stores are.
+    """
+
+    def __init__(self, postgres_url: str, redis_url: str) -> None:
+        self._client = Client(postgres_url)
+        self._store = PostgresStore(postgres_url)
+        self._cache = RedisStore(redis_url)
+        self._looked: dict[str, datetime] = {}
+        self._seen: dict[str, set[int]] = {}
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+        self._store.close()
+        self._cache.close()
+
+    def look(self, pipeline: Pipeline) -> PipelineState:
+        """Read a pipeline's state from Postgres, or its pointer from Redis.
+
+        Raises:
+            Unavailable: neither answers; says what Postgres's failure was.
+            AlmanacError: Postgres answers with what cannot be used.
+        """
+        try:
+            return self._from_postgres(pipeline.name)
+        except Unavailable:
+            try:
+                pointer = self._cache.pointer(pipeline.name)
+            except AlmanacError:
+                pointer = None
+            if pointer is None:  # an emptied Redis does not say that nothing is published
+                raise
+            return PipelineState(place="redis", pointer=pointer)
+
+    def _from_postgres(self, name: str) -> PipelineState:
+        now = need_utc(self._client.query("SELECT clock_timestamp()")[0][0])
+        pointer = self._store.pointer(name)
+        generations = self._client.query(
+            "SELECT state, count(*) FROM generations WHERE pipeline = %s GROUP BY state", (name,)
+        )
+        newest = self._client.query("SELECT max(generation) FROM generations WHERE pipeline = %s", (name,))[0][0]
+        partitions = self._client.query(
+            "SELECT state, count(*) FROM ledger WHERE pipeline = %s AND generation = %s GROUP BY state", (name, newest)
+        )
+        stages = [] if newest is None else of_generation(self._client, name, newest)
+        return PipelineState(
+            place="postgres",
+            pointer=pointer,
+            generations=dict(generations),
+            partitions=dict(partitions),
+            newest=tuple(stages),
+            recorded=self._new_records(name, now),
+            read_at=now,
+        )
+
+    def _new_records(self, name: str, now: datetime) -> tuple[StageTime, ...]:
+        """Stage times since the last look; the first look finds none new, for a counter begins at zero."""
+        since = self._looked.get(name, now) - OVERLAP
+        found = recorded_since(self._client, name, since)
+        first = name not in self._looked
+        seen = self._seen.get(name, set())
+        fresh = tuple(record for record in found if record.id not in seen)
+        self._looked[name] = now
+        self._seen[name] = {record.id for record in found}
+        return () if first else fresh
