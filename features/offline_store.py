@@ -1,4 +1,8 @@
-"""Feast's DuckDB offline store, with one change: a retrieval reads only the files' rows that can matter.
+"""Feast's DuckDB offline store, with two changes: it sees archived events, and reads only rows that can matter.
+
+The rows of a view are those of its files and those of the archive beside them
+(`features.archive`), if it has one. Of two rows of one entity and event time
+Feast takes the one created later.
 
 Feast joins the entities with all history and discards afterwards what is later
 than the entity's moment or older than the TTL. Here each view is first cut to
@@ -9,7 +13,8 @@ however long the history has grown.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ibis  # type: ignore[import-untyped]
@@ -22,10 +27,12 @@ from feast.infra.offline_stores.duckdb import (
     _read_data_source,
     _write_data_source,
 )
-from feast.infra.offline_stores.ibis import get_historical_features_ibis
+from feast.infra.offline_stores.ibis import get_historical_features_ibis, pull_latest_from_table_or_query_ibis
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
+
+from features.archive import archived_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,12 +66,11 @@ class PrunedDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             ttls[view.batch_source.name] = max(known, view.ttl) if known and view.ttl else None
 
         def read(source: DataSource, repo_path: str) -> Any:
-            table = _read_data_source(source, repo_path)
+            ttl = ttls.get(source.name)
+            table = _with_archive(source, repo_path, earliest - ttl if ttl else None, latest)
             moment = table[source.timestamp_field]
             table = table.filter(moment <= ibis.literal(latest))
-            if ttl := ttls.get(source.name):
-                table = table.filter(moment >= ibis.literal(earliest - ttl))
-            return table
+            return table.filter(moment >= ibis.literal(earliest - ttl)) if ttl else table
 
         return get_historical_features_ibis(
             config=config,
@@ -79,3 +85,39 @@ class PrunedDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
             **options,
         )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(  # noqa: PLR0913 - Feast's own signature
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """As Feast's, with archived events."""
+        return pull_latest_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            data_source_reader=lambda source, path: _with_archive(source, path, start_date, end_date),
+            data_source_writer=_write_data_source,
+            staging_location=config.offline_store.staging_location,
+            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
+        )
+
+
+def _with_archive(source: DataSource, repo_path: str, earliest: datetime | None, latest: datetime) -> Any:
+    """The rows of a source, and those of its archive that can lie in a time."""
+    table = _read_data_source(source, repo_path)
+    archived = archived_files(Path(source.path).parent, earliest, latest)
+    if not archived:
+        return table
+    return table.union(ibis.read_parquet(archived).select(*table.columns).cast(table.schema()))

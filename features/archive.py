@@ -1,0 +1,372 @@
+"""The archive: observations that events brought, as Parquet files beside the ingested ones, so that batch sees them.
+
+    <features_dir>/<pipeline>/<view>/archive/2026-11-21T13/weather.observations.p2.<first>-<last>.parquet
+
+A folder an hour of event time; a file holds events of one Kafka partition, and
+its name the first and last offset among them. The view is the one that events
+push, the columns are the view's, and beside them where each event stood.
+
+Every event is archived once, by where it stood: before a row is written, the
+files of its hour whose offsets could hold it are looked at, under a lock that
+all writers share. So a kill between writing and committing, a rebalance or an
+event sent again adds nothing. Files appear whole or not at all, flushed to disk.
+
+Small files are merged. A merged file says in its metadata which files it
+replaces; those stay for `SUPERSEDED_KEPT`, for readers that have just listed
+them. A row that is there twice meanwhile is the same row, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from almanac.clock import floor_hour, need_utc
+from almanac.errors import FeatureError, Unavailable
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from features.files import locked, replacing
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLDER = "archive"
+LOCK_FILE = "write.lock"
+HOUR_FORMAT = "%Y-%m-%dT%H"
+HOUR_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}")
+FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
+TOPIC, PARTITION, OFFSET, TRACE = "kafka_topic", "kafka_partition", "kafka_offset", "trace"
+METADATA_KEY = b"almanac.replaces"
+
+KEPT = timedelta(days=45)
+"""How long events stay: longer than a pipeline's training window is by default."""
+SUPERSEDED_KEPT = timedelta(minutes=10)
+"""How long files stay that a merged one replaces."""
+SMALL_BYTES_MAX = 8 * 1024 * 1024
+"""Size below which a file is merged with others."""
+SMALL_FILES_MAX = 32
+"""Small files of one hour and partition above which they are merged though the hour may still grow."""
+CLOSED_AFTER = timedelta(minutes=15)
+"""Time without a new file after which an hour's small files are merged, however few."""
+MERGED_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of files merged into one at a time: bounds its memory."""
+LOCK_SECONDS_MAX = 15.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archived:
+    """One event on its way to the archive.
+
+    Args:
+        row: the pushed view's row: entity, `event_timestamp`, columns.
+        topic, partition, offset: where the event stood.
+        trace: its W3C traceparent, if it had one.
+    """
+
+    row: Mapping[str, Any]
+    topic: str
+    partition: int
+    offset: int
+    trace: str | None = None
+
+    @property
+    def hour(self) -> str:
+        """Name of the folder it belongs to."""
+        return floor_hour(need_utc(self.row[EVENT_TIMESTAMP])).strftime(HOUR_FORMAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """One archive file, by its name."""
+
+    path: Path
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, path: Path) -> _File | None:
+        found = FILE_NAME.fullmatch(path.name)
+        if found is None:
+            return None
+        numbers = {name: int(found[name]) for name in ("partition", "first", "last")}
+        return cls(path=path, topic=found["topic"], **numbers)
+
+
+class Archive:
+    """Writes one pipeline's archive; several processes may at once.
+
+    Args:
+        folder: see the module's docstring.
+        columns: the view's columns with their Arrow types, the entity first.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, pa.DataType]) -> None:
+        import pyarrow as pa
+
+        self.folder = folder
+        fields = list(columns.items())
+        stamp = pa.timestamp("us", tz="UTC")
+        self._schema = pa.schema(
+            [
+                pa.field(fields[0][0], fields[0][1], nullable=False),
+                pa.field(EVENT_TIMESTAMP, stamp, nullable=False),
+                pa.field(CREATED_TIMESTAMP, stamp, nullable=False),
+                *(pa.field(name, kind) for name, kind in fields[1:]),
+                pa.field(TOPIC, pa.string(), nullable=False),
+                pa.field(PARTITION, pa.int32(), nullable=False),
+                pa.field(OFFSET, pa.int64(), nullable=False),
+                pa.field(TRACE, pa.string()),
+            ]
+        )
+
+    def write(self, events: Sequence[Archived], now: datetime) -> int:
+        """Make events durable; those that are there already are skipped. Returns how many were not.
+
+        Args:
+            events: in the order in which they are to win over each other at one event time.
+            now: written as `created_timestamp`, a microsecond more for each row.
+
+        Raises:
+            Unavailable: the disk is full, or another writer held the lock too long; some of the events may be
+                archived, and giving all of them again is right.
+        """
+        groups: dict[tuple[str, str, int], dict[int, tuple[datetime, Archived]]] = {}
+        for number, event in enumerate(events):
+            of = groups.setdefault((event.hour, event.topic, event.partition), {})
+            of.setdefault(event.offset, (now + timedelta(microseconds=number), event))
+        written = 0
+        with self._locked():
+            for (hour, topic, partition), found in groups.items():
+                for offset in self._known(hour, topic, partition, min(found), max(found)):
+                    found.pop(offset, None)
+                if found:
+                    self._write_file(hour, [found[offset] for offset in sorted(found)])
+                    written += len(found)
+        return written
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with locked(self.folder / LOCK_FILE, LOCK_SECONDS_MAX):
+                yield
+        except OSError as error:
+            raise Unavailable(
+                f"the archive {self.folder} cannot be written ({error.strerror or error}): give its disk some space"
+            ) from error
+
+    def _files(self, hour: str) -> list[_File]:
+        found = (_File.of(path) for path in sorted((self.folder / hour).glob("*.parquet")))
+        return [file for file in found if file is not None]
+
+    def _known(self, hour: str, topic: str, partition: int, first: int, last: int) -> set[int]:
+        """Offsets from `first` to `last` that the hour's files may hold."""
+        known: set[int] = set()
+        for file in self._files(hour):
+            if (file.topic, file.partition) == (topic, partition) and file.first <= last and first <= file.last:
+                table = _read(file.path, [OFFSET])
+                known.update(table[OFFSET].to_pylist() if table is not None else ())
+        return known
+
+    def _write_file(self, hour: str, rows: list[tuple[datetime, Archived]]) -> None:
+        import pyarrow as pa
+
+        first, last = rows[0][1], rows[-1][1]
+        table = pa.Table.from_pylist(
+            [
+                {
+                    **event.row,
+                    CREATED_TIMESTAMP: created,
+                    TOPIC: event.topic,
+                    PARTITION: event.partition,
+                    OFFSET: event.offset,
+                    TRACE: event.trace,
+                }
+                for created, event in rows
+            ],
+            schema=self._schema,
+        )
+        self._replace(self._path(hour, first.topic, first.partition, first.offset, last.offset), table)
+
+    def _path(self, hour: str, topic: str, partition: int, first: int, last: int) -> Path:
+        return self.folder / hour / f"{topic}.p{partition}.{first:020d}-{last:020d}.parquet"
+
+    def _replace(self, path: Path, table: pa.Table) -> None:
+        import pyarrow.parquet as pq
+
+        created = not path.parent.exists()
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        if created:  # the new folder's own name must be durable too
+            parent = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+
+    def tidy(self, now: datetime) -> dict[str, int]:
+        """Merge small files, remove merged ones and hours that are too old. Returns what was done, for a report.
+
+        Raises:
+            Unavailable: as `write`; what is there stays readable.
+        """
+        done = {"archive_files_merged": 0, "archive_hours_dropped": 0}
+        oldest = (now - KEPT).strftime(HOUR_FORMAT)
+        for hour in _hours(self.folder):
+            with self._locked():
+                if hour < oldest:
+                    _drop(self.folder / hour)
+                    done["archive_hours_dropped"] += 1
+                else:
+                    done["archive_files_merged"] += self._tidy_hour(hour, now)
+        return done
+
+    def _tidy_hour(self, hour: str, now: datetime) -> int:
+        for left in (self.folder / hour).glob(".*.writing"):  # nobody writes now: of a process that died
+            left.unlink(missing_ok=True)
+        files = self._files(hour)
+        superseded = self._superseded(files)
+        for name, since in superseded.items():
+            if now - since >= SUPERSEDED_KEPT:
+                (self.folder / hour / name).unlink(missing_ok=True)
+        merged = 0
+        small: dict[tuple[str, int], list[_File]] = {}
+        for file in files:
+            if file.path.name not in superseded and file.path.stat().st_size < SMALL_BYTES_MAX:
+                small.setdefault((file.topic, file.partition), []).append(file)
+        for group in small.values():
+            closed = now - max(_written(file.path) for file in group) >= CLOSED_AFTER
+            if len(group) > SMALL_FILES_MAX or (len(group) > 1 and closed):
+                merged += self._merge(hour, _at_once(group))
+        return merged
+
+    def _superseded(self, files: list[_File]) -> dict[str, datetime]:
+        """Names of files that others replace, and since when."""
+        if len({(file.topic, file.partition) for file in files}) == len(files):
+            return {}
+        names = {file.path.name for file in files}
+        return {name: _written(file.path) for file in files for name in _replaces(file.path) & names}
+
+    def _merge(self, hour: str, group: list[_File]) -> int:
+        import numpy as np
+        import pyarrow as pa
+
+        tables = [table for file in group if (table := _read(file.path)) is not None]
+        if len(tables) < len(group):
+            return 0  # a damaged one was put aside: the next round merges the rest
+        table = pa.concat_tables(tables, promote_options="default").sort_by(OFFSET)
+        offsets = table[OFFSET].to_numpy()
+        table = table.take(np.flatnonzero(np.diff(offsets, prepend=-1)))
+        path = self._path(hour, group[0].topic, group[0].partition, int(offsets[0]), int(offsets[-1]))
+        replaced = sorted({file.path.name for file in group} - {path.name})
+        self._replace(path, table.replace_schema_metadata({METADATA_KEY: json.dumps(replaced).encode()}))
+        return len(group)
+
+
+def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
+    """The archive of a pipeline with a stream.
+
+    Raises:
+        FeatureError: no view of the pipeline's FeatureService has a push source.
+        Unavailable: Feast's registry does not answer.
+    """
+    from feast.types import from_feast_to_pyarrow_type
+
+    from features.store import open_service, registry_errors
+
+    store, service = open_service(pipeline, settings)
+    with registry_errors():
+        names = [projection.name for projection in service.feature_view_projections]
+        pushed = [view for view in map(store.get_feature_view, names) if view.stream_source is not None]
+    if not pushed:
+        raise FeatureError(f"no view of {pipeline.features} has a PushSource: declare one in its Feast file")
+    view = pushed[0]
+    columns = {pipeline.entity: _entity_type(pipeline)}
+    columns |= {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
+    return Archive(settings.features_dir.absolute() / pipeline.name / view.name / FOLDER, columns)
+
+
+def _entity_type(pipeline: Pipeline) -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.int64() if pipeline.partitions.key_type is int else pa.string()
+
+
+def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime) -> list[str]:
+    """The archive files of one view whose events could lie in a time, ends included.
+
+    Args:
+        earliest: None for no limit.
+    """
+    first = "" if earliest is None else need_utc(earliest).strftime(HOUR_FORMAT)
+    last = need_utc(latest).strftime(HOUR_FORMAT)
+    return [
+        str(path)
+        for hour in _hours(view_folder / FOLDER)
+        if first <= hour <= last
+        for path in sorted((view_folder / FOLDER / hour).glob("*.parquet"))
+    ]
+
+
+def _hours(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if HOUR_NAME.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+
+
+def _at_once(group: list[_File]) -> list[_File]:
+    """The first files of a group, two at least, up to `MERGED_BYTES_MAX`."""
+    size, taken = 0, list[_File]()
+    for file in group:
+        size += file.path.stat().st_size
+        if len(taken) >= 2 and size > MERGED_BYTES_MAX:
+            break
+        taken.append(file)
+    return taken
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+    """A file of the archive; one that is damaged is put aside under another name, and said."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read(columns=columns)
+    except pa.ArrowInvalid as error:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        log.warning("%s is damaged (%s): kept as %s, its events are missing", path, error, aside.name)
+        return None
+
+
+def _written(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _replaces(path: Path) -> set[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"[]")))
+    except (pa.ArrowInvalid, ValueError):
+        return set()
+
+
+def _drop(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    folder.rmdir()
