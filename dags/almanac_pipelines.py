@@ -25,6 +25,7 @@ from almanac.clock import PARTITION_KEY_FORMAT
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
+from almanac.quality import has_outcomes
 
 TASK_TIMEOUT = timedelta(minutes=30)
 RETRIES = 2
@@ -57,6 +58,7 @@ partition key (UTC), all published at once or not at all.
 | `materialize` | puts the newest features into the online store, for the stream |
 | `score` | one mapped task per shard: Feast features, ONNX Runtime, rows and blocks staged |
 | `gate_predictions` | Great Expectations on what was scored |
+| `outcomes` | compares what was served before with what has been observed since; `almanac quality` shows it |
 | `publish` | moves the pointer in one transaction; Redis follows; the asset `{pipeline.asset_uri}` is emitted |
 | `clean_up` | rejects what a failed run left staged |
 
@@ -189,6 +191,14 @@ def build(pipeline: Pipeline) -> DAG:
             get_current_context()["outlet_events"][asset].extra = summary
             return summary
 
+        @task(doc_md="Computes the error of what was served, for every predicted moment that has been observed by now.")
+        def outcomes(planned: dict[str, Any]) -> int:
+            from almanac.settings import settings
+            from jobs.outcomes import compute
+            from jobs.plan import Plan
+
+            return compute(declared(name), settings(), cutoff=Plan.from_json(planned).moment).outcomes
+
         @task(doc_md="Rejects the generation if its run failed before publishing, and drops what it staged.")
         def clean_up(planned: dict[str, Any]) -> None:
             from almanac.settings import settings
@@ -206,6 +216,8 @@ def build(pipeline: Pipeline) -> DAG:
         cleaned = clean_up(planned).as_teardown(setups=[planned])
         scored >> checked >> published >> cleaned
         gated >> materialize(planned) >> cleaned
+        if has_outcomes(pipeline):
+            outcomes(planned) >> cleaned
     return dag
 
 

@@ -13,12 +13,13 @@ RUN_TIMEOUT_SECONDS = 1800.0
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
-    from jobs import models_cli
+    from jobs import models_cli, quality_cli
 
     app.command("pipelines")(list_pipelines)
     app.command("trigger")(trigger)
     app.command("materialize")(materialize)
     models_cli.register(app)
+    quality_cli.register(app)
 
 
 def list_pipelines(as_json: bool = typer.Option(False, "--json", help="Machine-readable.")) -> None:

@@ -6,7 +6,8 @@ The order is the same here, in the docs and in the store:
 2. in one Postgres transaction: check the token and the coverage, carry forward
    what is quarantined, attach the rows, move the pointer, add one to the epoch;
 3. let Redis follow; when it is down it stays pending and the reconciler does it;
-4. drop what no generation refers to any more.
+4. drop what no generation refers to any more;
+5. keep what is served now in the prediction log, for outcomes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from almanac.errors import Unavailable
+from almanac.errors import AlmanacError, Unavailable
 from almanac.pipeline import Pipeline
+from almanac.quality import has_outcomes
 from almanac.settings import Settings
 from jobs.inputs import forget
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
-from serving_cache.records import Publication
+from serving_cache.records import Publication, State
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,23 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
                 log.warning("redis stays pending at generation %d: %s", publication.generation, error)
         with record.step("retention"):
             store.retire(pipeline, now=now)
+    _log_predictions(pipeline, settings, publication)
     return publication
+
+
+def _log_predictions(pipeline: Pipeline, settings: Settings, publication: Publication) -> None:
+    """Keep what is served now for outcomes; what fails here fails no publish, for readers have their answers."""
+    from serving_cache.prediction_log import PredictionLog
+
+    if publication.state is not State.CURRENT or not has_outcomes(pipeline):
+        return
+    try:
+        with PredictionLog(settings.need("postgres_url")) as kept:
+            kept.log_generation(pipeline, publication.generation)
+    except AlmanacError as error:
+        log.warning(
+            "not logged for outcomes pipeline=%s generation=%d: %s", pipeline.name, publication.generation, error
+        )
 
 
 def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan) -> bool:
