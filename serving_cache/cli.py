@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from serving_cache import backup_cli
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("generations")(generations)
     app.command("rollback")(rollback)
     app.command("rebuild-cache")(rebuild_cache)
+    backup_cli.register(app)
     if importlib.util.find_spec("serving_cache.lookup_cli") is not None:
         importlib.import_module("serving_cache.lookup_cli").register(app)
 

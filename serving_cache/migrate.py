@@ -42,9 +42,25 @@ def migrate(url: str, pipelines: Iterable[Pipeline]) -> str:
     return version
 
 
+def _config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def known_versions() -> tuple[str, ...]:
+    """Schema versions that this program knows, oldest first."""
+    from alembic.script import ScriptDirectory
+
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    return tuple(reversed([revision.revision for revision in revisions]))
+
+
 def _run_alembic(url: str) -> str:
     from alembic import command
-    from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
     from alembic.util.exc import CommandError
     from sqlalchemy import create_engine, exc, pool, text
@@ -55,9 +71,7 @@ def _run_alembic(url: str) -> str:
         poolclass=pool.NullPool,
         connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
     )
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
+    config = _config()
     options = {"version_table": VERSION_TABLE}
     try:
         with engine.begin() as connection:
