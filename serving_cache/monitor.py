@@ -28,7 +28,7 @@ from serving_cache.monitor_reading import Eyes, PipelineState
 from serving_cache.records import Pointer, State
 from serving_cache.stage_times import DONE, STAGES
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("serving_cache.monitor")
 
 PERIOD_SECONDS = 5.0
 SILENT_SECONDS_MAX = 60.0

@@ -27,7 +27,7 @@ from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_overlays, sync_redis
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("serving_cache.reconciler")
 
 PERIOD_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 2.0

@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from almanac import logs, metrics
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, settings
 from streaming.pause import Pause
+from streaming.report import Report
 
 STOP_SECONDS_MAX = 25.0
 WATCH_SECONDS = 0.5
@@ -58,38 +61,42 @@ class Crew:
         return not any(thread.is_alive() for thread in self.threads)
 
 
-def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
-    """Start the worker and both sinks of one pipeline."""
-    from functools import partial
-
+def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> list[Report]:
+    """Start the worker and the sinks of one pipeline; returns what they report."""
+    from features.archive import open_archive
     from features.online import OnlineFeatures, observation_row
     from serving_cache.postgres import PostgresStore
     from serving_cache.redis import RedisStore
-    from streaming.report import Report
-    from streaming.sink import Features, Overlays, Sink
+    from streaming.archiving import HOLD, Archiving
+    from streaming.sink import Features, Hold, Overlays, Sink, Target
     from streaming.worker import Surroundings, Worker
 
-    worker = Worker(
-        pipeline,
-        found,
-        Surroundings(online=partial(OnlineFeatures, dated=True), observation_row=observation_row),
-        instance,
-    )
+    around = Surroundings(online=partial(OnlineFeatures, dated=True), observation_row=observation_row)
+    worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
+    reports = [worker.report]
 
-    report = Report(f"{pipeline.name} overlays")
-    overlays = Overlays(
-        pipeline, PostgresStore(found.need("postgres_url")), RedisStore(found.need("redis_url")), report
-    )
-    sink = Sink(pipeline.predictions_topic, f"almanac-{pipeline.name}-sink-overlays", found, report, instance)
-    crew.start(report.name, lambda: sink.run(overlays, crew.stop))
+    def sink(name: str, topic: str, make: Callable[[Report], Target], hold: Hold = Hold()) -> None:
+        report = Report(f"{pipeline.name} {name}")
+        target = make(report)
+        work = Sink(topic, f"almanac-{pipeline.name}-sink-{name}", found, report, instance, hold)
+        crew.start(report.name, lambda: work.run(target, crew.stop))
+        reports.append(report)
 
-    report_features = Report(f"{pipeline.name} features")
-    features = Features(pipeline, lambda: OnlineFeatures(pipeline, found), observation_row, report_features)
-    sink_features = Sink(
-        pipeline.features_topic, f"almanac-{pipeline.name}-sink-features", found, report_features, instance
+    record, copy = PostgresStore(found.need("postgres_url")), RedisStore(found.need("redis_url"))
+    sink("overlays", pipeline.predictions_topic, lambda report: Overlays(pipeline, record, copy, report))
+    sink(
+        "features",
+        pipeline.features_topic,
+        lambda report: Features(pipeline, lambda: OnlineFeatures(pipeline, found), observation_row, report),
     )
-    crew.start(report_features.name, lambda: sink_features.run(features, crew.stop))
+    sink(
+        "archive",
+        pipeline.features_topic,
+        lambda report: Archiving(pipeline, lambda: open_archive(pipeline, found), observation_row, report),
+        HOLD,
+    )
+    return reports
 
 
 def run(found: Settings, instance: str, stop: threading.Event) -> None:
@@ -139,13 +146,14 @@ def main(stop: threading.Event, arguments: list[str] | None = None) -> int:
     parser.add_argument("--instance", default="0", help="name of this worker among those of the same pipelines")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
     log.setLevel(logging.INFO)
     try:
         if not INSTANCE.fullmatch(given.instance):
             raise UsageError(f"--instance {given.instance!r} must match {INSTANCE.pattern}")
-        run(settings(), given.instance, stop)
+        found = settings()
+        logs.configure("stream", found.log_format, level=logging.WARNING)
+        metrics.serve(found.metrics_port, process="stream", host=found.metrics_host)
+        run(found, given.instance, stop)
     except Exception as error:
         if given.debug:
             raise

@@ -22,8 +22,14 @@ ADDRESS_OF = {
     "redis": "redis_url",
     "kafka": "kafka_bootstrap",
     "airflow-api-server": "airflow_url",
+    "reconciler": "reconciler_url",
+    "stream": "stream_url",
+    "monitor": "monitor_url",
     "lookup": "lookup_url",
 }
+LISTENING = ("reconciler", "stream", "monitor", "lookup")
+"""Programs of our own; each answers `/livez`: is it at work, and `/readyz`: or does it wait for something?"""
+REASON_CHARACTERS_MAX = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,7 @@ class ProgramStatus:
         state: running, starting, stopping, stopped, backoff, fatal, exited; or external, for a server named by URL.
         restarts: starts since the last one that somebody asked for; None for an external server.
         why_not: the reason why it is not healthy; None when it is.
+        waits_for: what a healthy program waits for, and why, such as a store that is down; None when for nothing.
     """
 
     name: str
@@ -43,6 +50,7 @@ class ProgramStatus:
     restarts: int | None
     address: str | None
     why_not: str | None
+    waits_for: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with `healthy` spelled out."""
@@ -76,29 +84,50 @@ def ask(name: str, settings: Settings, since: datetime | None) -> str | None:
         return kafka.why_not(settings.need("kafka_bootstrap"))
     if name in AIRFLOW_PROGRAMS:
         return airflow.why_not(settings.need("airflow_url"), name, since)
-    if name == "lookup":
-        return _lookup_why_not(settings.need("lookup_url"))
-    return None  # the reconciler and the stream listen nowhere: that they run is what can be known
+    if name in LISTENING:
+        return _get(settings.need(ADDRESS_OF[name]), "/livez")
+    return None
 
 
-def _lookup_why_not(url: str) -> str | None:
+def waits_for(name: str, settings: Settings) -> str | None:
+    """What a live program of our own waits for; None when for nothing, or when it is not known."""
+    url = getattr(settings, ADDRESS_OF[name]) if name in LISTENING else None
+    return _get(url, "/readyz") if url else None
+
+
+def _get(url: str, path: str) -> str | None:
+    """Why a program of our own does not answer a path with 200; None when it does."""
     import httpx
 
     try:
-        answer = http_client().get(f"{url}/livez")
+        answer = http_client().get(f"{url}{path}")
     except httpx.HTTPError as error:
         return str(error) or type(error).__name__
-    return None if answer.status_code == 200 else f"/livez answered {answer.status_code}"
+    if answer.status_code == 200:
+        return None
+    said = " ".join(answer.text.split())[:REASON_CHARACTERS_MAX]
+    plain = said and answer.headers.get("Content-Type", "").startswith("text/plain")
+    return said if plain else f"{path} answered {answer.status_code}"
+
+
+def alerts(settings: Settings) -> list[dict[str, Any]]:
+    """The alerts that the monitor says last now; none if there is no monitor, or it does not answer."""
+    import httpx
+
+    if not settings.monitor_url:
+        return []
+    try:
+        found = http_client().get(f"{settings.monitor_url}/alerts").json()["alerts"]
+        return [{name: str(alert[name]) for name in ("name", "pipeline", "starts_at", "reason")} for alert in found]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return []
 
 
 def why_not(name: str, settings: Settings, state: ProcessState) -> str | None:
     """Why a program is not healthy, by its process and by its own answer; None when it is."""
     if not state.alive:
         return f"{state.state}: {state.problem}" if state.problem else state.state
-    reason = ask(name, settings, state.since)
-    if reason is None and name not in ADDRESS_OF and name not in AIRFLOW_PROGRAMS and state.state == "starting":
-        return "starting"
-    return reason
+    return ask(name, settings, state.since)
 
 
 def restarts(places: Places, name: str) -> int | None:
@@ -118,10 +147,11 @@ def survey(places: Places, settings: Settings) -> list[ProgramStatus]:
 
     def status_of(name: str) -> ProgramStatus:
         state = states[name]
+        reason = why_not(name, settings, state)
         return ProgramStatus(
             name=name, state=state.state, pid=state.pid, since=state.since if state.alive else None,
             restarts=restarts(places, name), address=public_address(settings, name),
-            why_not=why_not(name, settings, state),
+            why_not=reason, waits_for=waits_for(name, settings) if reason is None else None,
         )  # fmt: skip
 
     def external(name: str) -> ProgramStatus:

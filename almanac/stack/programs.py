@@ -27,8 +27,11 @@ AIRFLOW_PROGRAMS = tuple(airflow.ARGUMENTS)
 MODULES: Mapping[str, str] = {
     "reconciler": "serving_cache.reconciler",
     "stream": "streaming",
+    "monitor": "serving_cache.monitor",
     "lookup": "serving_cache.lookup",
 }
+METRICS_PROGRAMS = ("reconciler", "stream", "monitor")
+"""Programs that listen for nothing but `/metrics` and their health; a port named for metrics is the first one's."""
 MANAGED: Mapping[str, Managed] = {
     program.name: program
     for program in (
@@ -50,6 +53,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "airflow-scheduler": ("airflow-schema", "almanac-schema"),
     "reconciler": ("almanac-schema", "redis"),
     "stream": ("almanac-schema", "redis", "kafka"),
+    "monitor": ("almanac-schema", "redis"),
     "lookup": ("almanac-schema", "redis"),
 }
 # The setting that names a server of one's own instead, and the programs it replaces.
@@ -60,6 +64,8 @@ INSTEAD: Mapping[str, tuple[str, ...]] = {
     "airflow_url": AIRFLOW_PROGRAMS,
 }
 WRITTEN_DOWN = ("pipelines", "weather_data", "weather_seed", *INSTEAD)
+LOG_FORMAT = "json"
+"""How programs of the stack write their logs unless told: `almanac status` and people have other ways to look."""
 # Besides Almanac's own: what programs may need of the environment in which `up` was called.
 PASSED_ON = frozenset(
     (
@@ -111,7 +117,7 @@ class StackPlan:
         places: where.
         named: the settings named in the environment.
         programs: names, in the order of `MANAGED`.
-        ports: a port for each embedded server, Airflow and the lookup.
+        ports: a port for each embedded server, Airflow, the lookup and each program's metrics.
         endpoints: the addresses, as they are written down for the settings of every process.
     """
 
@@ -161,16 +167,17 @@ def choose_ports(places: Places, named: Settings, programs: Iterable[str], in_us
         in_use: ports that programs of this stack listen on now, and keep.
 
     Raises:
-        StackError: the port named for the lookup is taken.
+        StackError: a port named for the lookup or for metrics is taken.
     """
     last = read_json(places.ports)
     ports: dict[str, int] = {}
-    for name in (*SERVERS, "airflow", "lookup"):
-        if name == "lookup" and "lookup" in programs and named.lookup_port is not None:
-            port = named.lookup_port
-            if in_use.get(name) != port and not port_is_free(port, named.lookup_host):
+    for name in (*SERVERS, "airflow", "lookup", *METRICS_PROGRAMS):
+        wanted = _named_port(named, name) if name in programs else None
+        if wanted is not None:
+            port, host, variable = wanted
+            if in_use.get(name) != port and not port_is_free(port, host):
                 raise StackError(
-                    f"port {port} on {named.lookup_host} (ALMANAC_LOOKUP_PORT) is in use: "
+                    f"port {port} on {host} ({variable}, for {name}) is in use: "
                     "stop what listens there, name another port, or unset it for a free one"
                 )
         elif name in in_use:
@@ -184,13 +191,26 @@ def choose_ports(places: Places, named: Settings, programs: Iterable[str], in_us
     return ports
 
 
+def _named_port(named: Settings, name: str) -> tuple[int, str, str] | None:
+    """The port that the caller named for a program, the address it is on, and the variable; None for any free one."""
+    if name == "lookup" and named.lookup_port is not None:
+        return named.lookup_port, named.lookup_host, "ALMANAC_LOOKUP_PORT"
+    if name in METRICS_PROGRAMS and named.metrics_port:
+        return named.metrics_port + METRICS_PROGRAMS.index(name), named.metrics_host, "ALMANAC_METRICS_PORT"
+    return None
+
+
+def _reached(host: str) -> str:
+    """The address to reach a listener at: this machine's own where it listens on all."""
+    return HOST if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared only
+
+
 def addresses(
     places: Places, named: Settings, programs: Iterable[str], ports: Mapping[str, int], postgres_url: str
 ) -> dict[str, Any]:
     """What is written down for the settings: addresses of the programs, and what the caller named."""
     found: dict[str, Any] = {}
     password = quote(secret(places.state_dir, "redis"), safe="")
-    lookup_host = HOST if named.lookup_host in ("0.0.0.0", "::") else named.lookup_host  # noqa: S104 - compared only
     known: dict[str, dict[str, Any]] = {
         "postgres": {"postgres_url": postgres_url},
         "redis": {"redis_url": f"redis://:{password}@{HOST}:{ports['redis']}/0"},
@@ -200,8 +220,13 @@ def addresses(
             "airflow_username": airflow.USER,
             "airflow_password": secret(places.state_dir, "airflow-admin"),
         },
-        "lookup": {"lookup_url": f"http://{lookup_host}:{ports['lookup']}", "lookup_port": ports["lookup"]},
+        "lookup": {
+            "lookup_url": f"http://{_reached(named.lookup_host)}:{ports['lookup']}",
+            "lookup_port": ports["lookup"],
+        },
     }
+    for name in METRICS_PROGRAMS:
+        known[name] = {f"{name}_url": f"http://{_reached(named.metrics_host)}:{ports[name]}"}
     for program in programs:
         found |= known.get(program, {})
     for name in WRITTEN_DOWN:
@@ -261,6 +286,10 @@ def python_program(plan: StackPlan, name: str) -> Server:
         command = (sys.executable, "-m", "airflow", *airflow.ARGUMENTS[name])
     else:
         command = (sys.executable, "-m", MODULES[name])
+        environment.setdefault("ALMANAC_LOG_FORMAT", LOG_FORMAT)
+    environment.pop("ALMANAC_METRICS_PORT", None)  # one port for each program, not one for all
+    if name in METRICS_PROGRAMS:
+        environment["ALMANAC_METRICS_PORT"] = str(plan.ports[name])
     return Server(
         name=name, command=command, directory=folder, environment=environment, address="", port=0, why_not=lambda: None
     )

@@ -15,7 +15,9 @@ def report(places: Places, *, as_json: bool) -> bool:
     """Print the status of the stack; returns whether everything is healthy."""
     if not Supervisor(places).alive():
         return _report_down(places, as_json=as_json)
-    programs = health.survey(places, load_settings(state_dir=places.state_dir))
+    settings = load_settings(state_dir=places.state_dir)
+    programs = health.survey(places, settings)
+    alerts = health.alerts(settings)
     healthy = bool(programs) and all(program.why_not is None for program in programs)
     if as_json:
         print_json(
@@ -24,18 +26,33 @@ def report(places: Places, *, as_json: bool) -> bool:
                 "state_dir": str(places.state_dir),
                 "healthy": healthy,
                 "programs": [program.to_json() for program in programs],
+                "alerts": alerts,
             }
         )
     else:
         columns = ("program", "state", "pid", "since", "restarts", "address", "healthy")
         print_table(columns, [_row(program) for program in programs])
+        for program in programs:
+            if program.waits_for is not None:
+                print(f"{program.name} waits: {program.waits_for}")
+        for alert in alerts:
+            print(f"ALERT {alert['name']} {alert['pipeline']} since {alert['starts_at']}: {alert['reason']}")
     return healthy
 
 
 def _report_down(places: Places, *, as_json: bool) -> bool:
     left = [process.pid for process in leftovers.find(places)] if places.state_dir.is_dir() else []
     if as_json:
-        print_json({"up": False, "state_dir": str(places.state_dir), "healthy": False, "programs": [], "left": left})
+        print_json(
+            {
+                "up": False,
+                "state_dir": str(places.state_dir),
+                "healthy": False,
+                "programs": [],
+                "alerts": [],
+                "left": left,
+            }
+        )
     elif left:
         pids = ", ".join(str(pid) for pid in left)
         print(f"the process manager is gone, processes {pids} are left: run `almanac up` or `almanac down`")
@@ -49,6 +66,8 @@ def _row(program: ProgramStatus) -> tuple[object, ...]:
     if program.since is not None:
         since = f"{(utc_now() - program.since).total_seconds():.0f} s ago"
     verdict = "yes" if program.why_not is None else f"no: {program.why_not}"
+    if program.waits_for is not None:
+        verdict = "yes, waits"
     return (program.name, program.state, program.pid, since, program.restarts, program.address, verdict)
 
 

@@ -13,6 +13,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from almanac.errors import StackError
+from almanac.logs import message_of
 from almanac.stack.progress import Reporter
 
 STEPS_AT_ONCE = 12
@@ -101,7 +102,9 @@ def last_line(log: Path) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - LOG_TAIL_BYTES, 0))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = [
+                message_of(line.strip()) for line in file.read().decode(errors="replace").splitlines() if line.strip()
+            ]
     except OSError:
         lines = []
     telling = [line for line in lines if TELLING.search(line)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_free_ports_lie_below_those_of_outgoing_connections() -> None:
 def test_all_programs_but_those_named_by_url() -> None:
     assert programs.choose(named(), None) == tuple(programs.MANAGED)
     without = programs.choose(named(redis_url="redis://h/0", airflow_url="http://h"), None)
-    assert without == ("postgres", "kafka", "reconciler", "stream", "lookup")
+    assert without == ("postgres", "kafka", "reconciler", "stream", "monitor", "lookup")
     assert programs.choose(named(), ["redis", "postgres"]) == ("postgres", "redis")
     with pytest.raises(UsageError, match="no program is named 'cobol': name one of postgres, redis"):
         programs.choose(named(), ["cobol"])
@@ -103,22 +104,41 @@ def test_every_program_is_stopped_in_some_stage_and_needs_what_exists() -> None:
 def test_ports_of_last_time_are_kept(tmp_path: Path) -> None:
     places = Places.of(tmp_path)
     first = programs.choose_ports(places, named(), programs.MANAGED, {})
-    assert len(set(first.values())) == len(first) == 5
+    assert len(set(first.values())) == len(first) == 8
     assert programs.choose_ports(places, named(), programs.MANAGED, {}) == first
     places.ports.write_text("{")  # damaged: chosen anew
     assert set(programs.choose_ports(places, named(), programs.MANAGED, {})) == set(first)
 
 
+def test_a_port_named_for_metrics_is_the_first_of_three(tmp_path: Path) -> None:
+    places = Places.of(tmp_path)
+    first = next(p for p in range(21_000, 31_000, 3) if all(port_is_free(p + n) for n in range(3)))
+    caller = named(metrics_port=first)
+    found = programs.choose_ports(places, caller, programs.MANAGED, {})
+    assert [found[name] for name in ("reconciler", "stream", "monitor")] == [first, first + 1, first + 2]
+    plan = programs.StackPlan(places=places, named=caller, programs=(), ports=found, endpoints={})
+    ports = {
+        name: programs.python_program(plan, name).environment.get("ALMANAC_METRICS_PORT") for name in programs.MODULES
+    }
+    assert ports == {"reconciler": f"{first}", "stream": f"{first + 1}", "monitor": f"{first + 2}", "lookup": None}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 2))
+        taken.listen()
+        with pytest.raises(StackError, match="ALMANAC_METRICS_PORT, for monitor"):
+            programs.choose_ports(places, caller, programs.MANAGED, {})
+
+
 def test_addresses_written_down_are_settings_and_urls_named_win(tmp_path: Path) -> None:
     places = Places.of(tmp_path)
-    ports = dict.fromkeys(("postgres", "redis", "kafka", "airflow", "lookup"), 1)
+    ports = dict.fromkeys(("postgres", "redis", "kafka", "airflow", "lookup", *programs.METRICS_PROGRAMS), 1)
     caller = named(redis_url="redis://elsewhere/0", weather_data=Path("data.grib"), lookup_host="0.0.0.0")  # noqa: S104
     chosen = programs.choose(caller, None)
     found = programs.addresses(places, caller, chosen, ports, "postgresql://u@h/almanac")
     assert set(found) <= set(Settings.model_fields)
     assert found["redis_url"] == "redis://elsewhere/0"
     assert found["weather_data"] == str(Path.cwd() / "data.grib")
-    assert found["lookup_url"] == "http://127.0.0.1:1"
+    assert found["lookup_url"] == found["monitor_url"] == "http://127.0.0.1:1"
+    assert "metrics_port" not in found
     assert "weather_seed" not in found
 
 
@@ -141,7 +161,7 @@ def test_an_entry_changes_for_settings_and_not_for_terminals(tmp_path: Path, mon
 
     def put() -> bool:
         caller = programs.environment_settings()
-        plan = programs.StackPlan(places=places, named=caller, programs=(), ports={}, endpoints={})
+        plan = programs.StackPlan(places=places, named=caller, programs=(), ports={"stream": 1}, endpoints={})
         return table.put(programs.python_program(plan, "stream"))
 
     put()
