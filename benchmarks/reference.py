@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,14 +22,14 @@ from almanac.clock import HOUR, floor_hour, utc_now
 from almanac.errors import ModelError
 from almanac.manifest import Description, Input, Parity, Reference, Window
 from almanac.partitioning import Grid
-from almanac.pipeline import Freshness, Gate, GridObservations, Pipeline, horizons, hours
+from almanac.pipeline import Fresh, Freshness, Gate, GridObservations, Pipeline, Stream, horizons, hours
 from almanac.registry import MODEL_FILE, ModelVersion, Registry
 from almanac.settings import Settings
 from benchmarks.reference_columns import COLUMNS, HISTORY_HOURS, STATIC_VIEW, VALUE, VIEWS, columns_at
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE, static_file, view_dir
 
 NAME = "reference"
-FEAST_FILE = Path(__file__).resolve().parent / "feast" / "reference.py"
+FEAST_FOLDER = Path(__file__).resolve().parent / "feast"
 TREES, LEAVES = 300, 63
 TREES_QUICK = 20
 HORIZONS = (6, 12, 24, 36)  # none runs out while a benchmark runs
@@ -75,6 +74,8 @@ def reference_pipeline(cells: int) -> Pipeline:
         model=f"{NAME}@champion",
         schedule="0 * * * *",
         freshness=Freshness(fresh_for=hours(6), usable_for=hours(24)),
+        stream=Stream(topic=f"{NAME}.observations", values={VALUE: VALID, "hour_sin": (-1, 1), "hour_cos": (-1, 1)}),
+        fresh=Fresh(deadline=timedelta(seconds=5)),
         gates=(
             Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": VALUE}),
             Gate(on="features", expectation=between, kwargs={"column": VALUE, **limits}),
@@ -126,6 +127,7 @@ class World:
             "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
             "ALMANAC_STATE_DIR": str(self.settings.state_dir),
             "ALMANAC_PIPELINES": self.settings.pipelines,
+            "ALMANAC_FEATURE_REPO": self.settings.feature_repo,
             **{name: url for name, url in urls.items() if url},
         }
 
@@ -138,15 +140,16 @@ def make_world(settings: Settings, cells: int, *, trees: int) -> World:
         cells: size of the grid.
         trees: of each output.
     """
+    from features.store import apply
     from serving_cache.migrate import migrate
 
     declaration = settings.state_dir / "declaration.py"
     declaration.write_text(DECLARATION.format(cells=cells))
     pipeline = reference_pipeline(cells)
-    settings = settings.model_copy(update={"pipelines": str(declaration)})
+    settings = settings.model_copy(update={"pipelines": str(declaration), "feature_repo": str(FEAST_FOLDER)})
     as_of = floor_hour(utc_now())
     write_features(settings, pipeline, as_of)
-    define_features(settings)
+    apply(settings)
     version = make_model(settings, pipeline, trees)
     if settings.postgres_url:
         migrate(settings.postgres_url, [pipeline])
@@ -191,27 +194,6 @@ def write_features(settings: Settings, pipeline: Pipeline, as_of: datetime) -> N
         folder.mkdir(parents=True, exist_ok=True)
         name = static_file(folder) if view == STATIC_VIEW else folder / "hours.parquet"
         pq.write_table(pa.concat_tables(tables), name, compression="zstd", row_group_size=grid.cells)
-
-
-def define_features(settings: Settings) -> None:
-    """Register the reference pipeline's Feast definitions beside those of `features/repo/`."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    from feast import Entity, FeatureService, FeatureView
-
-    from features.layout import definitions_for
-    from features.store import apply, feature_store
-
-    apply(settings)
-    spec = spec_from_file_location("almanac_feast_reference", FEAST_FILE)
-    assert spec is not None  # noqa: S101  the file lies beside this one
-    assert spec.loader is not None  # noqa: S101
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    with definitions_for(settings):
-        spec.loader.exec_module(module)
-        objects = [v for v in vars(module).values() if isinstance(v, Entity | FeatureView | FeatureService)]
-        feature_store(settings, create=True).apply(objects)
 
 
 def make_model(settings: Settings, pipeline: Pipeline, trees: int) -> ModelVersion:
