@@ -179,7 +179,7 @@ class Reader:
                     lacking[index].append(why)
                     continue
                 usable[index] = True
-                if written is not None and view.ttl_seconds is not None:
+                if written is not None and (view.observed or view.ttl_seconds is not None):
                     times[index].append((view.observed, written))
             for offset, column in enumerate(view.columns, start=at + 1):
                 numbers = _numbers([row[offset] for row in rows], f"{view.name}:{column}")

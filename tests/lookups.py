@@ -21,6 +21,9 @@ START_SECONDS_MAX = 30
 STOP_SECONDS_MAX = 15
 
 DECLARATIONS = """
+from datetime import timedelta
+
+from almanac.pipeline import Fresh
 from tests.generations import bucket_pipeline, grid_pipeline
 
 {lines}

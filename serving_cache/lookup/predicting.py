@@ -58,15 +58,23 @@ def predict(
     """
     nameless = Unmade(reason=f"this key is no {reader.plan.key_type}, as {reader.plan.join_key} is")
     found: dict[EntityKey, Made] = {entity: nameless for entity in asked.wishes if entity not in rows}
+    return found | _rows(asked, reader, rows, scorer)
+
+
+def _rows(
+    asked: Question, reader: Reader, rows: Mapping[EntityKey, Sequence[bytes | None]], scorer: Scores
+) -> dict[EntityKey, Made]:
+    """All rows at once; if one of them is damaged one by one, for the others shall not pay for it."""
     if not rows:
-        return found
+        return {}
     try:
-        return found | _group(asked, list(rows), reader.decode(list(rows.values()), asked.now), scorer)
+        return _group(asked, list(rows), reader.decode(list(rows.values()), asked.now), scorer)
     except FeatureError as error:
         if len(rows) == 1:
-            return found | dict.fromkeys(rows, Unmade(reason=str(error)))
-    for entity, row in rows.items():  # somebody's row is damaged: the others shall not pay for it
-        found |= predict(asked, reader, {entity: row}, scorer) if entity in asked.wishes else {}
+            return dict.fromkeys(rows, Unmade(reason=str(error)))
+    found: dict[EntityKey, Made] = {}
+    for entity, row in rows.items():
+        found |= _rows(asked, reader, {entity: row}, scorer)
     return found
 
 

@@ -1,0 +1,127 @@
+"""Online features and a model for tests of fresh computation: a plan, rows in its layout, a tiny graph; no Feast."""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import redis
+from onnx import TensorProto, helper, numpy_helper
+
+from almanac.manifest import Description, Input, Parity, Window
+from almanac.pipeline import Pipeline
+from almanac.registry import ModelVersion, Registry
+from almanac.scoring import COLUMNS_KEY
+from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, field_of, plan_key
+
+COLUMNS = ("t2m", "lag_1h", "latitude")
+TTL_SECONDS = 6 * 3600.0
+_MOMENT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def plan_for(pipeline: Pipeline, key_type: str = "int64") -> Plan:
+    """Three views: what events push, what batch brings, and what holds at all times."""
+    return Plan(
+        version=PLAN_VERSION,
+        layout=LAYOUT,
+        service=pipeline.features,
+        project="tests",
+        join_key=pipeline.entity,
+        key_type=key_type,  # type: ignore[arg-type]
+        views=(
+            View(name="seen", features=("t2m",), columns=("t2m",), ttl_seconds=TTL_SECONDS, observed=True),
+            View(name="history", features=("lag_1h",), columns=("lag_1h",), ttl_seconds=TTL_SECONDS),
+            View(name="position", features=("latitude",), columns=("latitude",)),
+        ),
+    )
+
+
+def put_plan(url: str, plan: Plan) -> None:
+    """Write a plan to Redis."""
+    with redis.Redis.from_url(url) as client:
+        client.set(plan_key(plan.service), encode_plan(plan))
+
+
+def put_features(
+    url: str, plan: Plan, entity: int | str, at: datetime, *, history_at: datetime | None = None, **values: float | None
+) -> None:
+    """Write an entity's rows as Feast would; a value of None is a null."""
+    given = {"t2m": 280.0, "lag_1h": 2.0, "latitude": 50.0, **values}
+    times = {"seen": at, "history": history_at or at, "position": _MOMENT}
+    fields: dict[str | bytes, bytes] = {}
+    for view in plan.views:
+        fields[f"_ts:{view.name}"] = timestamp(times[view.name])
+        for feature in view.features:
+            fields[field_of(view.name, feature)] = value(given[feature])
+    with redis.Redis.from_url(url) as client:
+        client.hset(Reader(plan).key(entity), mapping=fields)  # type: ignore[arg-type]
+
+
+def value(number: float | None) -> bytes:
+    """A protobuf Value of Feast's: float_val, or null."""
+    return b"" if number is None else b"\x35" + struct.pack("<f", number)
+
+
+def timestamp(when: datetime) -> bytes:
+    """A protobuf Timestamp."""
+    found = b"\x08" + varint(int(when.timestamp()))
+    return found + b"\x10" + varint(when.microsecond * 1000) if when.microsecond else found
+
+
+def varint(number: int) -> bytes:
+    """A protobuf varint of a number that is not negative."""
+    found = bytearray()
+    while number >= 0x80:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def register_model(root: Path, pipeline: Pipeline, weights: tuple[float, ...] = (1.0, 0.5, 0.0)) -> ModelVersion:
+    """A model whose every output is the weighted sum of `COLUMNS`, under the pipeline's alias."""
+    description = Description(
+        features=pipeline.features,
+        inputs=tuple(Input(name=name) for name in COLUMNS),
+        outputs=pipeline.output_names,
+        training=Window(start=_MOMENT, end=_MOMENT),
+        held_out=Window(start=_MOMENT, end=_MOMENT),
+        rows=1,
+        seed=1,
+        parity=Parity(rows=1, difference_max=0, tolerance=1e-3),
+        metrics={},
+        references={},
+        libraries={},
+    )
+    registry = Registry(root)
+    files = {"model.onnx": graph(pipeline.output_names, weights)}
+    version = registry.register(pipeline.model_name, files, description, now=_MOMENT)
+    registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)
+    return version
+
+
+def graph(outputs: tuple[str, ...], weights: tuple[float, ...]) -> bytes:
+    """The ONNX graph of such a model."""
+    nodes = []
+    tensors = [
+        numpy_helper.from_array(np.array([-1], dtype=np.int64), "flat"),
+        numpy_helper.from_array(np.array(weights, dtype=np.float32).reshape(-1, 1), "weights"),
+    ]
+    for output in outputs:
+        nodes.append(helper.make_node("MatMul", ["features", "weights"], [f"{output}_2d"]))
+        nodes.append(helper.make_node("Reshape", [f"{output}_2d", "flat"], [output]))
+    made = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "small",
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, len(weights)])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None]) for output in outputs],
+            tensors,
+        ),
+        opset_imports=[helper.make_opsetid("", 15)],
+        ir_version=8,
+    )
+    helper.set_model_props(made, {COLUMNS_KEY: msgspec.json.encode(COLUMNS).decode()})
+    return made.SerializeToString()
