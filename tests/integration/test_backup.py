@@ -60,8 +60,8 @@ class World:
         make_databases(self.admin, [self.url])
 
     def publish(self, value: float) -> int:
-        """A generation of this hour in which every prediction is `value`; returns its number."""
-        hour = floor_hour(utc_now())
+        """A generation of the last hour in which every prediction is `value`; returns its number."""
+        hour = floor_hour(utc_now()) - timedelta(hours=1)
         with PostgresStore(self.url) as store:
             return published_generation(store, self.pipeline, value, hour).generation
 
