@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -24,16 +26,35 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """How one output did on the held-out window, in the output's unit, beside its baselines."""
+    """How one output did on the held-out window, in the output's unit, beside its baselines.
+
+    Args:
+        mae: mean absolute error, and that of each baseline.
+        rows: how many rows it was measured on.
+        rmse: root of the mean squared error, and that of each baseline; None where nobody asked for it.
+        judged_by: which of the two the model was trained for.
+    """
 
     mae: float
     baselines: dict[str, float]
     rows: int
+    rmse: float | None = None
+    rmse_baselines: dict[str, float] = {}
+    judged_by: Literal["mae", "rmse"] = "mae"
+
+    @property
+    def judged(self) -> tuple[float, dict[str, float]]:
+        """The error that the model was trained for, and that of each baseline."""
+        if self.judged_by == "rmse" and self.rmse is not None:
+            return self.rmse, self.rmse_baselines
+        return self.mae, self.baselines
 
     @property
     def ratio(self) -> float:
-        """Mean absolute error over that of the better baseline: below 1 is better than both."""
-        return self.mae / min(self.baselines.values())
+        """The error over that of the better baseline: below 1 is better than both, infinite if a baseline has none."""
+        error, baselines = self.judged
+        least = min(baselines.values())
+        return error / least if least else math.inf
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +76,16 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What whoever trains a model says about it; `Registry.register` adds the rest."""
+    """What whoever trains a model says about it; `Registry.register` adds the rest.
+
+    A model that was trained elsewhere has no windows and no metrics here.
+    """
 
     features: str
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
-    training: Window
-    held_out: Window
+    training: Window | None
+    held_out: Window | None
     rows: int
     seed: int
     parity: Parity

@@ -19,6 +19,7 @@ from almanac.errors import FeatureError, UnknownEntity
 from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.schemas import Needed, check_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -67,6 +68,30 @@ class Table:
             raise FeatureError(f"view {self.view} reads {self.path}, where no file is: write it, or correct the path")
         if len(found) > FILES_MAX:
             raise FeatureError(f"view {self.view} reads {len(found)} files, at most {FILES_MAX}: write larger ones")
+        return found
+
+    def rows(self, columns: Sequence[str], *, since: datetime, until: datetime, rows_max: int) -> pa.Table:
+        """The rows of a time, ends included, that have all of some columns, by event time and entity.
+
+        Returns:
+            The entity's column, `event_timestamp` (UTC, microseconds) and the columns.
+
+        Raises:
+            FeatureError: there are more than `rows_max`, or the files cannot be read.
+        """
+        names = [f"{_quoted(self.key)}", f"{_quoted(self.moment)} AS event_timestamp", *map(_quoted, columns)]
+        whole = " AND ".join(f"{_quoted(name)} IS NOT NULL" for name in (self.key, *columns))
+        when = f"{_quoted(self.moment)} BETWEEN {_literal(since)} AND {_literal(until)}"
+        with _asked(self) as (connection, rows):
+            found: pa.Table = connection.execute(
+                f"SELECT {', '.join(names)} FROM {rows} WHERE {whole} AND {when} "  # noqa: S608
+                f"ORDER BY event_timestamp, {_quoted(self.key)} LIMIT {rows_max + 1}",
+                [self.files],
+            ).to_arrow_table()
+        if len(found) > rows_max:
+            raise FeatureError(
+                f"view {self.view} has more than {rows_max:,} rows since {format_time(since)}: shorten Training.window"
+            )
         return found
 
 
@@ -222,64 +247,16 @@ def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
     Raises:
         FeatureError: names file and column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for table in tables:
+        needed = Needed(
+            view=table.view,
+            key=table.key,
+            whole_keys=pipeline.partitions.key_type is int,
+            moments=(table.moment, *([table.created] if table.created else [])),
+            numbers=table.features,
+        )
         for file in table.files:
-            try:
-                schema = pq.read_schema(file)
-            except (pa.ArrowException, OSError) as error:
-                reason = (str(error).splitlines() or ["unreadable"])[0]
-                raise FeatureError(
-                    f"{file} of view {table.view} is not a Parquet file ({reason}): write it again"
-                ) from None
-            _check_schema(table, file, schema, pipeline)
-
-
-def _check_schema(table: Table, file: str, schema: pa.Schema, pipeline: Pipeline) -> None:
-    import pyarrow as pa
-
-    kinds = pa.types
-    needed = [table.key, table.moment, *table.features, *([table.created] if table.created else [])]
-    for name in needed:
-        if name not in schema.names:
-            raise FeatureError(
-                f"{file} has no column {name}, which view {table.view} reads (it has {', '.join(schema.names)}): "
-                "write the column, or correct the view"
-            )
-    key = schema.field(table.key).type
-    whole = pipeline.partitions.key_type is int
-    if not (kinds.is_integer(key) if whole else kinds.is_string(key) or kinds.is_large_string(key)):
-        wanted = "whole numbers" if whole else "strings"
-        raise FeatureError(
-            f"{file}: column {table.key} is {key}, the declaration has {wanted} for it: write {wanted}, or change "
-            "the declaration and the Feast Entity"
-        )
-    for name in (table.moment, *([table.created] if table.created else [])):
-        _check_moment(file, name, schema.field(name).type)
-    for name in table.features:
-        kind = schema.field(name).type
-        if not (kinds.is_floating(kind) or kinds.is_integer(kind) or kinds.is_boolean(kind)):
-            raise FeatureError(
-                f"{file}: column {name} is {kind}, view {table.view} needs a number: write float, int or bool"
-            )
-
-
-def _check_moment(file: str, name: str, kind: pa.DataType) -> None:
-    import pyarrow as pa
-
-    if not pa.types.is_timestamp(kind):
-        raise FeatureError(f"{file}: column {name} is {kind}, expected a time: write timestamps in UTC")
-    if kind.tz is None:
-        raise FeatureError(
-            f"{file}: column {name} has times without a time zone: write UTC, as df[{name!r}].dt.tz_localize('UTC')"
-        )
-    if kind.unit == "ns":
-        raise FeatureError(
-            f"{file}: column {name} has nanoseconds, which DuckDB does not read here: write microseconds, "
-            "as to_parquet(…, coerce_timestamps='us')"
-        )
+            check_schema(file, needed)
 
 
 def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> datetime:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ IR_VERSION = 8
 TREE_INPUT = "columns"
 
 Floats = NDArray[np.float32]
+Link = Literal["identity", "sigmoid", "exp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +67,24 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """One output's trees, and what their answer is added to."""
+    """One output's trees, what their answer is added to, and what becomes of their sum.
+
+    Args:
+        link: between the trees' sum and their answer: none, `sigmoid` (a probability) or `exp`.
+        steepness: of the sigmoid.
+    """
 
     output: str
     booster: lightgbm.Booster
     reference: Reference
+    link: Link = "identity"
+    steepness: float = 1.0
 
     def predict(self, recipe: Recipe, inputs: Floats) -> NDArray[np.float64]:
         """LightGBM's own answer, in the output's unit: what the graph must agree with."""
         change = np.asarray(self.booster.predict(recipe.apply(inputs), num_threads=2))
+        if not self.reference.weights:
+            return self.reference.damping * change
         return recipe.reference(inputs, self.reference) + self.reference.damping * change
 
 
@@ -159,9 +169,13 @@ def _add_columns(builder: _Builder, recipe: Recipe) -> None:
 
 
 def _add_output(builder: _Builder, recipe: Recipe, one: Fitted) -> None:
-    """reference + damping x trees, under the output's name."""
+    """reference + damping x trees, under the output's name; without a reference the trees' answer alone."""
     prefix = f"{one.output}/"
     trees = _add_trees(builder, recipe, one, prefix)
+    flat = builder.constant(f"{prefix}flat", [-1])
+    if not one.reference.weights:
+        builder.node("Reshape", [trees, flat], one.output)
+        return
     places = builder.constant(f"{prefix}places", [recipe.inputs.index(name) for name in one.reference.weights])
     levels = builder.node("Gather", [INPUT_NAME, places], f"{prefix}levels", axis=1)
     weights = builder.constant(f"{prefix}weights", np.array([[weight] for weight in one.reference.weights.values()]))
@@ -169,7 +183,7 @@ def _add_output(builder: _Builder, recipe: Recipe, one: Fitted) -> None:
     damping = builder.constant(f"{prefix}damping", np.array(one.reference.damping))
     change = builder.node("Mul", [trees, damping], f"{prefix}change")
     value = builder.node("Add", [reference, change], f"{prefix}value")
-    builder.node("Reshape", [value, builder.constant(f"{prefix}flat", [-1])], one.output)
+    builder.node("Reshape", [value, flat], one.output)
 
 
 def _add_trees(builder: _Builder, recipe: Recipe, one: Fitted, prefix: str) -> str:
@@ -179,9 +193,27 @@ def _add_trees(builder: _Builder, recipe: Recipe, one: Fitted, prefix: str) -> s
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     types = [(TREE_INPUT, FloatTensorType([None, len(recipe.columns)]))]
-    converted = convert_lightgbm(one.booster, initial_types=types, target_opset=OPSET, zipmap=False)
+    sums = one.booster if one.link == "identity" else _sums_of(one.booster)
+    converted = convert_lightgbm(sums, initial_types=types, target_opset=OPSET, zipmap=False)
     graph = compose.add_prefix(converted, prefix, rename_inputs=False).graph
     builder.nodes += graph.node
     builder.tensors += graph.initializer
     result: str = graph.output[0].name
+    if one.link == "exp":
+        return builder.node("Exp", [result], f"{prefix}linked")
+    if one.link == "sigmoid":
+        scaled = builder.node(
+            "Mul", [result, builder.constant(f"{prefix}steepness", np.array(one.steepness))], f"{prefix}scaled"
+        )
+        return builder.node("Sigmoid", [scaled], f"{prefix}linked")
     return result
+
+
+def _sums_of(booster: lightgbm.Booster) -> lightgbm.Booster:
+    """The same trees, answering with their plain sum: the converter makes labels of a classifier's."""
+    import lightgbm
+
+    lines = booster.model_to_string().split("\n")
+    return lightgbm.Booster(
+        model_str="\n".join("objective=regression" if line.startswith("objective=") else line for line in lines)
+    )

@@ -68,7 +68,7 @@ def _listed(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequ
 
 
 def fetch(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
-    """Features of every entity of some partitions as of the plan's `as_of`, from Feast.
+    """Features of every entity of some partitions as of the plan's `as_of`, or of its newest event up to the cutoff.
 
     Returns:
         The entity column, `_partition`, and the FeatureService's columns; in partition order, entities ascending
@@ -76,17 +76,14 @@ def fetch(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequen
     """
     import pyarrow as pa
 
-    from features.offline import historical
+    from almanac.clock import parse_time
+    from features.recent import known_at
 
     keys, owners = entities_of(pipeline, settings, plan, partitions)
     kind = pa.int64() if pipeline.partitions.key_type is int else pa.string()
-    moment = pa.timestamp("us", tz="UTC")
-    asked = pa.table({pipeline.entity: pa.array(keys, kind)})
-    found = asked
+    found = pa.table({pipeline.entity: pa.array(keys, kind)})
     if keys:
-        found = historical(
-            pipeline, settings, asked.append_column("event_timestamp", pa.array([plan.moment] * len(keys), moment))
-        )
+        found = known_at(pipeline, settings, found, plan.moment, parse_time(plan.cutoff))
     return found.append_column(PARTITION, pa.array(owners, pa.int32()))
 
 

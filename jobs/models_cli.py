@@ -86,7 +86,7 @@ def models(
                 row["id"],
                 ", ".join(row["aliases"]),
                 format_time(row["created_at"].replace(microsecond=0)),
-                format_time(row["training"]["end"]),
+                format_time(row["training"]["end"]) if row["training"] else "–",
                 f"{row['rows']:,}",
                 "  ".join(f"{metric['ratio']:.2f}" for metric in row["metrics"].values()),
                 row["sha256"][:HASH_SHOWN],
@@ -102,20 +102,28 @@ def print_metrics(version: ModelVersion) -> None:
     from almanac.output import print_table
 
     manifest = version.manifest
-    names = list(next(iter(manifest.metrics.values())).baselines) if manifest.metrics else []
+    proof = f"differ by at most {manifest.parity.difference_max:.1g} on {manifest.parity.rows} golden rows"
+    if manifest.held_out is None or not manifest.metrics:
+        typer.echo(f"{version.id}: {manifest.data}; ONNX Runtime's answers and the model's own {proof}")
+        return
+    first = next(iter(manifest.metrics.values()))
+    names = list(first.baselines)
+    measure = "mean absolute error" if first.judged_by == "mae" else "root mean squared error"
     window = f"{format_time(manifest.held_out.start)} to {format_time(manifest.held_out.end)}"
     print_table(
         ["output", "model", *(name.replace("_", " ") for name in names), "model / better baseline"],
         [
-            [output, f"{metric.mae:.3f}", *(f"{metric.baselines[name]:.3f}" for name in names), f"{metric.ratio:.3f}"]
+            [
+                output,
+                f"{metric.judged[0]:.3f}",
+                *(f"{metric.judged[1][name]:.3f}" for name in names),
+                f"{metric.ratio:.3f}",
+            ]
             for output, metric in manifest.metrics.items()
         ],
-        title=f"{version.id}: mean absolute error, held out {window}",
+        title=f"{version.id}: {measure}, held out {window}",
     )
-    typer.echo(
-        f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM differ by at most "
-        f"{manifest.parity.difference_max:.1g} on {manifest.parity.rows} golden rows"
-    )
+    typer.echo(f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM {proof}")
 
 
 def details(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:

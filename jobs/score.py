@@ -136,7 +136,7 @@ def keys_of(table: pa.Table, pipeline: Pipeline) -> np.ndarray:
     """A table's entities as a block has them: int64, or UTF-8 bytes; the latter are as wide as the longest."""
     column = table.column(pipeline.entity)
     if pipeline.partitions.key_type is int:
-        return column.to_numpy().astype(np.int64, copy=False)
+        return np.asarray(column.to_numpy(), dtype=np.int64)
     texts = [text.encode() for text in column.to_pylist()]
     return np.array(texts, dtype=f"S{max((len(text) for text in texts), default=1) or 1}")
 

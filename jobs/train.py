@@ -71,11 +71,15 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
         progress: told each step in a few words.
 
     Raises:
-        UsageError: the pipeline has no source of observations.
+        UsageError: the pipeline has neither a source of observations nor labels.
         SourceError: observations are unusable, or too few.
         FeatureError: features are missing.
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
+    if pipeline.source is None:
+        from jobs.labelled import train_on_labels
+
+        return train_on_labels(pipeline, settings, now=now, progress=progress)
     data = prepare(pipeline, settings, now=now, progress=progress)
     matrix = as_matrix(data.table)
     fitted = []

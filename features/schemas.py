@@ -1,0 +1,89 @@
+"""Whether a Parquet file holds what a feature view reads of it: by its schema alone, no row is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from almanac.errors import FeatureError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """What a view reads of each of its files.
+
+    Args:
+        view: its name.
+        key: column of the entity.
+        whole_keys: whether keys are whole numbers; otherwise strings.
+        moments: columns of the event time and, if there is one, the writing time.
+        numbers: columns of features.
+    """
+
+    view: str
+    key: str
+    whole_keys: bool
+    moments: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+def check_schema(file: str, needed: Needed) -> None:
+    """Refuse a file that cannot be read as the view reads it.
+
+    Raises:
+        FeatureError: names file and column, and says what to write instead.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise FeatureError(f"{file} of view {needed.view} is not a Parquet file ({reason}): write it again") from None
+    for name in (needed.key, *needed.moments, *needed.numbers):
+        if name not in schema.names:
+            raise FeatureError(
+                f"{file} has no column {name}, which view {needed.view} reads (it has {', '.join(schema.names)}): "
+                "write the column, or correct the view"
+            )
+    _check_key(file, needed, schema.field(needed.key).type)
+    for name in needed.moments:
+        _check_moment(file, name, schema.field(name).type)
+    for name in needed.numbers:
+        kind = schema.field(name).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise FeatureError(
+                f"{file}: column {name} is {kind}, view {needed.view} needs a number: write float, int or bool"
+            )
+
+
+def _check_key(file: str, needed: Needed, kind: pa.DataType) -> None:
+    import pyarrow as pa
+
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (pa.types.is_integer(kind) if needed.whole_keys else text):
+        wanted = "whole numbers" if needed.whole_keys else "strings"
+        raise FeatureError(
+            f"{file}: column {needed.key} is {kind}, the declaration has {wanted} for it: write {wanted}, or change "
+            "the declaration and the Feast Entity"
+        )
+
+
+def _check_moment(file: str, name: str, kind: pa.DataType) -> None:
+    import pyarrow as pa
+
+    if not pa.types.is_timestamp(kind):
+        raise FeatureError(f"{file}: column {name} is {kind}, expected a time: write timestamps in UTC")
+    if kind.tz is None:
+        raise FeatureError(
+            f"{file}: column {name} has times without a time zone: write UTC, as df[{name!r}].dt.tz_localize('UTC')"
+        )
+    if kind.unit == "ns":
+        raise FeatureError(
+            f"{file}: column {name} has nanoseconds, which DuckDB does not read here: write microseconds, "
+            "as to_parquet(…, coerce_timestamps='us')"
+        )
