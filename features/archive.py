@@ -320,6 +320,30 @@ def archived_files(view_folder: Path, earliest: datetime | None, latest: datetim
     ]
 
 
+def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: datetime) -> dict[Any, datetime]:
+    """The time of each entity's newest archived event within a time, of those that have one.
+
+    Args:
+        pipeline_folder: the folder of the pipeline's views.
+        entity: name of the entity's column.
+        after: excluded.
+        until: included.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: dict[Any, datetime] = {}
+    for folder in sorted(pipeline_folder.glob(f"*/{FOLDER}")):
+        for path in archived_files(folder.parent, after, until):
+            table = pq.ParquetFile(path).read(columns=[entity, EVENT_TIMESTAMP])
+            moments = table[EVENT_TIMESTAMP]
+            table = table.filter(pc.and_(pc.greater(moments, after), pc.less_equal(moments, until)))
+            for row in table.group_by(entity).aggregate([(EVENT_TIMESTAMP, "max")]).to_pylist():
+                moment = row[f"{EVENT_TIMESTAMP}_max"]
+                found[row[entity]] = max(moment, found.get(row[entity], moment))
+    return found
+
+
 def _hours(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in os.scandir(folder) if HOUR_NAME.fullmatch(entry.name))

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from almanac.partitioning import EntityKey
-from streaming.events import Event
+from streaming.events import Event, Observed
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -36,7 +36,7 @@ class Duplicates:
     def __init__(self, base: Duplicates | None = None) -> None:
         self._base = base
         self._ids: OrderedDict[Hashable, None] = OrderedDict()
-        self._latest: OrderedDict[EntityKey, tuple[datetime, float]] = OrderedDict()
+        self._latest: OrderedDict[EntityKey, tuple[datetime, Observed]] = OrderedDict()
 
     def knows(self, event: Event) -> bool:
         """Whether the event is a duplicate."""

@@ -19,7 +19,7 @@ from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from serving_cache.records import OverlayRecord
-from streaming.events import Event, Observed
+from streaming.events import Event, Observed, traceparent
 
 # Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
 HEADER_EXCEPTION = "__streams.errors.exception"
@@ -62,11 +62,15 @@ class Produced:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRow:
-    """An observation read back from the features topic: what the event said."""
+    """An observation read back from the features topic: what the event said, where it stood, and its trace."""
 
     entity: EntityKey
     observed_at: datetime
     value: Observed
+    topic: str
+    kafka_partition: int
+    kafka_offset: int
+    trace: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +191,15 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
     """
     try:
         body = _body(pipeline, record)
+        source = body["source"]
         return FeatureRow(
             entity=pipeline.partitions.check(body["entity"]),
             observed_at=parse_time(body["observed_at"]),
             value=_observed(pipeline, body["value"]),
+            topic=str(source["topic"]),
+            kafka_partition=int(source["partition"]),
+            kafka_offset=int(source["offset"]),
+            trace=traceparent(record.headers),
         )
     except (ValueError, KeyError, TypeError, AlmanacError) as error:
         raise _foreign(record, error) from None

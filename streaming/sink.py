@@ -1,10 +1,11 @@
 """Sinks: what the worker committed to Kafka reaches the stores, at least once and without harm twice.
 
-Each pipeline has two, each with a consumer group and so a pace of its own, for
-a store that is down must not hold up the other:
+Each pipeline has three, each with a consumer group and so a pace of its own, for
+a store that is down must not hold up the others:
 
     overlays   predictions topic -> overlay in Postgres, then in Redis
     features   features topic    -> latest observation in the online store
+    archive    features topic    -> every observation in the archive   (streaming.archiving)
 
 A sink consumes, applies, and only then commits its offsets. A kill in between
 repeats a batch; the stores' put-if-newer makes that a nothing. A store that is
@@ -20,10 +21,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from almanac.decisions import is_newer, newest
 from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
@@ -45,6 +47,21 @@ OWED_RETRY_SECONDS = 1.0
 
 TRANSIENT = (Unavailable, FeatureError)
 BEHIND = "running, Redis behind"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """How long a sink gathers records before it applies them at once: until the first limit is reached.
+
+    Args:
+        seconds: age of the first one.
+        records: their number.
+        bytes: size of their values.
+    """
+
+    seconds: float = 0.0
+    records: int = 1
+    bytes: int = 1
 
 
 class Target(Protocol):
@@ -100,7 +117,7 @@ class Overlays:
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Put the newest overlay of each entity and model."""
-        found, foreign = _read(records, lambda record: read_prediction(self._pipeline, record), self._report)
+        found, foreign = read_all(records, lambda record: read_prediction(self._pipeline, record), self._report)
         newest_found = newest(found)
         put = self._record.put_overlays(self._pipeline.name, newest_found) if newest_found else 0
         for overlay in newest_found:
@@ -166,7 +183,7 @@ class Features:
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Push the latest observation of each entity."""
-        found, foreign = _read(records, lambda record: read_feature_row(self._pipeline, record), self._report)
+        found, foreign = read_all(records, lambda record: read_feature_row(self._pipeline, record), self._report)
         latest: dict[Any, FeatureRow] = {}
         for row in found:  # in offset order, so that of two with one time the later wins
             if row.entity not in latest or latest[row.entity].observed_at <= row.observed_at:
@@ -180,7 +197,7 @@ class Features:
         """Nothing to do between batches."""
 
 
-def _read(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report: Report) -> tuple[list[Any], int]:
+def read_all(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report: Report) -> tuple[list[Any], int]:
     """Read the records that a worker wrote; count those that somebody else did, and name the first."""
     found, foreign = [], 0
     for record in records:
@@ -194,14 +211,31 @@ def _read(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report
 
 
 class Sink:
-    """Brings one topic to one target."""
+    """Brings one topic to one target.
 
-    def __init__(self, topic: str, group: str, settings: Settings, report: Report, instance: str = "0") -> None:
+    Args:
+        hold: how much is gathered before it is applied; by default nothing waits.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        group: str,
+        settings: Settings,
+        report: Report,
+        instance: str = "0",
+        hold: Hold = Hold(),
+    ) -> None:
         self.topic = topic
         self.group = group
         self.report = report
         self._settings = settings
         self._instance = instance
+        self._hold = hold
+        self._held: list[Consumed] = []
+        self._held_bytes = 0
+        self._held_since = 0.0
+        self._reassigned = False
 
     def run(self, target: Target, stop: threading.Event) -> None:
         """Apply what is committed until `stop` is set."""
@@ -224,30 +258,61 @@ class Sink:
 
     def _session(self, target: Target, stop: threading.Event, pause: Pause) -> None:
         """One consumer, from what was committed until `stop` or the first error."""
+        self._let_go()
         consumer = open_consumer(self._settings, self.group, self._instance)
         try:
-            consumer.subscribe([self.topic])
+            consumer.subscribe([self.topic], on_revoke=self._revoked, on_lost=self._revoked)
             pause.opened(self.report)
             while not stop.is_set():
                 pause.worked(self.report, handled=self._batch(consumer, target, stop))
                 self.report.summarise(time.monotonic())
+            if self._held:  # an orderly end need not be repeated; if this fails, the successor reads it again
+                self.report.add(**target.apply(self._held))
+                self._commit(consumer)
         finally:
             consumer.close()
 
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._reassigned = True
+
     def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> bool:
-        """Consume, apply, commit; whether there was anything to apply."""
+        """Consume; once enough is held, apply and commit it. Whether there was anything to apply."""
         records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
         target.idle()
-        if not records:
+        now = time.monotonic()
+        if records and not self._held:
+            self._held_since = now
+        self._held += records
+        self._held_bytes += sum(len(record.value or b"") for record in records)
+        if not self._held or not self._due(now):
             return False
         for attempt in Pause.attempts(TRANSIENT):
             with attempt:
                 if stop.is_set():
                     raise Stopped
                 try:
-                    self.report.add(**target.apply(records))
+                    self.report.add(**target.apply(self._held))
                 except AlmanacError as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
                     raise
-        consumer.commit(offsets=next_offsets(records), asynchronous=False)
+        self._commit(consumer)
         return True
+
+    def _due(self, now_seconds: float) -> bool:
+        return (
+            self._reassigned
+            or now_seconds - self._held_since >= self._hold.seconds
+            or len(self._held) >= self._hold.records
+            or self._held_bytes >= self._hold.bytes
+        )
+
+    def _commit(self, consumer: Consumer) -> None:
+        """Commit what was applied; a partition that was taken away is read again by its new owner, harmlessly."""
+        ours = {(found.topic, found.partition) for found in consumer.assignment()}
+        offsets = [found for found in next_offsets(self._held) if (found.topic, found.partition) in ours]
+        if offsets:
+            consumer.commit(offsets=offsets, asynchronous=False)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._held, self._held_bytes, self._reassigned = [], 0, False
