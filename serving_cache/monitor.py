@@ -1,6 +1,6 @@
 """Watches the batch side, whatever Airflow thinks: `python -m serving_cache.monitor`. Ends on SIGTERM or SIGINT.
 
-Every few seconds it reads each declared pipeline's state from Postgres (from
+Every other second it reads each declared pipeline's state from Postgres (from
 Redis when Postgres is away), shows it at `/metrics`, and decides whether a
 generation is late (`almanac/lateness.py`). When one is, it says so once: in the
 log, at `/alerts`, in `almanac status` and to `ALMANAC_ALERT_WEBHOOK_URL`.
@@ -30,7 +30,7 @@ from serving_cache.stage_times import DONE, STAGES
 
 log = logging.getLogger("serving_cache.monitor")
 
-PERIOD_SECONDS = 5.0
+PERIOD_SECONDS = 2.0
 SILENT_SECONDS_MAX = 60.0
 """Without a look that found something for this long the monitor is not ready."""
 HUNG_SECONDS_MAX = 300.0

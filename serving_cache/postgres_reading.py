@@ -20,6 +20,7 @@ from serving_cache.layout import child_name
 from serving_cache.postgres_rows import WIDTH, StoreBase, generation_columns, generation_record
 from serving_cache.postgres_staging import Staging, quoted
 from serving_cache.records import GenerationRecord, ManifestEntry, OverlayRecord, Pointer
+from serving_cache.stage_times import StageTime, of_generation
 
 GENERATIONS_LIMIT = 1000
 OVERLAYS_PER_STATEMENT = 5000
@@ -99,6 +100,10 @@ class Reading(StoreBase):
             (pipeline, min(limit, GENERATIONS_LIMIT)),
         )
         return [generation_record(row) for row in rows]
+
+    def stage_times(self, pipeline: str, generation: int) -> list[StageTime]:
+        """Every attempt at a generation's stages that was recorded, in the order they began."""
+        return of_generation(self._client, pipeline, generation)
 
     def manifest(self, pipeline: str, generation: int) -> dict[int, ManifestEntry]:
         """Partition to the block that holds it; empty if the generation is unpublished or dropped."""
