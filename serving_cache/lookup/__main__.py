@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from almanac import logs
 from almanac.declarations import pipelines
 from almanac.errors import AlmanacError, StackError, UsageError
 from almanac.settings import Settings, settings
@@ -38,6 +38,7 @@ EXIT_INTERRUPTED = 130
 
 def open_service(config: Settings) -> Service:
     """Import the stores' drivers and make the service; connects only when first asked."""
+    from serving_cache.lookup.counting import Counts
     from serving_cache.lookup.monitor import SystemClock
     from serving_cache.lookup.postgres_place import PostgresPlace
     from serving_cache.lookup.redis_place import RedisPlace
@@ -45,7 +46,7 @@ def open_service(config: Settings) -> Service:
     fresh_for = timedelta(seconds=config.fresh_for_seconds) if config.fresh_for_seconds else None
     places = (RedisPlace(config.need("redis_url")), PostgresPlace(config.need("postgres_url")))
     clock = SystemClock()
-    return Service(places, fresh_for=fresh_for, clock=clock, fresh=open_fresh(config, clock))
+    return Service(places, fresh_for=fresh_for, clock=clock, fresh=open_fresh(config, clock), counts=Counts())
 
 
 def open_fresh(config: Settings, clock: SystemClock) -> FreshComputation:
@@ -135,9 +136,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def main() -> int:
     """Start on the settings' host and port; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         config = settings()
+        logs.configure("lookup", config.log_format)
         found = pipelines()
         for name in ("redis_url", "postgres_url"):
             config.need(name)

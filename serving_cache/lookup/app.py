@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from almanac import logs
 from almanac.errors import AlmanacError
 from almanac.pipeline import Pipeline
 from serving_cache.lookup.openapi import document_bytes
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS_MAX = 10.0
 OPENING_SECONDS_MAX = 10.0
-HEADERS_READ = ("if-none-match",)
+HEADERS_READ = ("if-none-match", "accept", "content-type")
+TRACE_MEMBER = "trace"
 
 
 class App:
@@ -37,7 +39,8 @@ class App:
         self.on_failure: Callable[[], None] = lambda: None
         self._opening: asyncio.Task[Service] | None = None
         self._warming: asyncio.Task[dict[str, str]] | None = None
-        self._router = Router(Routes(pipelines, self.service, document_bytes()).table())
+        self._routes = Routes(pipelines, self.service, document_bytes())
+        self._router = Router(self._routes.table())
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to open the service."""
@@ -50,6 +53,7 @@ class App:
             self.failure = error
             self.on_failure()
             raise
+        self._routes.counts = service.counts
         self._warming = asyncio.create_task(service.health())  # the first lookup then finds connections
         if service.fresh is not None:
             service.fresh.warm(list(self._pipelines.values()))
@@ -80,13 +84,26 @@ class App:
         if scope.proto != "http":
             protocol.close(403)
             return
+        header = scope.headers.get(logs.TRACEPARENT)
+        if header is None:  # as almost always: then nothing is named, and an error gets a trace of its own
+            await self._respond(scope, protocol, None)
+            return
+        trace = logs.trace_of(header)
+        with logs.context(trace=trace):
+            await self._respond(scope, protocol, trace)
+
+    async def _respond(self, scope: Any, protocol: Any, trace: logs.Trace | None) -> None:
         try:
             response = await self._answer(scope, protocol)
         except Problem as problem:
+            if trace is not None:
+                problem.members.setdefault(TRACE_MEMBER, trace.trace_id)
             response = problem.response()
         except Exception:
-            logger.exception("a request to %s failed", scope.path[:200])
-            response = Problem(500, "internal", "the service made a mistake: its log says more").response()
+            trace = trace or logs.trace_of(None)
+            logger.exception("a request to %s failed", scope.path[:200], extra={"trace": trace.trace_id})
+            detail = "the service made a mistake: its log says more under this trace"
+            response = Problem(500, "internal", detail, members={TRACE_MEMBER: trace.trace_id}).response()
         _send(protocol, scope.method, response)
 
     async def _answer(self, scope: Any, protocol: Any) -> Response:
@@ -129,7 +146,7 @@ async def _body(scope: Any, protocol: Any) -> bytes:
 
 def _send(protocol: Any, method: str, response: Response) -> None:
     headers = [*response.headers, ("x-content-type-options", "nosniff")]
-    if method == "HEAD" or response.status == 304:
+    if method == "HEAD" or response.status in (204, 304):
         protocol.response_empty(response.status, headers)
     else:
         protocol.response_bytes(response.status, headers, response.body)

@@ -21,9 +21,10 @@ _FIELDS = {
     "point": "Centre of the cell, for pipelines on a grid.",
     "outputs": "One entry per declared output, by name.",
     "verdict": "fresh, stale, expired or missing: how far the prediction can be stood behind.",
-    "source": "Which runtime made the prediction: stream, batch or default.",
-    "place": "Where its bytes came from: redis or postgres; null for the declared default.",
-    "rung": "How far down the ladder it stands: 1 overlay or current generation, 3 previous generation, 4 default.",
+    "source": "Which runtime made the prediction: stream, fresh (computed at a lookup), batch or default.",
+    "place": "Where its bytes came from: redis or postgres; null for what this request computed and for the default.",
+    "rung": "How far down the ladder it stands: 1 overlay or current generation, 2 computed for this request, "
+    "3 previous generation, 4 default.",
     "reason": "Why no better prediction or place answered; null when there is nothing to explain.",
     "as_of": "The data time that the prediction speaks from.",
     "computed_at": "When it was scored.",
@@ -78,7 +79,7 @@ def _schemas() -> dict[str, Any]:
                 schema["properties"][name]["anyOf"] = [{"type": "string", "format": "date-time"}, {"type": "null"}]
     answer = schemas["Answer"]["properties"]
     answer["verdict"]["enum"] = ["fresh", "stale", "missing"]
-    answer["source"]["enum"] = ["stream", "batch", "default"]
+    answer["source"]["enum"] = ["stream", "fresh", "batch", "default"]
     schemas["Output"]["properties"]["verdict"]["enum"] = ["fresh", "stale", "expired", "missing"]
     schemas["Problem"] = {
         "type": "object",
@@ -88,6 +89,7 @@ def _schemas() -> dict[str, Any]:
             "title": {"type": "string"},
             "status": {"type": "integer"},
             "detail": {"type": "string"},
+            "trace": {"type": "string", "description": "Trace id of the request's traceparent, also in the log."},
         },
         "required": ["type", "title", "status", "detail"],
     }
@@ -115,6 +117,7 @@ def _problems() -> dict[str, Any]:
         "BadRequest": {"description": "The request cannot be understood; the detail says why.", "content": content},
         "NotFound": {"description": "No such pipeline, entity or point on the grid.", "content": content},
         "TooLarge": {"description": f"The body is larger than {BODY_BYTES_MAX:,} bytes.", "content": content},
+        "NotJson": {"description": "The body is said to be something else than JSON.", "content": content},
         "Refused": {
             "description": "Nothing that may answer: too old, not published, or no place answers.",
             "content": content,
@@ -176,9 +179,14 @@ def _paths() -> dict[str, Any]:
                         "application/json": {"schema": many, "examples": {"cells": {"value": {"entities": [17, 18]}}}}
                     },
                 },
-                "responses": {"200": _ok("Answers, and refusals of the rest.", "Many"), **_errors(400, 404, 413, 503)},
+                "responses": {
+                    "200": _ok("Answers, and refusals of the rest.", "Many"),
+                    **_errors(400, 404, 413, 415, 503),
+                },
             }
         },
+        "/": {"get": _get("index", "Where to begin", {"200": _index(), **_errors(400)})},
+        "/metrics": {"get": _get("metrics", "Metrics of this process", {"200": _metrics(), **_errors(400, 503)})},
         "/livez": {"get": _get("livez", "The process runs", {"200": _ok("It does."), **_errors(400)})},
         "/readyz": {
             "get": _get("readyz", "At least one place answers", {"200": _ok("Which ones answer."), **_errors(400, 503)})
@@ -200,8 +208,20 @@ def _ok(text: str, schema: str | None = None) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": found}}}
 
 
+def _index() -> dict[str, Any]:
+    found = _ok("Pipelines with example look-ups; a page for a browser.")
+    found["content"]["text/html"] = {"schema": {"type": "string"}}
+    return found
+
+
+def _metrics() -> dict[str, Any]:
+    text = {"schema": {"type": "string"}}
+    kinds = ("text/plain", "application/openmetrics-text")
+    return {"description": "In the format that Prometheus asks for.", "content": dict.fromkeys(kinds, text)}
+
+
 def _errors(*statuses: int) -> dict[str, Any]:
-    names = {400: "BadRequest", 404: "NotFound", 413: "TooLarge", 503: "Refused"}
+    names = {400: "BadRequest", 404: "NotFound", 413: "TooLarge", 415: "NotJson", 503: "Refused"}
     return {str(status): {"$ref": f"#/components/responses/{names[status]}"} for status in statuses}
 
 

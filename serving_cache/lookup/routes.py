@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from almanac.errors import UnknownEntity, UnknownPipeline, UsageError
 from almanac.ladder import Answer, Refusal
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
-from serving_cache.lookup import parsing
+from serving_cache.lookup import pages, parsing
 from serving_cache.lookup.answers import (
     RETRY_AFTER_SECONDS,
     AnswerJson,
@@ -24,9 +25,25 @@ from serving_cache.lookup.answers import (
     refusal_json,
 )
 from serving_cache.lookup.service import ENTITIES_AT_A_TIME, NothingAnswers, Outcome, Service
-from serving_cache.lookup.web import ENTITIES_MAX, Problem, Request, Response, Route, json_response
+from serving_cache.lookup.web import (
+    ENTITIES_MAX,
+    JSON,
+    Handler,
+    Problem,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
+
+if TYPE_CHECKING:
+    from serving_cache.lookup.counting import Counts
 
 INT_MAX = 2**63  # what JSON numbers are read as by most callers
+REST, REST_MANY = "rest", "rest_many"
+"""Interfaces, in metrics: one entity or a point, and many."""
+UNDECLARED = ""
+"""The pipeline, in metrics, of a request that names one that is not declared."""
 
 _NO_STORE = (("cache-control", "no-store"),)
 _RETRY = (("retry-after", str(RETRY_AFTER_SECONDS)),)
@@ -52,19 +69,68 @@ class Routes:
         self._pipelines = pipelines
         self._service = service
         self._document = document
+        self.counts: Counts | None = None  # once the service is open
 
     def table(self) -> list[Route]:
         """All routes, most special first."""
         return [
+            Route("GET", "/", self.index),
+            Route("GET", "/favicon.ico", self.no_icon),
             Route("GET", "/livez", self.livez),
             Route("GET", "/readyz", self.readyz),
+            Route("GET", "/metrics", self.metrics),
             Route("GET", "/openapi.json", self.openapi),
             Route("GET", "/v1/pipelines", self.list_pipelines),
             Route("GET", "/v1/pipelines/{name}", self.describe),
-            Route("GET", "/v1/{name}/point", self.point),
-            Route("POST", "/v1/{name}/entities:lookup", self.many),
-            Route("GET", "/v1/{name}/entities/{entity...}", self.one),
+            Route("GET", "/v1/{name}/point", self._counted(REST, self.point)),
+            Route("POST", "/v1/{name}/entities:lookup", self._counted(REST_MANY, self.many)),
+            Route("GET", "/v1/{name}/entities/{entity...}", self._counted(REST, self.one)),
         ]
+
+    def _counted(self, interface: str, handler: Handler) -> Handler:
+        """The same handler, its time and its problems counted under a declared pipeline's name."""
+
+        async def answer(request: Request, name: str, **parameters: str) -> Response:
+            began = time.perf_counter()
+            pipeline = name if name in self._pipelines else UNDECLARED
+            try:
+                return await handler(request, name=name, **parameters)
+            except Problem as problem:
+                if self.counts is not None:
+                    self.counts.problem(pipeline, interface, problem.status)
+                raise
+            finally:
+                if self.counts is not None:
+                    self.counts.took(pipeline, interface, time.perf_counter() - began)
+
+        return answer
+
+    async def index(self, request: Request) -> Response:
+        """Where to begin: a page for a browser, JSON for a program."""
+        request.query()
+        headers = (("vary", "accept"), *_NO_STORE)
+        if pages.prefers_html(request.headers.get("accept", "")):
+            policy = ("content-security-policy", pages.POLICY)
+            return Response(
+                200, (("content-type", pages.HTML), policy, *headers), pages.index_html(self._pipelines.values())
+            )
+        return json_response(pages.index_json(self._pipelines.values()), headers=headers)
+
+    async def no_icon(self, request: Request) -> Response:
+        """Browsers ask; there is none, and they may remember that for a day."""
+        return Response(204, (("cache-control", "max-age=86400"),), b"")
+
+    async def metrics(self, request: Request) -> Response:
+        """This process's metrics, in the format that Prometheus asks for."""
+        request.query()
+        service: Service = await self._service()
+        if service.counts is None:
+            raise Problem(
+                503, "no-metrics", "this process counts nothing: start it as `python -m serving_cache.lookup`"
+            )
+        ready = "ok" in (await service.health()).values()
+        body, content_type = service.counts.exposition(request.headers.get("accept", ""), ready)
+        return Response(200, (("content-type", content_type), *_NO_STORE), body)
 
     async def livez(self, request: Request) -> Response:
         """The process runs."""
@@ -132,6 +198,7 @@ class Routes:
         """Many entities, of one epoch; those that cannot be answered stand beside those that are."""
         request.query()
         pipeline = self._pipeline(name)
+        _need_json(request)
         body = _many(request.body)
         max_stale = _max_stale(body.max_stale)
         wanted, refusals = _entities(pipeline, body.entities)
@@ -140,6 +207,7 @@ class Routes:
         if wanted:
             outcome = await self._lookup(pipeline, wanted, max_stale)
             epoch = outcome.reading.epoch
+            self._decided(pipeline, REST_MANY, outcome, wanted)
             for count, entity in enumerate(wanted, start=1):
                 if count % ENTITIES_AT_A_TIME == 0:
                     await asyncio.sleep(0)
@@ -164,6 +232,7 @@ class Routes:
         self, request: Request, pipeline: Pipeline, entity: EntityKey, max_stale: timedelta | None
     ) -> Response:
         outcome = await self._lookup(pipeline, [entity], max_stale)
+        self._decided(pipeline, REST, outcome, [entity])
         decision = outcome.settled(entity)
         if isinstance(decision, Refusal):
             refusal = refusal_json(pipeline, entity, decision, outcome)
@@ -187,6 +256,10 @@ class Routes:
         except NothingAnswers as error:
             detail = f"{pipeline.name} cannot be looked up now: {error}: retry, or look at `almanac status`"
             raise Problem(503, "no-place", detail, headers=_RETRY, members={"pipeline": pipeline.name}) from None
+
+    def _decided(self, pipeline: Pipeline, interface: str, outcome: Outcome, entities: list[EntityKey]) -> None:
+        if self.counts is not None:
+            self.counts.decided(pipeline.name, interface, [outcome.settled(entity) for entity in entities])
 
     def _pipeline(self, name: str) -> Pipeline:
         found = self._pipelines.get(name)
@@ -241,6 +314,13 @@ def _entity(pipeline: Pipeline, value: object) -> EntityKey:
         return parsing.entity(pipeline, value)
     except UnknownEntity as error:
         raise Problem(404, "unknown-entity", str(error), members={"pipeline": pipeline.name}) from None
+
+
+def _need_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and kind != JSON and not kind.endswith("+json"):
+        detail = f"the body is said to be {parsing.shown(kind)}: send JSON, with Content-Type: application/json"
+        raise Problem(415, "content-type", detail, headers=(("accept-post", JSON),))
 
 
 def _many(body: bytes) -> Many:

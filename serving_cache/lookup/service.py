@@ -16,14 +16,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from almanac import metrics
 from almanac.ladder import Answer, Candidate, Compute, Decision, Refusal, Rung, Settled, Terms, Unmade, climb
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from serving_cache.lookup.monitor import Moment, SystemClock
 from serving_cache.lookup.places import Guarded, Place, PlaceDown, PlaceUnusable, Reading
+
+if TYPE_CHECKING:
+    from serving_cache.lookup.counting import Counts
 
 ENTITIES_AT_A_TIME = 50  # before other requests get their turn
 
@@ -94,6 +96,7 @@ class Service:
         fresh_for: overrides every pipeline's `fresh_for`; None to keep the declared ones.
         clock: what to count ages to.
         fresh: computes fresh predictions; None where that is not to be had.
+        counts: counts what the service does; None to count nothing.
     """
 
     def __init__(
@@ -103,9 +106,11 @@ class Service:
         fresh_for: timedelta | None,
         clock: SystemClock,
         fresh: Computation | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.places = tuple(Guarded(place) for place in places)
         self.fresh = fresh
+        self.counts = counts
         self._fresh_for = fresh_for
         self._clock = clock
         self._epochs: dict[str, int] = {}
@@ -126,7 +131,8 @@ class Service:
                 reading = await guarded.ask(guarded.place.read(pipeline, entities), len(entities))
             except (PlaceDown, PlaceUnusable) as error:
                 reasons.append(str(error))
-                metrics.LOOKUP_PLACE_FAILURES.labels(pipeline.name, guarded.name).inc()
+                if self.counts is not None:
+                    self.counts.place_failed(pipeline.name, guarded.name)
                 continue
             outcome = await self._decide(guarded.name, reading, asked, tuple(reasons))
             doubt = None if last else self._gap(pipeline, outcome)

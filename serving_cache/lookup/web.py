@@ -22,9 +22,11 @@ TITLES = {
     400: "Bad request",
     404: "Not found",
     405: "Method not allowed",
+    406: "Not acceptable",
     408: "Request timeout",
     413: "Body too large",
     414: "Address too long",
+    415: "Unsupported body",
     500: "Internal error",
     503: "No answer",
 }
@@ -151,7 +153,7 @@ class Router:
         self._routes = [(route, route.pattern()) for route in routes]
 
     def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """The handler and the path's parameters. HEAD is answered as GET.
+        """The handler and the path's parameters. HEAD is answered as GET, OPTIONS with the methods there are.
 
         Raises:
             Problem: 404 for a path that nothing answers, 405 with Allow for another method, 414 for a long path.
@@ -167,9 +169,18 @@ class Router:
             if route.method == wanted:
                 return route.handler, match.groupdict()
             allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
-        if allowed:
-            allow = ", ".join(dict.fromkeys(allowed))
-            raise Problem(
-                405, "method", f"{method[:20]} is not answered here: use {allow}", headers=(("allow", allow),)
+        if not allowed and not (method == "OPTIONS" and path == "*"):
+            known = [f"{route.method} {route.path.replace('...', '')}" for route, _ in self._routes]
+            detail = (
+                "nothing answers at this path: try /v1/{name}/entities/{entity}, or see `routes` here or /openapi.json"
             )
-        raise Problem(404, "unknown-path", "nothing answers at this path: /openapi.json lists those that do")
+            raise Problem(404, "unknown-path", detail, members={"routes": known})
+        allow = ", ".join(dict.fromkeys([*(allowed or ["GET", "HEAD", "POST"]), "OPTIONS"]))
+        if method == "OPTIONS":
+            return _options, {"allow": allow}
+        raise Problem(405, "method", f"{method[:20]} is not answered here: use {allow}", headers=(("allow", allow),))
+
+
+async def _options(request: Request, allow: str) -> Response:
+    """Which methods a path has; nothing more, for other origins are given nothing."""
+    return Response(204, (("allow", allow),), b"")

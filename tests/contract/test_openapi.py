@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import httpx
@@ -85,7 +87,13 @@ def test_any_request_is_answered_as_documented(served: Served, operation: Any, m
 
 
 TYPED = [
-    ("GET", "/", 404),
+    ("GET", "/?x=1", 400),
+    ("GET", "/index.html", 404),
+    ("GET", "/v1/{grid}/entities", 404),
+    ("GET", "/wp-login.php", 404),
+    ("OPTIONS", "/nowhere", 404),
+    ("PUT", "/", 405),
+    ("GET", "/metrics?x=1", 400),
     ("GET", "/v1", 404),
     ("GET", "//livez", 404),
     ("GET", "/livez/", 404),
@@ -174,8 +182,19 @@ def test_huge_numbers_are_no_cells(served: Served, number: str) -> None:
     assert response.status_code in (400, 404)
 
 
-def test_a_large_body_is_turned_away(served: Served) -> None:
-    body = json.dumps({"entities": ["x" * 2_000_000]}).encode()
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "/"])
+def test_another_content_type_is_turned_away(served: Served, kind: str) -> None:
+    path = f"/v1/{served.names[0]}/entities:lookup"
+    headers = {"content-type": kind.encode()}
+    is_problem(served.client.post(path, content=b'{"entities": [1]}', headers=headers), 415)
+    for good in ("application/json; charset=utf-8", "application/vnd.x+json", "APPLICATION/JSON"):
+        answer = served.client.post(path, content=b'{"entities": [1]}', headers={"content-type": good})
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("size", [2_000_000, 10_000_000])
+def test_a_large_body_is_turned_away(served: Served, size: int) -> None:
+    body = json.dumps({"entities": ["x" * size]}).encode()
     path = f"/v1/{served.names[0]}/entities:lookup"
     is_problem(served.client.post(path, content=body), 413)
     is_problem(served.client.post(path, content=iter([body[:1_000_000], body[1_000_000:]])), 413)
@@ -203,3 +222,79 @@ def test_what_is_not_http_harms_nobody(served: Served, text: bytes) -> None:
             answer = b""
     assert b"Traceback" not in answer
     assert served.client.get("/livez").status_code == 200
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+def test_a_browser_gets_a_page_whose_links_all_answer(served: Served) -> None:
+    page = served.client.get("/", headers={"accept": BROWSER})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    links = [unescape(link) for link in re.findall(r'href="(/[^"]*)"', page.text)]
+    assert f"/v1/pipelines/{served.names[0]}" in links
+    for link in links:
+        answer = served.client.get(link)
+        known = answer.status_code == 200 or (answer.status_code == 404 and "some-user_id" in link)
+        assert known, f"{link}: {answer.text}"
+    assert not re.findall(r'(?:src|href)="(?!/|data:,)', page.text)  # nothing from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (BROWSER, "text/html; charset=utf-8"),
+        ("text/html;q=0.5, application/json", "application/json"),
+        ("text/html;q=0", "application/json"),
+        ("text/html;q=x", "application/json"),
+        ("*/*", "application/json"),
+        ("", "application/json"),
+    ],
+)
+def test_the_first_page_is_json_for_programs(served: Served, accept: str, kind: str) -> None:
+    found = served.client.get("/", headers={"accept": accept})
+    assert (found.status_code, found.headers["content-type"], found.headers["vary"]) == (200, kind, "accept")
+    if kind == "application/json":
+        assert served.client.get(found.json()["pipelines"][served.names[0]]["examples"][0]).status_code == 200
+
+
+def test_what_browsers_and_proxies_ask_besides(served: Served) -> None:
+    icon = served.client.get("/favicon.ico")
+    assert (icon.status_code, icon.content) == (204, b"")
+    options = served.client.options(f"/v1/{served.names[0]}/entities:lookup")
+    assert (options.status_code, options.headers["allow"], options.content) == (204, "POST, OPTIONS", b"")
+    assert served.client.options("/livez").headers["allow"] == "GET, HEAD, OPTIONS"
+    head = served.client.head("/", headers={"accept": BROWSER})
+    assert (head.status_code, head.content) == (200, b"")
+    lost = served.client.get("/v1/nowhere", headers={"accept": BROWSER})
+    assert "GET /v1/{name}/entities/{entity}" in lost.json()["routes"]
+
+
+def test_metrics_say_what_was_answered(served: Served) -> None:
+    path = f"/v1/{served.names[0]}/entities/3"
+    assert served.client.get(path).status_code == 200
+    assert served.client.get(f"{path}?max_stale=1").status_code == 503
+    assert served.client.get("/v1/nothing/entities/3").status_code == 404
+    found = served.client.get("/metrics")
+    assert found.headers["content-type"].startswith("text/plain")
+    text, name = found.text, served.names[0]
+    labels = f'interface="rest",pipeline="{name}"'
+    assert f'almanac_lookup_requests_total{{{labels},rung="1",verdict="fresh"}}' in text
+    assert f'almanac_lookup_requests_total{{{labels},rung="refused",verdict="none"}}' in text
+    assert f'almanac_lookup_errors_total{{{labels},status="503"}}' in text
+    assert 'almanac_lookup_errors_total{interface="rest",pipeline="",status="404"}' in text
+    assert f"almanac_lookup_request_seconds_count{{{labels}}}" in text
+    assert f'almanac_lookup_age_served_seconds_bucket{{le="3600.0",pipeline="{name}",source="batch"}}' in text
+    assert 'almanac_ready{process="lookup"} 1.0' in text
+    openmetrics = served.client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+
+
+def test_a_trace_is_in_the_problem(served: Served) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    path = f"/v1/{served.names[0]}/entities/3?max_stale=1"
+    refused = served.client.get(path, headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+    assert refused.json()["trace"] == trace
+    assert "trace" not in served.client.get(path).json()
+    assert served.client.get(path, headers={"traceparent": "x" * 5000}).json()["trace"] != trace
