@@ -86,7 +86,7 @@ class Scorer:
         Raises:
             ModelError: it needs other files or operators, or is not shaped as this module's docstring says.
         """
-        _check_self_contained(model_id, data)
+        check_self_contained(model_id, data)
         session = _session(model_id, data, threads)
         columns = _check_session(model_id, session)
         return cls(model_id, columns, tuple(entry.name for entry in session.get_outputs()), entity, session)
@@ -174,11 +174,14 @@ def _expect(model_id: str, what: str, expected: tuple[str, ...], found: tuple[st
         )
 
 
-def _check_self_contained(model_id: str, data: bytes) -> None:
+def check_self_contained(model_id: str, data: bytes) -> None:
     """Refuse a graph that would read other files or load other code.
 
     ONNX Runtime would look for external tensors relative to the working
     directory, so they are refused before it sees the bytes.
+
+    Raises:
+        ModelError: it is no ONNX model, or one that needs more than its own bytes.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

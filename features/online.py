@@ -129,8 +129,6 @@ class OnlineFeatures:
         streams = [view for view in views if view.stream_source is not None]
         self._push_source = streams[0].stream_source.name if streams else None
         self._pushed = [field.name for field in streams[0].features] if streams else []
-        fields = streams[0].features if streams else []
-        self._truths = [field.name for field in fields if field.dtype.to_value_type().name == "BOOL"]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -212,7 +210,6 @@ class OnlineFeatures:
         if not rows.num_rows:
             return
         frame = rows.select([self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed]).to_pandas()
-        frame = frame.astype(dict.fromkeys(self._truths, bool))  # events' numbers are floats
         frame[CREATED_TIMESTAMP] = utc_now()
         with redis_errors():
             self._store.push(self._push_source, frame, to=PushMode.ONLINE)

@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,16 @@ def _listed(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequ
             if mine is not None:
                 mine.append(key)
     return members
+
+
+def some_entities(pipeline: Pipeline, settings: Settings, as_of: datetime, most: int) -> list[Any]:
+    """Some entities, spread over the grid or the first that the views know at `as_of`."""
+    from features.tables import entities, tables_of
+
+    if isinstance(pipeline.partitions, Grid):
+        cells = pipeline.partitions.cells
+        return [int(cell) for cell in np.unique(np.linspace(0, cells - 1, min(most, cells)).astype(np.int64))]
+    return next(entities(tables_of(pipeline, settings), pipeline, as_of), [])[:most]
 
 
 def fetch(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:

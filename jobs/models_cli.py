@@ -1,10 +1,11 @@
-"""Commands of models: `train`, `models`."""
+"""Commands of models: `train`, `models`, `models add`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import typer
+import typer.core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,10 +15,23 @@ if TYPE_CHECKING:
 HASH_SHOWN = 12
 
 
+class _ListsByDefault(typer.core.TyperGroup):
+    """`almanac models weather` is `almanac models list weather`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` before what does not name a command."""
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of models."""
     app.command("train")(train)
-    app.command("models")(models)
+    group = typer.Typer(cls=_ListsByDefault, help="List registered models, move an alias, or add a model.")
+    group.command("list")(models)
+    group.command("add")(add)
+    app.add_typer(group, name="models")
 
 
 def train(
@@ -94,6 +108,51 @@ def models(
             for row in rows
         ],
     )
+
+
+def add(
+    pipeline: str = typer.Argument(help="Pipeline whose model it is."),
+    onnx: str = typer.Option("", help="An ONNX file."),
+    lightgbm: list[str] = typer.Option([], help="LightGBM's text, <output>=<file>; or the file alone for one output."),
+    inputs: str = typer.Option("", help="Columns of the ONNX file's matrix, in order: a,b,c."),
+    alias: str = typer.Option("", help="Let this alias name the new version, such as champion."),
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable; no progress."),
+) -> None:
+    """Register a model that was trained elsewhere, after checking that it fits the pipeline and answers."""
+    from pathlib import Path
+
+    from almanac.clock import utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.errors import UsageError
+    from almanac.output import print_json
+    from almanac.registry import Registry
+    from almanac.settings import settings
+    from jobs.adding import add_lightgbm, add_onnx
+
+    found = declared(pipeline)
+    if bool(onnx) == bool(lightgbm):
+        raise UsageError("give either --onnx <file> or --lightgbm <output>=<file>")
+
+    def progress(step: str) -> None:
+        if not as_json:
+            typer.echo(f"{pipeline}: {step}", err=True)
+
+    if onnx:
+        names = [name.strip() for name in inputs.split(",") if name.strip()]
+        version = add_onnx(found, settings(), Path(onnx), inputs=names, now=utc_now(), progress=progress)
+    else:
+        texts = {}
+        for given in lightgbm:
+            output, sign, file = given.partition("=")
+            texts[output if sign else found.output_names[0]] = Path(file if sign else given)
+        version = add_lightgbm(found, settings(), texts, now=utc_now(), progress=progress)
+    if alias:
+        Registry(settings().models_dir).set_alias(version.name, alias, version.version)
+    if as_json:
+        print_json(details(version, _aliases(version.name)))
+        return
+    print_metrics(version)
+    typer.echo(f"registered {version.id}" + (f"; {version.name}@{alias} names it" if alias else "; no alias names it"))
 
 
 def print_metrics(version: ModelVersion) -> None:

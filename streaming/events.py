@@ -59,7 +59,7 @@ REASONS = (
 
 Headers = Sequence[tuple[str, bytes | None]]
 Observed = float | dict[str, float]
-"""What was observed: the source's variable, or the pushed view's columns by name; yes is 1 and no is 0."""
+"""What was observed: the source's variable, or the pushed view's columns by name; True and False are numbers."""
 
 _JSON_TYPE = re.compile(r"(application|text)/([a-z0-9.\-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _STRUCTURED_TYPE = re.compile(r"application/cloudevents\+json\s*(;.*)?", re.IGNORECASE)
@@ -280,7 +280,7 @@ def _value(name: str, found: Any, allowed: ValueRange, unit: str = "") -> float:
     if allowed is bool:
         if not isinstance(found, bool):
             raise EventError("wrong-type", f"{name} is {_shown(found)}: send true or false")
-        return float(found)
+        return found
     remedy = f"send a number{' in' + unit if unit else ''}"
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise EventError("wrong-type", f"{name} is {_shown(found)}: {remedy}")

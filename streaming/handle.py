@@ -18,8 +18,9 @@ observed is true, and online store and history shall know it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -82,12 +83,18 @@ class Sorted:
 
 @dataclass(frozen=True, kw_only=True)
 class Handled:
-    """What one batch writes, and how many of its events came too late for a prediction."""
+    """What one batch writes.
+
+    Args:
+        late: how many of its events came too late for a prediction.
+        reasons: how many of its dead letters have which reason.
+    """
 
     predictions: tuple[Produced, ...]
     features: tuple[Produced, ...]
     dead_letters: tuple[Produced, ...]
     late: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def records(self) -> tuple[Produced, ...]:
@@ -143,7 +150,9 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     """
     refused = list(batch.refused)
     if online is None or not batch.events:
-        return Handled(predictions=(), features=(), dead_letters=_dead_letters(pipeline, refused))
+        return Handled(
+            predictions=(), features=(), dead_letters=_dead_letters(pipeline, refused), reasons=_reasons(refused)
+        )
     late = _late(batch, online, pipeline)
     complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs, late)
     scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
@@ -170,7 +179,12 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),
         dead_letters=_dead_letters(pipeline, refused),
         late=len(late),
+        reasons=_reasons(refused),
     )
+
+
+def _reasons(refused: list[tuple[Consumed, EventError]]) -> Mapping[str, int]:
+    return Counter(error.reason for _, error in refused)
 
 
 def _dead_letters(pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]) -> tuple[Produced, ...]:
@@ -212,7 +226,7 @@ def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: 
     ]
     for name in rows[0] if rows else ():
         if name in scoring.scorer.inputs:
-            column = pa.array([row[name] for row in rows], type=pa.float32())
+            column = pa.array([float(row[name]) for row in rows], type=pa.float32())
             at = table.schema.get_field_index(name)
             table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
     if pipeline.source is None:

@@ -208,7 +208,9 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
 def _observed(pipeline: Pipeline, found: Any) -> Observed:
     if pipeline.source is not None:
         return float(found)
-    return {name: float(found[name]) for name in pipeline.event_values}
+    return {
+        name: found[name] if isinstance(found[name], bool) else float(found[name]) for name in pipeline.event_values
+    }
 
 
 def _body(pipeline: Pipeline, record: Consumed) -> dict[str, Any]:

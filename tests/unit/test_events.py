@@ -257,7 +257,7 @@ def ridden(value: Any, pipeline: Pipeline = RIDES) -> Event:
 
 def test_without_a_source_an_event_carries_the_declared_columns() -> None:
     event = ridden({**RIDE, "more": "ignored"})
-    assert (event.entity, event.value) == ("Holborn", {"rides": 12.0, "open": 1.0, "balance": -3.5})
+    assert (event.entity, event.value) == ("Holborn", {"rides": 12.0, "open": True, "balance": -3.5})
 
 
 @pytest.mark.parametrize(
