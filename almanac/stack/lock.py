@@ -12,6 +12,7 @@ from typing import IO
 
 from almanac.errors import StackError
 from almanac.stack.places import Places
+from almanac.stack.state import unusable
 
 POLL_SECONDS = 0.1
 
@@ -28,6 +29,16 @@ def _try(file: IO[str]) -> bool:
     return True
 
 
+@contextmanager
+def _opened(places: Places) -> Iterator[IO[str]]:
+    try:
+        file = places.lock.open("a+")
+    except OSError as error:
+        raise unusable(places, error) from None
+    with file:
+        yield file
+
+
 def _holder(file: IO[str]) -> int | None:
     file.seek(0)
     text = file.read().strip()
@@ -41,7 +52,7 @@ def held(places: Places) -> Iterator[None]:
     Raises:
         StackError: another `almanac up` holds it; names its pid and what to do.
     """
-    with places.lock.open("a+") as file:
+    with _opened(places) as file:
         if not _try(file):
             holder = _holder(file)
             raise StackError(
@@ -58,7 +69,7 @@ def taken_over(places: Places, seconds_max: float) -> Iterator[bool]:
     Raises:
         StackError: the holder did not end in time, or belongs to somebody else.
     """
-    with places.lock.open("a+") as file:
+    with _opened(places) as file:
         asked = False
         give_up_at = time.monotonic() + seconds_max
         while not _try(file):

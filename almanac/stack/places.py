@@ -15,8 +15,19 @@ from almanac.stack.server import SECRETS_FILE
 
 # sun_path of a unix socket, less what supervisord appends while it binds (a dot and a pid).
 SOCKET_PATH_BYTES_MAX = 95
+STATE_FILE = "state.json"
 PROGRAM_FOLDERS = ("postgres", "redis", "kafka", "airflow", "run")
-PURGED = (*PROGRAM_FOLDERS, "logs", "models", "features", SECRETS_FILE, ENDPOINTS_FILE, "ports.json", "up.lock")
+PURGED = (
+    *PROGRAM_FOLDERS,
+    "logs",
+    "models",
+    "features",
+    SECRETS_FILE,
+    ENDPOINTS_FILE,
+    "ports.json",
+    STATE_FILE,
+    "up.lock",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,11 @@ class Places:
     def ports(self) -> Path:
         """The ports chosen last, to be chosen again."""
         return self.state_dir / "ports.json"
+
+    @property
+    def state(self) -> Path:
+        """The version of this directory."""
+        return self.state_dir / STATE_FILE
 
     @property
     def programs(self) -> Path:

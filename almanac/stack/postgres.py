@@ -66,6 +66,20 @@ def binaries() -> Path:
     raise StackError("no PostgreSQL binaries: install requirements/lock.txt, or set ALMANAC_POSTGRES_URL")
 
 
+def major_version() -> int:
+    """The major version of the binaries.
+
+    Raises:
+        StackError: they are not installed or do not run.
+    """
+    try:
+        words = [str(binaries() / "postgres"), "--version"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=CONNECT_SECONDS_MAX, check=True)
+        return int(done.stdout.split()[-1].split(".")[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise StackError(f"PostgreSQL's binaries do not run ({error}): set ALMANAC_POSTGRES_URL") from None
+
+
 def _account() -> pwd.struct_passwd:
     for name in UNPRIVILEGED_ACCOUNTS:
         try:

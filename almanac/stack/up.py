@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from almanac.declarations import load_pipelines
@@ -17,11 +19,13 @@ from almanac.stack.places import Places
 from almanac.stack.programs import INSTEAD, choose, environment_settings
 from almanac.stack.progress import Progressing, Reporter
 from almanac.stack.start import start
+from almanac.stack.state import ensure_usable, unusable
 from almanac.stack.status import print_addresses
 from almanac.stack.supervisor import Supervisor
 
 WATCH_SECONDS = 2.0
 MANAGER_SILENT_MAX = 3
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -57,7 +61,7 @@ def up(only: Iterable[str] | None, *, detach: bool) -> None:
     places = Places.of(named.state_dir)
     programs = choose(named, only)
     places.make()
-    with held(places):
+    with _writing(places), held(places):
         for number in END_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 signal.signal(number, _interrupt)
@@ -66,6 +70,8 @@ def up(only: Iterable[str] | None, *, detach: bool) -> None:
         load_pipelines((load_settings(state_dir=places.state_dir) if adopted else named).pipelines)
         check_named(named)
         reporter = Progressing()
+        if not adopted:
+            ensure_usable(places, programs, reporter.say)
         try:
             with reporter:
                 start(places, named, programs, reporter, adopted=adopted)
@@ -76,6 +82,17 @@ def up(only: Iterable[str] | None, *, detach: bool) -> None:
         print_addresses(places, load_settings(state_dir=places.state_dir))
         if not detach:
             stay(places, reporter)
+
+
+@contextmanager
+def _writing(places: Places) -> Iterator[None]:
+    """A disk that is full or read-only, wherever that is noticed, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise unusable(places, error) from None
 
 
 def stay(places: Places, reporter: Reporter) -> None:

@@ -176,7 +176,7 @@ def test_what_would_be_lost_or_is_in_use_is_refused(world: World) -> None:
         connection.execute("CREATE VIEW another AS SELECT * FROM generations")
     with pytest.raises(UsageError, match=r"the record and models and features of .* would be lost: --replace"):
         backups.restore(file, world.settings, print, replace=False)
-    with psycopg.connect(world.url), pytest.raises(UsageError, match=r"1 connections use .* `almanac stop"):
+    with psycopg.connect(world.url), pytest.raises(UsageError, match=r"1 connections use .*: stop what writes"):
         backups.restore(file, world.settings, print, replace=True)
     assert world.count("generations") == 2
 
