@@ -6,7 +6,9 @@ The core does not import the packages above it: they announce a
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from importlib.metadata import entry_points
 
 import typer
@@ -15,6 +17,8 @@ from almanac.errors import AlmanacError
 
 COMMANDS_GROUP = "almanac.commands"
 EXIT_INTERRUPTED = 130
+HEAVY = frozenset({"lightgbm", "onnxruntime"})
+"""Modules after whose use a process ends at once."""
 
 
 def build_app() -> typer.Typer:
@@ -57,5 +61,24 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
 
 
+def console() -> None:
+    """`main` as a whole process: ends with its exit code, whatever native libraries would do on their way out.
+
+    After a training or a scoring, with LightGBM, ONNX Runtime, DuckDB and Arrow in one process, taking them all down
+    has ended in a segmentation fault, after everything was done and said.
+    """
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    if HEAVY.isdisjoint(sys.modules):
+        sys.exit(code)
+    with suppress(ValueError, OSError):  # closed, or its reader went away
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    console()

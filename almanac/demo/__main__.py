@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from almanac.demo import stages
+from almanac.demo import past, stages
 from almanac.demo.report import DemoFailed, Report
 from almanac.demo.world import World
 from almanac.errors import AlmanacError
@@ -58,8 +58,12 @@ def show(world: World) -> None:
     world.run("up", "--detach", show=True)
     report.stage("almanac train weather: LightGBM on Feast's historical features, converted to ONNX")
     world.run("train", "weather", show=True)
+    report.stage("the recent past is rehearsed: batch, then events through Kafka, hour by hour")
+    past.rehearsal(world)
     report.stage("Airflow precomputes the grid")
     stages.batch(world)
+    report.stage("what was predicted in the past is compared with what has been observed")
+    past.outcomes(world)
     report.stage("the lookup service answers")
     cell = stages.fresh_lookup(world)
     report.stage("a Kafka event corrects one cell")
