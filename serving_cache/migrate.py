@@ -22,6 +22,7 @@ from serving_cache.postgres_client import CONNECT_TIMEOUT_SECONDS, Client, descr
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 60
+NEWEST = "head"
 VERSION_TABLE = "almanac_schema_version"
 _LOCK = 0x616C6D616E6163  # "almanac" in ASCII: the advisory lock's number
 
@@ -78,7 +79,7 @@ def _run_alembic(url: str) -> str:
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
             config.attributes.update(connection=connection, **options)
-            command.upgrade(config, "head")
+            command.upgrade(config, NEWEST)
             return str(MigrationContext.configure(connection, opts=options).get_current_revision())
     except exc.DBAPIError as error:
         raise Unavailable(f"Postgres at {described(url)} could not be migrated ({_first_line(error.orig)})") from error
