@@ -61,6 +61,7 @@ BEGIN
             CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind
         FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('v', 'S', 'r', 'p')
             AND NOT relispartition AND relowner = current_user::regrole
+        ORDER BY relkind = 'S'  -- last: most go with their tables
     LOOP EXECUTE format('DROP %s IF EXISTS public.%I CASCADE', found.kind, found.name); END LOOP;
 END $$;
 """
