@@ -28,13 +28,14 @@ from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 
 TASK_TIMEOUT = timedelta(minutes=30)
-RETRIES = 2
-RETRY_DELAY = timedelta(seconds=20)
+RETRIES = 5
+RETRY_DELAY = timedelta(seconds=3)  # of a task that was killed: what killed it need not be there any more
+UNAVAILABLE_DELAY = timedelta(seconds=15)  # of a task that missed a server: together, over a minute for its return
 
 # `Unavailable` passes; every other error of ours is terminal until somebody does what it says.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=RETRY_DELAY),
+        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=UNAVAILABLE_DELAY),
         RetryRule(exception="almanac.errors.AlmanacError", action=RetryAction.FAIL, reason="see the error's remedy"),
     ]
 )

@@ -36,6 +36,18 @@ REPORTED: Mapping[str, tuple[str, str]] = {
     "airflow-triggerer": ("triggerer", "latest_triggerer_heartbeat"),
 }
 
+# How soon a death is noticed, so that the run goes on within half a minute; Airflow's own figures are minutes.
+# A busy machine may miss a beat or two before anything is thought dead, and what is started again by mistake is
+# harmless: the ledger says what is done, the fencing token who may write.
+RECOVERY: Mapping[str, int] = {
+    "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": 12,  # a scheduler silent that long is dead, its tasks orphans
+    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 3,
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 15,  # a task whose supervisor is silent that long is tried again
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": 3,
+    "WORKERS__MIN_HEARTBEAT_INTERVAL": 2,
+}
+
 
 def home(places: Places) -> Path:
     """AIRFLOW_HOME."""
@@ -81,6 +93,7 @@ def environment(places: Places, port: int, connection: str, program: str) -> dic
         "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 30,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
+        **RECOVERY,
         "LOGGING__BASE_LOG_FOLDER": places.logs / "airflow",
         "LOGGING__COLORED_CONSOLE_LOG": False,
         # Tasks are forked from the scheduler, and their log is what people read in the UI.
