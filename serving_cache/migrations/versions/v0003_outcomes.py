@@ -58,6 +58,7 @@ CREATE TABLE outcomes (
     replaced_age      double precision NOT NULL,
     PRIMARY KEY (pipeline, output, source, model, hour)
 );
+CREATE INDEX outcomes_hour ON outcomes (pipeline, hour);
 COMMENT ON TABLE outcomes IS
     'Errors of what was served, summed over the predicted moments of an hour; ages are at these moments, in seconds.';
 """
