@@ -66,6 +66,8 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
     """
     from feast.infra.provider import get_provider
 
+    from features.reading_plans import write_plans
+
     as_of = need_utc(as_of)
     settings.need("redis_url")
     store, service = open_service(pipeline, settings)
@@ -90,6 +92,7 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
         for view, latest in found:
             if len(latest):
                 store.write_to_online_store(view.name, latest)
+    write_plans(store, settings, [service])  # an emptied Redis has it back with the features
     return sum(len(latest) for _, latest in found)
 
 

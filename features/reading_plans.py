@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS_MAX = 5
+_NUMBERS = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP"})
 _KEY_TYPES = {"INT32": "int32", "INT64": "int64", "STRING": "string"}
 
 
@@ -37,7 +38,8 @@ def plan_of(store: FeatureStore, service: FeatureService) -> Plan:
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
         keys |= {(column.name, column.dtype.to_value_type().name) for column in view.entity_columns}
-        names = tuple(found.name for found in projection.features)
+        # A model reads numbers alone; text and lists are for other readers.
+        names = tuple(found.name for found in projection.features if found.dtype.to_value_type().name in _NUMBERS)
         versioned = store.config.registry.enable_online_feature_view_versioning
         views.append(
             View(
