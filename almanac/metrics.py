@@ -105,6 +105,11 @@ STREAM_DEAD_LETTERS = Counter(
     ("pipeline", "reason"),
 )
 STREAM_DUPLICATES = Counter("almanac_stream_duplicates_total", "Events dropped as duplicates.", ("pipeline",))
+STREAM_LATE = Counter(
+    "almanac_stream_late_total",
+    "Events older than their entity's features: archived, and not predicted.",
+    ("pipeline",),
+)
 STREAM_BATCH_SECONDS = Histogram(
     "almanac_stream_batch_seconds",
     "Time of a whole worker's batch, from its records to its commit.",
@@ -133,6 +138,12 @@ SINK_ROWS = Counter(
     "Records that a sink applied; outcome is newer, not_newer or foreign.",
     ("pipeline", "sink", "outcome"),
 )
+SINK_SECONDS = Histogram(
+    "almanac_sink_seconds",
+    "Time in which a sink applied what it had gathered.",
+    ("pipeline", "sink"),
+    buckets=STEPS,
+)
 ARCHIVE_ROWS = Counter(
     "almanac_archive_rows_total", "Events that the archive sink brought to the offline source.", ("pipeline", "outcome")
 )
@@ -159,6 +170,11 @@ RECONCILER_LAST_IN_STEP = Gauge(
 
 GENERATION_AGE = Gauge(
     "almanac_generation_age_seconds", "Age of the current generation: now minus its as_of.", ("pipeline",)
+)
+FRESHNESS = Gauge(
+    "almanac_freshness_seconds",
+    "The declared freshness: limit is fresh_for or usable_for.",
+    ("pipeline", "limit"),
 )
 GENERATION_NUMBER = Gauge("almanac_generation_current", "Number of the current generation.", ("pipeline",))
 GENERATION_EPOCH = Gauge("almanac_generation_epoch", "Epoch of the pipeline's pointer.", ("pipeline",))

@@ -145,9 +145,12 @@ def build(pipeline: Pipeline) -> DAG:
             from almanac.settings import settings
             from features.online import materialize as materialize_features
             from jobs.plan import Plan
+            from jobs.stages import stage
 
             if get_current_context()["params"]["materialize"]:
-                materialize_features(declared(name), settings(), Plan.from_json(planned).moment)
+                run = Plan.from_json(planned)
+                with stage("materialize", name, settings(), generation=run.generation):
+                    materialize_features(declared(name), settings(), run.moment)
 
         @task(
             map_index_template="{{ shard_label }}",

@@ -30,9 +30,12 @@ def register(app: typer.Typer) -> None:
 def generations(
     pipeline: str,
     limit: int = typer.Option(LIST_LIMIT, min=1, help="How many of the latest to show."),
+    stages: int | None = typer.Option(
+        None, metavar="GENERATION", help="Show instead what each attempt at this generation's stages took."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable."),
 ) -> None:
-    """List the latest generations of a pipeline, newest first."""
+    """List the latest generations of a pipeline, newest first; or the stages of one."""
     from almanac.clock import utc_now
     from almanac.declarations import pipeline as declared
     from almanac.output import print_json, print_table
@@ -40,6 +43,9 @@ def generations(
     from serving_cache.postgres import PostgresStore
 
     name = declared(pipeline).name
+    if stages is not None:
+        _print_stages(name, stages, as_json=as_json)
+        return
     now = utc_now()
     with PostgresStore(settings().need("postgres_url")) as store:
         rows = [_shown(record, now) for record in store.generations(name, limit)]
@@ -51,6 +57,35 @@ def generations(
         typer.echo(f"pipeline {name} has no generation yet: `almanac trigger {name}` makes one")
         return
     print_table(columns, [[_cell(row, column) for column in columns] for row in rows])
+
+
+def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:
+    from almanac.clock import format_time
+    from almanac.errors import UsageError
+    from almanac.output import print_json, print_table
+    from almanac.settings import settings
+    from serving_cache.postgres import PostgresStore
+
+    with PostgresStore(settings().need("postgres_url")) as store:
+        if store.generation(pipeline, generation) is None:
+            raise UsageError(
+                f"pipeline {pipeline} has no generation {generation}: see `almanac generations {pipeline}`"
+            )
+        found = store.stage_times(pipeline, generation)
+    if as_json:
+        names = ("stage", "shard", "seconds", "partitions", "rows", "outcome", "reason", "steps")
+        print_json(
+            [{"started_at": format_time(f.started_at), **{name: getattr(f, name) for name in names}} for f in found]
+        )
+        return
+    rows = [
+        (
+            f.stage, f.shard, f"{format_time(f.started_at)[5:19]}Z", f"{f.seconds:.2f} s", f.partitions, f.rows,
+            ", ".join(f"{name} {seconds:.2f}" for name, seconds in f.steps.items()), f.outcome, f.reason,
+        )
+        for f in found
+    ]  # fmt: skip
+    print_table(("stage", "shard", "started", "took", "partitions", "rows", "of which", "outcome", "reason"), rows)
 
 
 def rollback(pipeline: str) -> None:

@@ -68,6 +68,9 @@ class Monitor:
             metrics.ROWS_SCORED.labels(pipeline.name).inc(0)
             metrics.GENERATION_LATE.labels(pipeline.name).set(0)
             metrics.GENERATION_LATE_SECONDS.labels(pipeline.name).set(0)
+            freshness = pipeline.freshness
+            metrics.FRESHNESS.labels(pipeline.name, "fresh_for").set(freshness.fresh_for.total_seconds())
+            metrics.FRESHNESS.labels(pipeline.name, "usable_for").set(freshness.usable_for.total_seconds())
 
     def step(self, now: datetime, steady: float) -> bool:
         """Look at every pipeline once; returns False if one could not be read."""
