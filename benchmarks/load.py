@@ -30,14 +30,21 @@ WARM_SHARE = 0.2  # of the time, before anything counts
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one measurement found: requests a second, milliseconds, share of the generator's own time, bytes."""
+    """What one measurement found.
+
+    Args:
+        rate: requests a second; p50_ms, p99_ms: their times; both without the warming up.
+        busy: share of the time that the generator was busy itself.
+        body_bytes: of the last answer.
+        answered: all answers, those of the warming up too.
+    """
 
     rate: float
     p50_ms: float
     p99_ms: float
     busy: float
     body_bytes: int
-    requests: int
+    answered: int
 
     def as_dict(self) -> dict[str, Any]:
         """For the round's line."""
@@ -77,14 +84,15 @@ class _Connection:
         self.sent_at = 0.0
 
 
-def drive(url: str, requests: Sequence[bytes], *, connections: int, seconds: float) -> Load:
-    """Send the requests round and round for some time.
+def drive(url: str, requests: Sequence[bytes], *, connections: int, seconds: float, once: bool = False) -> Load:
+    """Send the requests round and round for some time, or each only once.
 
     Args:
         url: where the service listens.
         requests: whole requests; each connection takes the next one.
         connections: callers at once.
         seconds: how long, a first part for warming up not included.
+        once: end when all were sent, even if it is earlier.
 
     Raises:
         Unavailable: the service did not answer, closed a connection, or answered other than 200.
@@ -92,7 +100,7 @@ def drive(url: str, requests: Sequence[bytes], *, connections: int, seconds: flo
     parts = urlsplit(url)
     callers = [_Connection(str(parts.hostname), int(parts.port or 80)) for _ in range(connections)]
     try:
-        return _loop(callers, _endless(requests), seconds)
+        return _loop(callers, iter(requests) if once else _endless(requests), seconds)
     except OSError as error:
         raise Unavailable(f"{url} did not answer ({error}): see its log") from error
     finally:
@@ -107,19 +115,17 @@ def _endless(requests: Sequence[bytes]) -> Iterator[bytes]:
 
 def _loop(callers: list[_Connection], requests: Iterator[bytes], seconds: float) -> Load:
     clock = time.perf_counter
-    poller = select.epoll()
     by_number = {caller.socket.fileno(): caller for caller in callers}
     taken: list[float] = []
     body_bytes = counted_from = 0
-    with poller:
+    with select.epoll() as poller:
         for number, caller in by_number.items():
             poller.register(number, select.EPOLLIN)
             caller.sent_at = clock()
             caller.socket.sendall(next(requests))
-        began = clock() + seconds * WARM_SHARE
-        ends, warm, used = began + seconds, False, 0.0
-        now = clock()
-        while now < ends or len(taken) - counted_from < REQUESTS_MIN or not warm:
+        began, used = clock(), time.process_time()  # once more when it is warm
+        warm_at, warm, all_sent, now = began + seconds * WARM_SHARE, False, False, began
+        while not all_sent and (now < warm_at + seconds or len(taken) < counted_from + REQUESTS_MIN):
             ready = poller.poll(ANSWER_SECONDS_MAX)
             if not ready:
                 raise TimeoutError(f"no answer in {ANSWER_SECONDS_MAX:g} s")
@@ -130,12 +136,15 @@ def _loop(callers: list[_Connection], requests: Iterator[bytes], seconds: float)
                     continue
                 now = clock()
                 taken.append(now - caller.sent_at)
-                body_bytes = size
-                caller.sent_at = now
-                caller.socket.sendall(next(requests))
-            if not warm and now >= began:
+                body_bytes, caller.sent_at = size, now
+                request = next(requests, None)
+                if request is None:
+                    all_sent = True
+                else:
+                    caller.socket.sendall(request)
+            if not warm and now >= warm_at:
                 warm, counted_from, used, began = True, len(taken), time.process_time(), now
-    counted = np.array(taken[counted_from:]) * 1000
+    counted = np.array(taken[counted_from:] or taken) * 1000
     span = now - began
     p50, p99 = np.percentile(counted, [50, 99])
     return Load(
@@ -144,7 +153,7 @@ def _loop(callers: list[_Connection], requests: Iterator[bytes], seconds: float)
         p99_ms=float(p99),
         busy=(time.process_time() - used) / span,
         body_bytes=body_bytes,
-        requests=len(counted),
+        answered=len(taken),
     )
 
 

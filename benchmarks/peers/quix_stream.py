@@ -55,7 +55,7 @@ class Stream:
         inputs = row[None, :]
         values = {
             name: event["value"] + float(model.predict(inputs, num_threads=1)[0]) for name, model in self.models.items()
-        }  # noqa: E501
+        }
         self.last = time.perf_counter()
         self.first = self.first or self.last
         self.seen += 1
