@@ -157,11 +157,12 @@ def _make_view(connection: Any, pipeline: Pipeline, columns: list[str]) -> None:
 def main() -> int:
     """Migrate the database of the settings, with every declared pipeline."""
     from almanac.declarations import pipelines
+    from almanac.logs import configure
     from almanac.settings import settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
+        configure("migrate", settings().log_format)
         found = pipelines()
         version = migrate(settings().need("postgres_url"), found.values())
     except AlmanacError as error:
