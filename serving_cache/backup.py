@@ -174,9 +174,7 @@ def restore(path: Path, settings: Settings, tell: Tell, *, replace: bool) -> Man
         UsageError: the target holds data and `replace` was not asked for, or it is in use.
     """
     url = settings.need("postgres_url")
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with _file_errors(path), tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=".restore-") as folder:
-        draft = Path(folder)
+    with _file_errors(path), working_folder(settings.state_dir) as draft:
         manifest = _unpack(path, draft)
         if manifest.schema not in (None, *known_versions()):
             raise DataError(f"{path} has the schema {manifest.schema} of a newer Almanac: restore it with that one")
@@ -306,6 +304,19 @@ def _removed_after(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(state_dir: Path) -> Iterator[Path]:
+    """A folder of the state directory for what is under way, removed afterwards.
+
+    Raises:
+        StackError: the state directory cannot be written.
+    """
+    with _file_errors(state_dir):
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=state_dir, prefix=".backup-") as folder:
+            yield Path(folder)
 
 
 @contextmanager

@@ -76,15 +76,18 @@ class World:
         assert row is not None
         return int(row[0])
 
-    def run(self, *words: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, before: Callable[[], None] | None = None, given: Path = Path(os.devnull)
+    ) -> subprocess.CompletedProcess[str]:
         variables = environment(
             self.folder, self.folder / "declarations.py", postgres=self.url, redis=self.settings.need("redis_url")
         )
-        return subprocess.run(
-            [sys.executable, "-m", "almanac.cli", *words],
-            cwd=ROOT, env=variables, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX,
-            check=False, preexec_fn=before,
-        )  # fmt: skip
+        with given.open("rb") as source:
+            return subprocess.run(
+                [sys.executable, "-m", "almanac.cli", *words],
+                cwd=ROOT, env=variables, stdin=source, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX,
+                check=False, preexec_fn=before,
+            )  # fmt: skip
 
     def answers(self) -> dict[str, Any]:
         """What the lookup service says of every cell, without what depends on the moment of asking."""
@@ -154,7 +157,7 @@ def test_backup_purge_restore_rebuild_same_answers(world: World) -> None:
     shutil.rmtree(world.settings.state_dir)
     with RedisStore(world.settings.need("redis_url")) as cache:
         cache.clear(world.pipeline.name)
-    done = world.run("restore", str(file))
+    done = world.run("restore", "-", given=file)
     assert done.returncode == 0, done.stderr
     assert "almanac rebuild-cache" in done.stdout
     assert world.count("feast.registry") == 0
