@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from almanac.clock import utc_now
+from almanac.blocks import decode
+from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
+from features.online import materialize
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, plan
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
 from jobs.train import train
 from serving_cache.migrate import migrate
-from serving_cache.records import State
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import Publication, State
+from streaming.publish import Outgoing
+from streaming.publish import publish as publish_events
+from streaming.records import read_dead_letter
 from tests import guide
+from tests.lookups import running_lookup
+from tests.streams import eventually, read_topic
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
@@ -28,6 +44,7 @@ pytestmark = [
 ]
 
 STATIONS = 40
+STOP_SECONDS_MAX = 30
 
 
 @dataclass(frozen=True)
@@ -39,17 +56,15 @@ class Own:
     folder: Path
     steps: list[str]
 
-    def with_files(self, folder: Path) -> Settings:
-        return self.settings.model_copy(update={"feature_repo": str(folder)})
-
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: str) -> Own:
+def own(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: str, kafka_bootstrap: str) -> Own:
     folder = guide.written(tmp_path_factory.mktemp("own") / "bikes")
     found = load_settings(
         state_dir=tmp_path_factory.mktemp("own-state"),
         postgres_url=postgres_url,
         redis_url=redis_url,
+        kafka_bootstrap=kafka_bootstrap,
         feature_repo=str(folder),
     )
     pipeline = load_pipelines(str(folder / "bikes.py"))["bikes"]
@@ -92,3 +107,115 @@ def test_a_generation_holds_every_station(own: Own) -> None:
     assert (published.state, published.coverage, published.rows) == (State.CURRENT, 1.0, STATIONS)
     assert not clean_up(own.pipeline, own.settings, made)
     assert not list((own.settings.state_dir / "runs" / "bikes").glob("g*"))
+
+
+def report(station: str, rides: object, moment: str) -> Outgoing:
+    body = {"station": station, "observed_at": moment, "rides": rides, "open": True}
+    return Outgoing(value=json.dumps(body).encode(), key=station.encode())
+
+
+@contextmanager
+def running_stream(variables: dict[str, str], log: Path) -> Iterator[None]:
+    """`python -m streaming` until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streaming"], env=variables, cwd=guide.ROOT, stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(STOP_SECONDS_MAX)
+        finally:
+            process.kill()
+    assert code == 0, log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def published(own: Own) -> Publication:
+    made = publish(own.pipeline, own.settings, run(own, "looked up"), now=utc_now())
+    materialize(own.pipeline, own.settings, made_as_of(own))
+    return made
+
+
+def made_as_of(own: Own) -> datetime:
+    return pd.read_parquet(own.folder / "now.parquet")["event_timestamp"].max().to_pydatetime()  # type: ignore[no-any-return]
+
+
+def test_a_station_is_looked_up_and_one_event_changes_it(own: Own, published: Publication, tmp_path: Path) -> None:
+    """By REST, with the stream as a process of its own."""
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ALMANAC_")},
+        "PYTHONPATH": str(guide.ROOT),
+        "ALMANAC_STATE_DIR": str(own.settings.state_dir),
+        "ALMANAC_PIPELINES": str(own.folder / "bikes.py"),
+        "ALMANAC_FEATURE_REPO": str(own.folder),
+        "ALMANAC_POSTGRES_URL": own.settings.need("postgres_url"),
+        "ALMANAC_REDIS_URL": own.settings.need("redis_url"),
+        "ALMANAC_KAFKA_BOOTSTRAP": own.settings.need("kafka_bootstrap"),
+    }
+    path = "/v1/bikes/entities/station-07"
+    with running_lookup(variables, tmp_path / "lookup.log") as client:
+        first = client.get(path).json()
+        assert (first["entity"], first["source"], first["verdict"]) == ("station-07", "batch", "fresh"), first
+        assert first["outputs"]["rides_24h"]["valid_at"] is not None
+        assert client.get("/v1/bikes/entities/station-99").status_code == 404
+        with running_stream(variables, tmp_path / "stream.log"):
+            moment = format_time(utc_now())
+            sent = [report("station-07", 300.0, moment), report("station-08", 61_000, moment)]
+            publish_events(sent, own.pipeline, own.settings)
+            second = eventually(
+                lambda: found if (found := client.get(path).json())["source"] == "stream" else None,
+                (tmp_path / "stream.log").read_text,
+            )
+    assert second["as_of"] == moment
+    assert second["outputs"]["rides_24h"]["value"] != first["outputs"]["rides_24h"]["value"]
+    (letter,) = [read_dead_letter(found) for found in read_topic(own.settings, own.pipeline.dead_letter_topic)]
+    assert (letter.reason, letter.key) == ("out-of-range", b"station-08")
+
+
+def test_entities_come_and_go(own: Own, published: Publication) -> None:
+    files = {name: pd.read_parquet(own.folder / f"{name}.parquet") for name in ("now", "habits")}
+    newest = made_as_of(own)
+    try:
+        for name, frame in files.items():
+            gone = frame[(frame["station"] != "station-03") | (frame["event_timestamp"] < newest - timedelta(hours=9))]
+            come = frame[(frame["station"] == "station-01") & (frame["event_timestamp"] == newest)]
+            changed = pd.concat([gone, come.assign(station="new é station")])
+            changed.to_parquet(own.folder / f"{name}.parquet", index=False, coerce_timestamps="us")
+        made = publish(own.pipeline, own.settings, run(own, "come and gone"), now=utc_now())
+    finally:
+        for name, frame in files.items():
+            frame.to_parquet(own.folder / f"{name}.parquet", index=False, coerce_timestamps="us")
+    assert made.rows == STATIONS
+    keys = known(own, made.generation)
+    assert "new é station" in keys
+    assert "station-03" not in keys
+
+
+def known(own: Own, generation: int) -> set[str]:
+    with PostgresStore(own.settings.need("postgres_url")) as store:
+        manifest = store.manifest(own.pipeline.name, generation)
+        blocks = store.blocks(own.pipeline, generation, list(manifest))
+    return {key.decode() for data in blocks.values() for key in decode(data).keys}
+
+
+def test_the_dag_file_makes_its_dag(own: Own, tmp_path: Path) -> None:
+    script = (
+        "import dags.almanac_pipelines as found; dag = found.bikes; "
+        "print(dag.dag_id, sorted(dag.task_ids)); assert 'rides_24h' in dag.doc_md"
+    )
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ALMANAC_")},
+        "PYTHONPATH": str(guide.ROOT),
+        "AIRFLOW_HOME": str(tmp_path),
+        "ALMANAC_PIPELINES": str(own.folder / "bikes.py"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bikes" in done.stdout
+    assert "gate_features" in done.stdout
