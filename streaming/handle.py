@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from almanac.clock import floor_hour
 from almanac.errors import EventError, FeatureError, PredictionError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
@@ -79,6 +80,20 @@ class Sorted:
     def entities(self) -> list[EntityKey]:
         """Each entity once, in order of first appearance."""
         return list(dict.fromkeys(event.entity for _, event in self.events))
+
+    def asked(self, now: datetime) -> list[tuple[datetime, list[EntityKey]]]:
+        """Each entity once, by the hour of its last event, with the moment at which its features must not have expired.
+
+        That is the last event's of the hour: an event that waited is scored from
+        features as they were, and those may be older than what is usable now.
+        """
+        last: dict[EntityKey, datetime] = {}
+        for _, event in self.events:
+            last[event.entity] = max(last.get(event.entity, event.observed_at), event.observed_at)
+        hours: dict[datetime, list[EntityKey]] = {}
+        for entity, moment in last.items():
+            hours.setdefault(floor_hour(moment), []).append(entity)
+        return [(min(max(last[e] for e in hours[hour]), now), hours[hour]) for hour in sorted(hours)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ class Worker:
         self._model.get(time.monotonic())
 
     def _warm_online(self) -> None:
-        self._read([0] if self._pipeline.partitions.key_type is int else ["0"], self._around.now())
+        self._read([(self._around.now(), [0] if self._pipeline.partitions.key_type is int else ["0"])])
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
         """One consumer and one producer, from opening until `stop` or the first error."""
@@ -209,43 +209,44 @@ class Worker:
             self._seen, self._scored_with = Duplicates(), model
         now = self._around.now()
         batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
-        online = self._read(batch.entities, now)  # 3
+        online = self._read(batch.asked(now))  # 3
         scoring = handle.Scoring(
             model=model,
             scorer=scorer,
             observation_row=self._around.observation_row,
-            given_up=lambda lacking: self._give_up(lacking, now),
+            given_up=lambda lacking: self._give_up(lacking, batch.asked(now)[-1][0]),
         )
         return batch, handle.score(batch, online, self._pipeline, scoring, now)  # 4
 
-    def _read(self, entities: list[EntityKey], now: datetime) -> pa.Table | None:
-        """Step 3.
+    def _read(self, asked: Sequence[tuple[datetime, list[EntityKey]]]) -> pa.Table | None:
+        """Step 3: features of entities, none older than its view's TTL at the moment beside them.
 
         Raises:
             Unavailable: the online store did not answer.
             FeatureError: it has no features for anyone: emptied, or not filled yet.
         """
-        if not entities:
+        if not asked:
             return None
         if self._online is None:
             self._online = self._around.online(self._pipeline, self._settings)
-        online = self._online.read(entities, at=now)
-        own = self._around.observation_row(self._pipeline, entities[0], now, 0.0)
+        online = pa.concat_tables([self._online.read(entities, at=at) for at, entities in asked])
+        at, entities = asked[-1]
+        own = self._around.observation_row(self._pipeline, entities[0], at, 0.0)
         if handle.nothing_known(online, own):
-            probed = self._probe(now)
+            probed = self._probe(at)
             if probed is not None and handle.nothing_known(probed, own):
                 raise FeatureError(
                     f"the online store has no features of pipeline {self._pipeline.name}: run its DAG, or wait for it"
                 )
         return online
 
-    def _probe(self, now: datetime) -> pa.Table | None:
+    def _probe(self, at: datetime) -> pa.Table | None:
         """Features of some cells all over the grid; None if entities cannot be listed."""
         if self._online is None or not isinstance(self._pipeline.partitions, Grid):
             return None
-        return self._online.read(probed_cells(self._pipeline.partitions.cells), at=now)
+        return self._online.read(probed_cells(self._pipeline.partitions.cells), at=at)
 
-    def _give_up(self, lacking: Mapping[EntityKey, Sequence[str]], now: datetime) -> None:
+    def _give_up(self, lacking: Mapping[EntityKey, Sequence[str]], at: datetime) -> None:
         """Return if the lack of features is the entities' own.
 
         Raises:
@@ -253,7 +254,7 @@ class Worker:
         """
         if not lacking:
             self._lacks.none()
-        elif not self._lacks.are_final(lacking, self._probe(now), time.monotonic()):
+        elif not self._lacks.are_final(lacking, self._probe(at), time.monotonic()):
             entity, names = next(iter(lacking.items()))
             raise FeatureError(
                 f"{self._pipeline.entity} {entity} has no usable feature {handle.named(names)} yet: "

@@ -182,6 +182,19 @@ def test_only_the_event_whose_prediction_is_nan_is_refused() -> None:
     assert (letter.reason, letter.offset) == ("prediction-invalid", 8)
 
 
+def test_features_are_asked_for_as_of_the_events_that_waited() -> None:
+    waited, later = NOW - timedelta(hours=9), NOW - timedelta(hours=2)
+    bodies = [(3, waited), (4, waited + timedelta(minutes=2)), (5, later), (3, later)]
+    events = tuple(
+        (record(offset), Event(entity=cell, observed_at=moment, value=280.0))
+        for offset, (cell, moment) in enumerate(bodies)
+    )
+    batch = Sorted(events=events, refused=(), duplicates=0, seen=Duplicates())
+    assert batch.asked(NOW) == [(waited + timedelta(minutes=2), [4]), (later, [3, 5])]
+    ahead = replace(events[0][1], observed_at=NOW + timedelta(minutes=2))
+    assert Sorted(events=((record(0), ahead),), refused=(), duplicates=0, seen=Duplicates()).asked(NOW) == [(NOW, [3])]
+
+
 def test_without_any_event_no_features_are_needed() -> None:
     handled = score(sort([record(7, cell="x")], TINY, Duplicates(), NOW), None, TINY, SCORING, NOW)
     assert (len(handled.predictions), len(handled.dead_letters)) == (0, 1)
