@@ -34,6 +34,8 @@ QUEUE_MAX = 1_024  # connections that wait to be accepted
 HEADER_MILLISECONDS_MAX = 10_000
 STOP_SECONDS_MAX = 5
 EXIT_INTERRUPTED = 130
+SWITCH_SECONDS = 0.001
+"""How long a thread that loads a model or writes back may keep the event loop from running (Python's own: 5 ms)."""
 
 
 def open_service(config: Settings) -> Service:
@@ -139,6 +141,7 @@ def main() -> int:
     try:
         config = settings()
         logs.configure("lookup", config.log_format)
+        sys.setswitchinterval(SWITCH_SECONDS)
         found = pipelines()
         for name in ("redis_url", "postgres_url"):
             config.need(name)

@@ -5,7 +5,6 @@ Imported once the process listens, for the metrics library takes a while.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -32,16 +31,26 @@ class Counts:
 
     def decided(self, pipeline: str, interface: str, decisions: Iterable[Settled]) -> None:
         """Count what each entity of a request got."""
-        found: Counter[tuple[str, str]] = Counter()
+        found: dict[tuple[int, str], int] = {}
+        ages: dict[str, list[float]] = {}
+        refused = 0
         for decision in decisions:
             if isinstance(decision, Answer):
-                found[str(int(decision.rung)), decision.verdict.value] += 1
+                # `_value_` is what `value` returns, without the call: this runs for every entity of a request.
+                key = (decision.rung._value_, decision.verdict._value_)
+                found[key] = found.get(key, 0) + 1
                 if decision.age is not None:
-                    _ages(pipeline, decision.candidate.source.value).observe(decision.age.total_seconds())
+                    ages.setdefault(decision.candidate.source._value_, []).append(decision.age.total_seconds())
             else:
-                found[REFUSED, NO_VERDICT] += 1
+                refused += 1
         for (rung, verdict), count in found.items():
-            _requests(pipeline, interface, rung, verdict).inc(count)
+            _requests(pipeline, interface, str(rung), verdict).inc(count)
+        if refused:
+            _requests(pipeline, interface, REFUSED, NO_VERDICT).inc(refused)
+        for source, seconds in ages.items():
+            observe = _ages(pipeline, source).observe
+            for age in seconds:
+                observe(age)
 
     def took(self, pipeline: str, interface: str, seconds: float) -> None:
         """Count the time of one request."""

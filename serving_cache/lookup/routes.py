@@ -298,6 +298,12 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
         "model": pipeline.model,
         "schedule": pipeline.schedule,
         "stream": pipeline.stream is not None,
+        "fresh": {
+            "deadline_seconds": pipeline.fresh.deadline.total_seconds(),
+            "concurrency": pipeline.fresh.concurrency,
+        }
+        if pipeline.fresh is not None
+        else None,
         "default": dict(pipeline.default) if pipeline.default is not None else None,
     }
 

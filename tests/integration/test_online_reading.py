@@ -16,6 +16,7 @@ import redis
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
+from features.offline import historical
 from features.online import OnlineFeatures, materialize, observation_row
 from features.online_reading import (
     PLAN_TABLE,
@@ -93,6 +94,16 @@ def test_every_value_is_the_one_that_feast_gives(stored: Stored) -> None:
     assert found.as_of == tuple(PUSHED if cell == 3 else AS_OF if 0 <= cell < CELLS else None for cell in cells)
     missing = tuple(f"{view.name} is missing" for view in stored.reader.plan.views)
     assert [found.lacking[at] for at in (0, 5, -1)] == [(), (), missing]
+
+
+def test_a_fresh_prediction_sees_what_batch_would_have_seen(stored: Stored) -> None:
+    cells = [cell for cell in range(CELLS) if cell != 3]  # nothing was observed there since
+    rows = pa.table({"cell_id": cells, "event_timestamp": pa.array([AS_OF] * len(cells), pa.timestamp("us", tz="UTC"))})
+    batch = historical(TINY, stored.settings, rows)
+    fresh = brought_forward(TINY, stored.read(cells, AS_OF))
+    assert set(fresh) == set(batch.column_names) - {"cell_id", "event_timestamp"}
+    for name, column in fresh.items():
+        np.testing.assert_array_equal(np.asarray(column, np.float32), batch[name].to_numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize("hours", [5.9, 6.2, 6.5, 1000])

@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almanac.freshness import Verdict
-from almanac.ladder import Answer, Candidate, Candidates, Refusal, Rung, Source, Terms, climb, span
+from almanac.ladder import (
+    Answer,
+    Candidate,
+    Candidates,
+    Compute,
+    Refusal,
+    Rung,
+    Settled,
+    Source,
+    Terms,
+    Unmade,
+    climb,
+    span,
+)
 from almanac.pipeline import Freshness, Output, horizons, hours, minutes
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -49,7 +62,12 @@ def batches(draw: st.DrawFn) -> Candidate:
 @st.composite
 def anything(draw: st.DrawFn) -> Candidates:
     overlays = [
-        candidate(Source.STREAM, draw(ages), given_values=draw(st.none() | values), model=model)
+        candidate(
+            draw(st.sampled_from([Source.STREAM, Source.FRESH])),
+            draw(ages),
+            given_values=draw(st.none() | values),
+            model=model,
+        )
         for model in draw(st.sets(st.sampled_from(MODELS)))
     ]
     return Candidates(
@@ -61,13 +79,31 @@ def anything(draw: st.DrawFn) -> Candidates:
     )
 
 
-def terms(max_stale: timedelta | None = None, *, default: bool = False) -> Terms:
-    return Terms(outputs=OUTPUTS, freshness=FRESHNESS, default=DEFAULT if default else None, max_stale=max_stale)
+@st.composite
+def attempts(draw: st.DrawFn) -> Candidate | Unmade:
+    if draw(st.booleans()):
+        return Unmade(reason="all 4 slots busy", passing=draw(st.booleans()))
+    model = draw(st.sampled_from(MODELS))
+    return candidate(Source.FRESH, draw(ages), given_values=draw(st.none() | values), model=model, place=None)
 
 
-@given(anything(), stales, st.booleans())
-def test_never_older_than_asked_or_usable(found: Candidates, max_stale: timedelta | None, default: bool) -> None:
-    decision = climb(found, terms(max_stale, default=default), NOW)
+def terms(max_stale: timedelta | None = None, *, default: bool = False, fresh: bool = False) -> Terms:
+    declared = DEFAULT if default else None
+    return Terms(outputs=OUTPUTS, freshness=FRESHNESS, default=declared, max_stale=max_stale, fresh=fresh)
+
+
+def settled(found: Candidates, asked: Terms, attempt: Candidate | Unmade | None = None) -> Settled:
+    """The decision after whatever the ladder wished for was tried."""
+    decision = climb(found, asked, NOW, attempt)
+    assert not isinstance(decision, Compute)
+    return decision
+
+
+@given(anything(), stales, st.booleans(), st.none() | attempts())
+def test_never_older_than_asked_or_usable(
+    found: Candidates, max_stale: timedelta | None, default: bool, attempt: Candidate | Unmade | None
+) -> None:
+    decision = climb(found, terms(max_stale, default=default, fresh=attempt is not None), NOW, attempt)
     if isinstance(decision, Answer) and decision.age is not None:
         assert timedelta(0) <= decision.age <= FRESHNESS.usable_for
         assert decision.candidate.as_of is not None
@@ -77,9 +113,11 @@ def test_never_older_than_asked_or_usable(found: Candidates, max_stale: timedelt
         assert (decision.verdict is Verdict.FRESH) == (decision.age <= FRESHNESS.fresh_for)
 
 
-@given(anything(), stales, st.booleans())
-def test_no_value_is_given_past_its_valid_at(found: Candidates, max_stale: timedelta | None, default: bool) -> None:
-    decision = climb(found, terms(max_stale, default=default), NOW)
+@given(anything(), stales, st.booleans(), st.none() | attempts())
+def test_no_value_is_given_past_its_valid_at(
+    found: Candidates, max_stale: timedelta | None, default: bool, attempt: Candidate | Unmade | None
+) -> None:
+    decision = climb(found, terms(max_stale, default=default, fresh=attempt is not None), NOW, attempt)
     if isinstance(decision, Answer) and decision.rung is not Rung.DEFAULT:
         assert any(output.value is not None for output in decision.outputs)
         for output in decision.outputs:
@@ -92,7 +130,7 @@ def test_only_the_answering_generations_model_speaks_for_the_stream(
     found: Candidates, max_stale: timedelta | None, default: bool
 ) -> None:
     decision = climb(found, terms(max_stale, default=default), NOW)
-    if isinstance(decision, Answer) and decision.candidate.source is Source.STREAM:
+    if isinstance(decision, Answer) and decision.candidate.source in (Source.STREAM, Source.FRESH):
         assert found.generation is not None
         assert decision.candidate.model == found.model
         assert decision.rung is Rung.CURRENT
@@ -113,14 +151,19 @@ def test_greater_as_of_wins_and_a_tie_goes_to_the_overlay(
         assert decision.candidate.source is (Source.STREAM if stream_age <= batch_age else Source.BATCH)
 
 
-@given(anything(), st.booleans(), stales, stales)
+@given(anything(), st.booleans(), stales, stales, st.none() | attempts())
 def test_a_larger_max_stale_never_turns_an_answer_into_a_refusal(
-    found: Candidates, default: bool, one: timedelta | None, two: timedelta | None
+    found: Candidates,
+    default: bool,
+    one: timedelta | None,
+    two: timedelta | None,
+    attempt: Candidate | Unmade | None,
 ) -> None:
     far = timedelta.max
     smaller, larger = sorted((one, two), key=lambda limit: far if limit is None else limit)
-    strict = climb(found, terms(smaller, default=default), NOW)
-    lenient = climb(found, terms(larger, default=default), NOW)
+    fresh = attempt is not None
+    strict = settled(found, terms(smaller, default=default, fresh=fresh), attempt)
+    lenient = settled(found, terms(larger, default=default, fresh=fresh), attempt)
     if isinstance(strict, Answer):
         assert isinstance(lenient, Answer)
         assert lenient.rung <= strict.rung
@@ -146,6 +189,88 @@ def test_an_answer_may_be_reused_until_it_would_change(found: Candidates, max_st
         assert isinstance(later, Answer)
         assert later.candidate is decision.candidate
         assert [o.value for o in later.outputs] == [o.value for o in decision.outputs]
+
+
+@given(anything(), stales, st.booleans())
+def test_computing_is_wished_for_exactly_where_rung_1_cannot_answer(
+    found: Candidates, max_stale: timedelta | None, default: bool
+) -> None:
+    without = settled(found, terms(max_stale, default=default))
+    wish = climb(found, terms(max_stale, default=default, fresh=True), NOW)
+    if isinstance(without, Answer) and without.rung is Rung.CURRENT:
+        assert wish == without
+    else:
+        assert isinstance(wish, Compute)
+        assert wish.model == found.model
+
+
+@given(anything(), stales, st.booleans(), st.booleans())
+def test_a_computation_that_gave_nothing_changes_no_decision(
+    found: Candidates, max_stale: timedelta | None, default: bool, passing: bool
+) -> None:
+    without = settled(found, terms(max_stale, default=default))
+    unmade = Unmade(reason="all 4 slots busy", passing=passing)
+    tried = settled(found, terms(max_stale, default=default, fresh=True), unmade)
+    said = "fresh computation: all 4 slots busy"
+    if isinstance(tried, Answer) and isinstance(without, Answer):
+        assert (tried.candidate, tried.rung, tried.outputs) == (without.candidate, without.rung, without.outputs)
+        assert (said in tried.reasons) == (tried.rung > Rung.FRESH_COMPUTATION)
+    else:
+        assert isinstance(tried, Refusal)
+        assert isinstance(without, Refusal)
+        assert (tried.best_age, tried.passing, said in tried.reasons) == (without.best_age, passing, True)
+
+
+@given(anything(), stales, st.booleans(), attempts())
+def test_a_fresh_answer_is_newer_than_rung_1_and_by_the_model_that_is_vouched_for(
+    found: Candidates, max_stale: timedelta | None, default: bool, attempt: Candidate | Unmade
+) -> None:
+    decision = settled(found, terms(max_stale, default=default, fresh=True), attempt)
+    if isinstance(decision, Answer) and decision.rung is Rung.FRESH_COMPUTATION:
+        assert decision.candidate is attempt
+        assert decision.candidate.model == found.model
+        first = [*(o for o in found.overlays if o.model == found.model), *([found.current] if found.current else [])]
+        for other in first if found.generation is not None else []:
+            known = any(value == value and abs(value) < float("inf") for value in other.values.values())
+            assert not known or other.as_of < decision.candidate.as_of  # type: ignore[operator]
+
+
+@given(anything(), stales, attempts())
+def test_a_wish_says_no_to_what_the_ladder_would_turn_down(
+    found: Candidates, max_stale: timedelta | None, attempt: Candidate | Unmade
+) -> None:
+    asked = terms(max_stale, fresh=True)
+    wish = climb(found, asked, NOW)
+    if isinstance(wish, Compute) and isinstance(attempt, Candidate) and attempt.as_of is not None:
+        decision = settled(found, asked, attempt)
+        if wish.why_not(attempt.as_of, asked, NOW) is not None:
+            assert not (isinstance(decision, Answer) and decision.rung is Rung.FRESH_COMPUTATION)
+
+
+def test_a_fresh_computation_answers_before_the_previous_generation() -> None:
+    found = Candidates(
+        generation=7,
+        model=MODELS[0],
+        current=candidate(Source.BATCH, hours(30)),
+        previous=candidate(Source.BATCH, hours(2), generation=6),
+    )
+    asked = terms(fresh=True)
+    assert climb(found, asked, NOW) == Compute(model=MODELS[0], newer_than=NOW - hours(30))
+    decision = settled(found, asked, candidate(Source.FRESH, minutes(20), place=None))
+    assert isinstance(decision, Answer)
+    assert (decision.rung, decision.candidate.source) == (Rung.FRESH_COMPUTATION, Source.FRESH)
+    assert decision.reasons == ("the current generation (7) has expired: it is 30 h old",)
+    other = settled(found, asked, candidate(Source.FRESH, minutes(20), model=MODELS[1]))
+    assert isinstance(other, Answer)
+    assert other.rung is Rung.PREVIOUS
+    assert other.reasons[1] == "the fresh prediction is by weather-v2, the current generation by weather-v1"
+
+
+def test_without_a_generation_a_fresh_computation_may_still_answer() -> None:
+    assert climb(Candidates(), terms(fresh=True), NOW) == Compute(model=None, newer_than=None)
+    decision = settled(Candidates(), terms(fresh=True), candidate(Source.FRESH, minutes(20), model="weather-v9"))
+    assert isinstance(decision, Answer)
+    assert decision.reasons == ("no generation is published yet",)
 
 
 def test_the_default_answers_last_and_any_max_stale_excludes_it() -> None:
