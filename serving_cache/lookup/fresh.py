@@ -54,6 +54,7 @@ class _Job:
 
     Args:
         late: what a caller is told whose deadline passes now.
+        working: whether it has its slot.
     """
 
     pipeline: Pipeline
@@ -62,6 +63,7 @@ class _Job:
     terms: Terms
     deadline: float
     late: Unmade = field(default=Unmade(reason="not begun within its deadline", passing=True))
+    working: bool = False
 
     @property
     def fresh(self) -> Fresh:
@@ -121,8 +123,9 @@ class FreshComputation:
             if flight.outcome.done():
                 found[entity] = flight.outcome.result()
             else:
-                metrics.FRESH_COMPUTATIONS.labels(pipeline.name, "timeout").inc()
                 found[entity] = flight.job.late
+                if flight.job.working:  # otherwise the computation itself counts that it did not come to work
+                    metrics.FRESH_COMPUTATIONS.labels(pipeline.name, "timeout").inc()
         return found
 
     def warm(self, pipelines: Sequence[Pipeline]) -> None:
@@ -193,14 +196,17 @@ class FreshComputation:
     async def _made(self, job: _Job) -> dict[EntityKey, Made]:
         name = job.pipeline.name
         job.late = Unmade(reason=f"the model {job.model or job.pipeline.model} is still being loaded", passing=True)
+        waits_for = "timeout"
         try:
             async with asyncio.timeout_at(job.deadline):
                 scorer = await self._models.get(job.pipeline, job.model)  # step 2
+                waits_for = "busy"
                 job.late = Unmade(reason=f"all {job.fresh.concurrency} slots busy", passing=True)
                 slots = self._slots.setdefault(name, asyncio.Semaphore(job.fresh.concurrency))
                 await slots.acquire()  # step 3
         except TimeoutError:
-            return _told(job, job.late, "busy")
+            return _told(job, job.late, waits_for)
+        job.working = True
         milliseconds = job.fresh.deadline.total_seconds() * 1000
         job.late = Unmade(reason=f"not done within its deadline of {milliseconds:.0f} ms", passing=True)
         began = time.perf_counter()
