@@ -117,6 +117,7 @@ class Archive:
         import pyarrow as pa
 
         self.folder = folder
+        self.files_finished = 0
         fields = list(columns.items())
         stamp = pa.timestamp("us", tz="UTC")
         self._schema = pa.schema(
@@ -209,6 +210,7 @@ class Archive:
         created = not path.parent.exists()
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
+        self.files_finished += 1
         if created:  # the new folder's own name must be durable too
             parent = os.open(self.folder, os.O_RDONLY)
             try:

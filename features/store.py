@@ -28,6 +28,19 @@ REDIS_SECONDS_MAX = 5
 NO_REDIS = "redis://127.0.0.1:1"  # never opened: stands in where only offline features are needed
 
 
+def preload() -> None:
+    """Import Feast and our stores, which takes seconds; before threads are started that would do so at once.
+
+    Python's import locks, one a module, can deadlock when two threads come upon a circle of imports from two sides.
+    """
+    import feast.infra.provider
+    import feast.repo_operations
+    import feast.types  # noqa: F401
+
+    import features.offline_store
+    import features.online_store  # noqa: F401
+
+
 def redis_connection(url: str) -> str:
     """Feast's connection string, `host:port,key=value,…`, for a `redis://` or `rediss://` URL.
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from almanac.clock import utc_now
 from almanac.errors import Unavailable
+from almanac.metrics import ARCHIVE_FILES, ARCHIVE_ROWS
 from almanac.pipeline import Pipeline
 from features.archive import Archived
 from streaming.handle import ObservationRow
@@ -27,6 +28,11 @@ TIDY_SECONDS = 60.0
 
 class Files(Protocol):
     """What the target needs of an archive: `features.archive.Archive` is one."""
+
+    @property
+    def files_finished(self) -> int:
+        """Files written since it was opened."""
+        ...
 
     def write(self, events: Sequence[Archived], now: datetime) -> int:
         """Make events durable; returns how many were not there yet."""
@@ -69,7 +75,12 @@ class Archiving:
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Write the observations that are not archived yet; when this returns, all of them are on disk."""
         found, foreign = read_all(records, lambda record: read_feature_row(self._pipeline, record), self._report)
-        written = self._opened().write([self._archived(row) for row in found], self._now()) if found else 0
+        files = self._opened()
+        before = files.files_finished
+        written = files.write([self._archived(row) for row in found], self._now()) if found else 0
+        ARCHIVE_FILES.labels(self._pipeline.name).inc(files.files_finished - before)
+        ARCHIVE_ROWS.labels(self._pipeline.name, "archived").inc(written)
+        ARCHIVE_ROWS.labels(self._pipeline.name, "present").inc(len(found) - written)
         return {"archived": written, "archived_already": len(found) - written, "foreign": foreign}
 
     def idle(self) -> None:

@@ -62,6 +62,7 @@ def open_consumer(settings: Settings, group: str, instance: str) -> Consumer:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "allow.auto.create.topics": False,
+            "enable.partition.eof": True,  # tells `streaming.lag` where a topic's transactions end
             # The newer protocol (KIP-848) works with transactions as well, but its session timeout belongs to the
             # broker (45 s by default) and holds back a killed member's successor for that long.
             "partition.assignment.strategy": "cooperative-sticky",
@@ -116,7 +117,7 @@ def open_admin(settings: Settings) -> AdminClient:
 
 
 def consumed(messages: Iterable[Message]) -> list[Consumed]:
-    """Messages as records.
+    """Messages as records; one that only says that a partition's end is reached is none.
 
     Raises:
         KafkaException: one of them is an error; none of them may be handled then.
@@ -124,6 +125,8 @@ def consumed(messages: Iterable[Message]) -> list[Consumed]:
     found = []
     for message in messages:
         if message.error() is not None:
+            if message.error().code() == KafkaError._PARTITION_EOF:
+                continue
             raise KafkaException(message.error())
         found.append(
             Consumed(

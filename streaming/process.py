@@ -37,6 +37,7 @@ class Crew:
     stop: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
 
     def start(self, name: str, work: Callable[[], None]) -> None:
         """Start a thread whose death, for whatever reason, stops the others."""
@@ -53,6 +54,12 @@ class Crew:
         self.threads.append(thread)
         thread.start()
 
+    def why_not_ready(self) -> str | None:
+        """Why some thread does not do its work now; None when all do."""
+        if not self.reports:
+            return "starting"
+        return next((reason for report in self.reports if (reason := report.why_not_ready())), None)
+
     def join(self) -> bool:
         """Wait for all threads after `stop`; whether all ended in time."""
         give_up_at = time.monotonic() + STOP_SECONDS_MAX
@@ -61,8 +68,8 @@ class Crew:
         return not any(thread.is_alive() for thread in self.threads)
 
 
-def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> list[Report]:
-    """Start the worker and the sinks of one pipeline; returns what they report."""
+def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
+    """Start the worker and the sinks of one pipeline."""
     from features.archive import open_archive
     from features.online import OnlineFeatures, observation_row
     from serving_cache.postgres import PostgresStore
@@ -74,14 +81,14 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> l
     around = Surroundings(online=partial(OnlineFeatures, dated=True), observation_row=observation_row)
     worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
-    reports = [worker.report]
+    crew.reports.append(worker.report)
 
     def sink(name: str, topic: str, make: Callable[[Report], Target], hold: Hold = Hold()) -> None:
-        report = Report(f"{pipeline.name} {name}")
+        report = Report(f"{pipeline.name} {name}", pipeline=pipeline.name, part=name)
         target = make(report)
         work = Sink(topic, f"almanac-{pipeline.name}-sink-{name}", found, report, instance, hold)
         crew.start(report.name, lambda: work.run(target, crew.stop))
-        reports.append(report)
+        crew.reports.append(report)
 
     record, copy = PostgresStore(found.need("postgres_url")), RedisStore(found.need("redis_url"))
     sink("overlays", pipeline.predictions_topic, lambda report: Overlays(pipeline, record, copy, report))
@@ -96,24 +103,24 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> l
         lambda report: Archiving(pipeline, lambda: open_archive(pipeline, found), observation_row, report),
         HOLD,
     )
-    return reports
 
 
-def run(found: Settings, instance: str, stop: threading.Event) -> None:
-    """Run until `stop` is set, or a thread ends.
+def run(found: Settings, instance: str, crew: Crew) -> None:
+    """Run until the crew is to stop, or one of it ends.
 
     Raises:
         AlmanacError: a thread ended with it, or there is nothing to run.
         RuntimeError: a thread died of something unforeseen.
     """
     from almanac.declarations import pipelines
+    from features.store import preload
 
     streamed = [pipeline for pipeline in pipelines().values() if pipeline.stream is not None]
     if not streamed:
         raise UsageError("no pipeline declares a stream: declare `stream`, or do not start the stream worker")
-    crew = Crew(stop)
     for pipeline in streamed:
         _topics(pipeline, found, crew.stop)
+    preload()
     for pipeline in streamed:
         if not crew.stop.is_set():
             recruit(pipeline, found, instance, crew)
@@ -152,8 +159,9 @@ def main(stop: threading.Event, arguments: list[str] | None = None) -> int:
             raise UsageError(f"--instance {given.instance!r} must match {INSTANCE.pattern}")
         found = settings()
         logs.configure("stream", found.log_format, level=logging.WARNING)
-        metrics.serve(found.metrics_port, process="stream", host=found.metrics_host)
-        run(found, given.instance, stop)
+        crew = Crew(stop)
+        metrics.serve(found.metrics_port, process="stream", host=found.metrics_host, why_not_ready=crew.why_not_ready)
+        run(found, given.instance, crew)
     except Exception as error:
         if given.debug:
             raise

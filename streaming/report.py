@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from almanac.metrics import STREAM_PAUSED, STREAM_PAUSES
+
 SUMMARY_SECONDS = 60.0
 STARTING, RUNNING, PAUSED, STOPPED = "starting", "running", "paused", "stopped"
 
@@ -19,10 +21,15 @@ class Report:
 
     Args:
         name: what the lines begin with, such as `weather worker`.
+        pipeline, part: labels of the metrics; without them there are none.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, pipeline: str = "", part: str = "") -> None:
         self.name = name
+        self.pipeline = pipeline
+        self.part = part
+        self.detail = ""
+        self._labels = (pipeline, part) if pipeline else None
         self.counts: Counter[str] = Counter()
         self.state = STARTING
         self._summed: Counter[str] = Counter()
@@ -32,12 +39,21 @@ class Report:
         """Note the state; a line is written only if it changed."""
         if state == self.state:
             return
-        self.state = state
-        log.log(level, "%s: %s%s", self.name, state, f": {_line(detail)}" if detail else "")
+        self.state, self.detail = state, _line(detail)
+        if self._labels is not None:
+            STREAM_PAUSED.labels(*self._labels).set(state == PAUSED)
+            STREAM_PAUSES.labels(*self._labels).inc(state == PAUSED)
+        self._log(level, f"{state}: {self.detail}" if detail else state)
+
+    def why_not_ready(self) -> str | None:
+        """Why the thread does not do its work now, in one line; None when it does."""
+        if self.state not in (STARTING, PAUSED, STOPPED):
+            return None
+        return f"{self.name}: {self.state}" + (f": {self.detail}" if self.detail else "")
 
     def warn(self, detail: str) -> None:
         """A line about something that does not change the state."""
-        log.warning("%s: %s", self.name, _line(detail))
+        self._log(logging.WARNING, _line(detail))
 
     def add(self, **counts: int) -> None:
         """Add to the counters."""
@@ -56,8 +72,11 @@ class Report:
         done = self.counts - self._summed
         if done:
             words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(done.items()))
-            log.info("%s: %s in %.0f s", self.name, words, now_seconds - self._summed_at)
+            self._log(logging.INFO, f"{words} in {now_seconds - self._summed_at:.0f} s")
         self._summed, self._summed_at = self.counts.copy(), now_seconds
+
+    def _log(self, level: int, text: str) -> None:
+        log.log(level, "%s: %s", self.name, text, extra={"pipeline": self.pipeline or None})
 
 
 def _line(text: str) -> str:

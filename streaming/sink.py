@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from almanac import metrics
 from almanac.decisions import is_newer, newest
 from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
 from almanac.pipeline import Pipeline
@@ -34,6 +35,7 @@ from almanac.settings import Settings
 from serving_cache.records import OverlayRecord
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer
 from streaming.handle import ObservationRow
+from streaming.lag import Lag
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
 from streaming.report import PAUSED, RUNNING, STOPPED, Report
@@ -46,6 +48,15 @@ OWED_RETRY_SECONDS = 1.0
 """Time between two tries while Redis is down: each may take seconds, and Postgres must not wait for them."""
 
 TRANSIENT = (Unavailable, FeatureError)
+OUTCOMES = {
+    "overlays_newer": "newer",
+    "pushed": "newer",
+    "archived": "newer",
+    "not_newer": "not_newer",
+    "archived_already": "not_newer",
+    "foreign": "foreign",
+}
+"""Outcome, in the metric, of what targets count."""
 BEHIND = "running, Redis behind"
 
 
@@ -232,6 +243,7 @@ class Sink:
         self._settings = settings
         self._instance = instance
         self._hold = hold
+        self._lag = Lag(report.pipeline, group)
         self._held: list[Consumed] = []
         self._held_bytes = 0
         self._held_since = 0.0
@@ -259,6 +271,7 @@ class Sink:
     def _session(self, target: Target, stop: threading.Event, pause: Pause) -> None:
         """One consumer, from what was committed until `stop` or the first error."""
         self._let_go()
+        self._lag.opened()
         consumer = open_consumer(self._settings, self.group, self._instance)
         try:
             consumer.subscribe([self.topic], on_revoke=self._revoked, on_lost=self._revoked)
@@ -267,7 +280,7 @@ class Sink:
                 pause.worked(self.report, handled=self._batch(consumer, target, stop))
                 self.report.summarise(time.monotonic())
             if self._held:  # an orderly end need not be repeated; if this fails, the successor reads it again
-                self.report.add(**target.apply(self._held))
+                self._apply(target)
                 self._commit(consumer)
         finally:
             consumer.close()
@@ -277,9 +290,10 @@ class Sink:
 
     def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> bool:
         """Consume; once enough is held, apply and commit it. Whether there was anything to apply."""
-        records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
+        records = consumed(self._lag.sift(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)))
         target.idle()
         now = time.monotonic()
+        self._lag.note(consumer, now)
         if records and not self._held:
             self._held_since = now
         self._held += records
@@ -291,12 +305,21 @@ class Sink:
                 if stop.is_set():
                     raise Stopped
                 try:
-                    self.report.add(**target.apply(self._held))
+                    self._apply(target)
                 except AlmanacError as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
+                    self._lag.note(consumer, time.monotonic())
                     raise
         self._commit(consumer)
         return True
+
+    def _apply(self, target: Target) -> None:
+        with metrics.SINK_SECONDS.labels(self.report.pipeline, self.report.part).time():
+            counts = target.apply(self._held)
+        self.report.add(**counts)
+        for name in OUTCOMES.keys() & counts.keys():
+            outcome = metrics.SINK_ROWS.labels(self.report.pipeline, self.report.part, OUTCOMES[name])
+            outcome.inc(counts[name])
 
     def _due(self, now_seconds: float) -> bool:
         return (
@@ -312,6 +335,7 @@ class Sink:
         offsets = [found for found in next_offsets(self._held) if (found.topic, found.partition) in ours]
         if offsets:
             consumer.commit(offsets=offsets, asynchronous=False)
+            self._lag.committed(offsets)
         self._let_go()
 
     def _let_go(self) -> None:

@@ -25,13 +25,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from almanac import metrics
 from almanac.clock import utc_now
 from almanac.errors import AlmanacError, FeatureError, Unavailable
 from almanac.partitioning import EntityKey, Grid
@@ -42,13 +44,11 @@ from streaming.connection import almanac_error, consumed, next_offsets, open_con
 from streaming.duplicates import Duplicates
 from streaming.events import declared
 from streaming.lacking import Lacks, probed_cells
+from streaming.lag import Lag
 from streaming.models import CurrentModel
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed
 from streaming.report import PAUSED, STOPPED, Report
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCH_RECORDS_MAX = 500
 CONSUME_SECONDS_MAX = 0.2
@@ -98,7 +98,8 @@ class Worker:
         self._around = around
         self._instance = instance
         self.group = f"almanac-{pipeline.name}-stream"
-        self.report = Report(f"{pipeline.name} worker")
+        self.report = Report(f"{pipeline.name} worker", pipeline=pipeline.name, part="worker")
+        self._lag = Lag(pipeline.name, self.group)
         self._model = CurrentModel(pipeline, settings, self.report)
         self._scored_with: str | None = None
         self._seen = Duplicates()
@@ -144,6 +145,7 @@ class Worker:
             consumer = open_consumer(self._settings, self.group, self._instance)
             try:
                 self._seen = Duplicates()
+                self._lag.opened()
                 consumer.subscribe([self._stream.topic], on_assign=self._reassigned, on_revoke=self._reassigned)
                 pause.opened(self.report)
                 while not stop.is_set():
@@ -160,37 +162,59 @@ class Worker:
     def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> bool:
         """Steps 1 to 6; whether there was anything to handle."""
         records = self._consume(consumer)  # 1
+        self._lag.note(consumer, time.monotonic())
         if not records:
             with suppress(Unavailable):  # follow the alias, so that the next event need not wait for a model
                 self._model.get(time.monotonic())
             return False
-        batch, written = self._handle(records, stop)  # 2, 3, 4
-        producer.begin_transaction()
-        for record in written.records:  # 5
-            producer.produce(record.topic, key=record.key, value=record.value, headers=list(record.headers))
-        producer.send_offsets_to_transaction(
-            next_offsets(records), consumer.consumer_group_metadata(), WRITE_SECONDS_MAX
-        )
-        producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
+        with metrics.STREAM_BATCH_SECONDS.labels(self._pipeline.name).time():
+            batch, written = self._handle(records, consumer, stop)  # 2, 3, 4
+            with self._step("write"):
+                producer.begin_transaction()
+                for record in written.records:  # 5
+                    producer.produce(record.topic, key=record.key, value=record.value, headers=list(record.headers))
+                producer.send_offsets_to_transaction(
+                    next_offsets(records), consumer.consumer_group_metadata(), WRITE_SECONDS_MAX
+                )
+            with self._step("commit"):
+                producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
         self._seen.merge(batch.seen)
+        self._lag.committed(next_offsets(records))
+        self._count(len(records), batch, written)
+        return True
+
+    def _step(self, name: str) -> AbstractContextManager[Any]:
+        """Measure a step's time."""
+        return metrics.STREAM_STEP_SECONDS.labels(self._pipeline.name, name).time()
+
+    def _count(self, events: int, batch: handle.Sorted, written: handle.Handled) -> None:
+        """Count a batch that is committed."""
+        name = self._pipeline.name
         self.report.add(
-            events=len(records),
+            events=events,
             predictions=len(written.predictions),
             dead_letters=len(written.dead_letters),
             duplicates=batch.duplicates,
             late=written.late,
         )
-        return True
+        metrics.STREAM_EVENTS.labels(name).inc(events)
+        metrics.STREAM_PREDICTIONS.labels(name).inc(len(written.predictions))
+        metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates)
+        metrics.STREAM_LATE.labels(name).inc(written.late)
+        for reason, count in written.reasons.items():
+            metrics.STREAM_DEAD_LETTERS.labels(name, reason).inc(count)
 
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
-        records = consumed(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
+        records = consumed(self._lag.sift(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)))
         if not records:
             return []
         ours = {(found.topic, found.partition) for found in consumer.assignment()}
         return [record for record in records if (record.topic, record.partition) in ours]
 
-    def _handle(self, records: list[Consumed], stop: threading.Event) -> tuple[handle.Sorted, handle.Handled]:
+    def _handle(
+        self, records: list[Consumed], consumer: Consumer, stop: threading.Event
+    ) -> tuple[handle.Sorted, handle.Handled]:
         """Steps 2 to 4, again and again while a store or the model is not there."""
         for attempt in Pause.attempts((Unavailable, FeatureError)):
             with attempt:
@@ -200,6 +224,7 @@ class Worker:
                     return self._try(records)
                 except AlmanacError as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
+                    self._lag.note(consumer, time.monotonic())
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -208,15 +233,18 @@ class Worker:
         if model != self._scored_with:  # an event sent again is to be scored again by the new model
             self._seen, self._scored_with = Duplicates(), model
         now = self._around.now()
-        batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
-        online = self._read(batch.asked(now))  # 3
+        with self._step("parse"):
+            batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
+        with self._step("read_features"):
+            online = self._read(batch.asked(now))  # 3
         scoring = handle.Scoring(
             model=model,
             scorer=scorer,
             observation_row=self._around.observation_row,
             given_up=lambda lacking: self._give_up(lacking, batch.asked(now)[-1][0]),
         )
-        return batch, handle.score(batch, online, self._pipeline, scoring, now)  # 4
+        with self._step("score"):
+            return batch, handle.score(batch, online, self._pipeline, scoring, now)  # 4
 
     def _read(self, asked: Sequence[tuple[datetime, list[EntityKey]]]) -> pa.Table | None:
         """Step 3: features of entities, none older than its view's TTL at the moment beside them.
@@ -231,7 +259,9 @@ class Worker:
             self._online = self._around.online(self._pipeline, self._settings)
         online = pa.concat_tables([self._online.read(entities, at=at) for at, entities in asked])
         at, entities = asked[-1]
-        own = self._around.observation_row(self._pipeline, entities[0], at, 0.0)
+        carried = dict.fromkeys(self._pipeline.event_values, 0.0)
+        nothing = carried if self._pipeline.source is None else 0.0
+        own = self._around.observation_row(self._pipeline, entities[0], at, nothing)
         if handle.nothing_known(online, own):
             probed = self._probe(at)
             if probed is not None and handle.nothing_known(probed, own):

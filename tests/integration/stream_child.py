@@ -1,4 +1,4 @@
-"""A worker and an overlay sink as a process that a test may kill: real Kafka, Postgres, Redis and model.
+"""A worker, an overlay and an archive sink as a process that a test may kill: real Kafka, Postgres, Redis, model.
 
 Its features come from memory instead of Feast, whose import takes longer than
 the whole of the rest; and its batches are small, so that a kill hits many.
@@ -19,17 +19,22 @@ import pyarrow as pa
 from almanac.declarations import pipeline
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, settings
+from features.archive import Archive
 from features.online import observation_row
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from streaming import worker
+from streaming.archiving import Archiving
 from streaming.process import Crew
 from streaming.report import Report
-from streaming.sink import Overlays, Sink
+from streaming.sink import Hold, Overlays, Sink
 from tests.streams import BEGUN, COLUMNS
 
 worker.BATCH_RECORDS_MAX = 20
 worker.CONSUME_SECONDS_MAX = 0.02
+
+
+SMALL = Hold(seconds=0.2, records=100, bytes=1_000_000)
 
 
 class FeaturesInMemory:
@@ -56,6 +61,11 @@ def main(name: str) -> None:
     sink = Sink(found.predictions_topic, f"{name}-sink", of, report)
     crew.start("worker", lambda: work.run(crew.stop))
     crew.start("overlays", lambda: sink.run(overlays, crew.stop))
+    files = Archive(of.state_dir / "archive", {found.entity: pa.int64(), "t2m": pa.float32()})
+    report_archive = Report("archive")
+    sink_archive = Sink(found.features_topic, f"{name}-sink-archive", of, report_archive, hold=SMALL)
+    archiving = Archiving(found, lambda: files, observation_row, report_archive)
+    crew.start("archive", lambda: sink_archive.run(archiving, crew.stop))
     crew.stop.wait()
     crew.join()
     for _, error in crew.failures:

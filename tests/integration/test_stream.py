@@ -14,23 +14,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 
 from almanac.clock import utc_now
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
+from features.archive import archived_files
 from features.ingest import refresh
 from features.online import OnlineFeatures, materialize
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import OverlayRecord
 from serving_cache.redis import RedisStore
+from streaming.connection import open_producer
 from streaming.publish import Outgoing, publish
 from streaming.records import read_dead_letter
 from tests.generations import new_name
+from tests.lookups import unused_port
 from tests.streams import (
     ROOT,
     caught_up,
@@ -65,6 +71,14 @@ class Running:
     postgres: PostgresStore
     redis: RedisStore
     log: Path
+    url: str
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over a metric's samples with these labels."""
+        wanted = {"pipeline": self.pipeline.name, **labels}
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if wanted.items() <= sample.labels.items())
 
     def send(self, *events: Outgoing) -> None:
         publish(events, self.pipeline, self.settings)
@@ -129,16 +143,17 @@ def stream(settings: Settings) -> Iterator[Running]:
     as_of = refresh(seeded, settings, utc_now(), window=timedelta(hours=1)).as_of
     assert materialize(seeded, without_postgres(settings), as_of) > 0
     register_model(settings, pipeline, 0.0)
-    log = settings.state_dir / "stream.log"
+    log, port = settings.state_dir / "stream.log", unused_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "streaming"],
-            env=environment(settings, pipeline.name), cwd=ROOT, stdout=output, stderr=output,
+            env=environment(settings, pipeline.name) | {"ALMANAC_METRICS_PORT": str(port)},
+            cwd=ROOT, stdout=output, stderr=output,
         )  # fmt: skip
     try:
         with PostgresStore(settings.need("postgres_url")) as postgres, RedisStore(settings.need("redis_url")) as redis:
-            eventually(lambda: log.read_text().count(": running") >= 3, log.read_text)
-            yield Running(pipeline, settings, postgres, redis, log)
+            eventually(lambda: log.read_text().count(": running") >= 4, log.read_text)
+            yield Running(pipeline, settings, postgres, redis, log, f"http://127.0.0.1:{port}")
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -164,6 +179,30 @@ def test_an_event_becomes_the_cells_online_observation(stream: Running) -> None:
     stream.overlay(5, 277.25, stream.model())
     online = OnlineFeatures(stream.pipeline, without_postgres(stream.settings))
     eventually(lambda: online.read([5])["t2m"].to_pylist() == [277.25], stream.log.read_text)
+
+
+def test_an_event_reaches_the_archive_with_its_place_and_trace(stream: Running) -> None:
+    trace, moment = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", utc_now()
+    sent = json.dumps({"cell_id": 15, "observed_at": moment.isoformat(), "t2m": 274.5}).encode()
+    producer = open_producer(stream.settings)
+    producer.produce(f"{stream.pipeline.name}.observations", key=b"15", value=sent, headers={"traceparent": trace})
+    assert producer.flush(30) == 0
+    view = stream.settings.features_dir / stream.pipeline.name / "cell_observation"
+
+    def found() -> list[dict[str, Any]]:
+        files = [pq.ParquetFile(path).read() for path in archived_files(view, None, utc_now())]
+        return [row for table in files for row in table.to_pylist() if row["cell_id"] == 15]
+
+    (row,) = eventually(found, stream.log.read_text)
+    assert (row["event_timestamp"], row["t2m"], row["trace"]) == (moment, 274.5, trace)
+    (prediction,) = (
+        record
+        for record in read_topic(stream.settings, stream.pipeline.predictions_topic)
+        if (record.partition, json.loads(record.value or b"")["entity"]) == (record.partition, 15)
+    )
+    source = json.loads(prediction.value or b"")["source"]
+    assert (row["kafka_topic"], row["kafka_partition"], row["kafka_offset"]) == tuple(source.values())
+    assert prediction.headers == (("traceparent", trace.encode()),)
 
 
 MALFORMED: list[tuple[str, Any]] = [
@@ -194,6 +233,9 @@ def test_malformed_events_of_every_kind_become_dead_letters_and_the_worker_goes_
     found = eventually(lambda: len(letters := stream.dead_letters()) > len(raw) and letters, stream.log.read_text)
     assert sorted(reason for reason, _ in found) == sorted([*(reason for reason, _ in raw), "key-mismatch"])
     assert set(raw) <= set(found)
+    name = "almanac_stream_dead_letters_total"
+    eventually(lambda: stream.metric(name) == len(found), stream.log.read_text)
+    assert stream.metric(name, reason="too-large") == sum(reason == "too-large" for reason, _ in found)
 
 
 def test_late_events_and_duplicates_change_nothing(stream: Running) -> None:
@@ -206,6 +248,7 @@ def test_late_events_and_duplicates_change_nothing(stream: Running) -> None:
     assert (after.as_of, after.values) == (overlay.as_of, overlay.values)
     online = OnlineFeatures(stream.pipeline, without_postgres(stream.settings))
     assert online.read([9])["t2m"].to_pylist() == [285.0]
+    assert stream.metric("almanac_stream_late_total") == 2
 
 
 def test_the_stream_follows_the_models_alias_and_keeps_the_old_one_if_the_new_does_not_load(stream: Running) -> None:
@@ -230,6 +273,18 @@ def test_the_stream_follows_the_models_alias_and_keeps_the_old_one_if_the_new_do
     eventually(lambda: scored_by(first), stream.log.read_text)
 
 
+def test_metrics_say_what_was_done_and_that_nothing_is_left(stream: Running) -> None:
+    stream.settle()
+    eventually(lambda: stream.metric("almanac_stream_predictions_total") > 0)
+    for group in ("stream", "sink-overlays", "sink-features", "sink-archive"):
+        of = f"almanac-{stream.pipeline.name}-{group}"
+        eventually(lambda of=of: stream.metric("almanac_stream_lag", group=of) == 0, stream.log.read_text)  # type: ignore[misc]
+    assert stream.metric("almanac_stream_step_seconds_count", step="commit") > 0
+    assert stream.metric("almanac_sink_rows_total", sink="overlays", outcome="newer") > 0
+    assert stream.metric("almanac_archive_rows_total") == stream.metric("almanac_sink_rows_total", sink="archive") > 0
+    assert httpx.get(f"{stream.url}/readyz").status_code == 200
+
+
 def test_an_emptied_online_store_pauses_the_stream_and_costs_no_event(stream: Running) -> None:
     # No event of a test before may be under way: it would be the first to find the store empty.
     group, topic = f"almanac-{stream.pipeline.name}-stream", f"{stream.pipeline.name}.observations"
@@ -239,6 +294,9 @@ def test_an_emptied_online_store_pauses_the_stream_and_costs_no_event(stream: Ru
     letters = len(stream.dead_letters())
     stream.send(event(13, 286.0, utc_now()))
     eventually(lambda: "paused: the online store has no features" in stream.log.read_text(), stream.log.read_text)
+    answer = httpx.get(f"{stream.url}/readyz")
+    assert (answer.status_code, "worker: paused" in answer.text) == (503, True)
+    assert stream.metric("almanac_stream_paused", part="worker") == 1
     seeded = replace(stream.pipeline, name="weather")
     materialize(seeded, without_postgres(stream.settings), utc_now())
     stream.overlay(13, 286.0, stream.model())

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from almanac.clock import utc_now
@@ -21,6 +22,7 @@ from almanac.settings import Settings, load_settings
 from almanac.stack import redis as redis_server
 from almanac.stack.server import free_port
 from almanac.stack.servers import running
+from features.archive import archived_files
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
@@ -117,12 +119,23 @@ def test_after_kills_at_random_moments_every_event_counts_exactly_once(settings:
                 ),
                 log.read_text,
             )
+        eventually(lambda: len(archived(settings)) >= EVENTS, log.read_text)
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_SECONDS_MAX) == 0, log.read_text()
     sources = [json.loads(record.value or b"")["source"] for record in predicted()]
     origins = [(source["partition"], source["offset"]) for source in sources]
     assert len(set(origins)) == len(origins) == EVENTS
+    assert archived(settings) == sorted(origins)
     assert set(origins) == {(r.partition, r.offset) for r in read_topic(settings, pipeline.stream.topic)}  # type: ignore[union-attr]
+
+
+def archived(settings: Settings) -> list[tuple[int, int]]:
+    """Where each archived event stood, as often as it is there."""
+    tables = [
+        pq.ParquetFile(path).read(columns=["kafka_partition", "kafka_offset"])
+        for path in archived_files(settings.state_dir, None, utc_now())
+    ]
+    return sorted((row["kafka_partition"], row["kafka_offset"]) for table in tables for row in table.to_pylist())
 
 
 def prediction(settings: Settings, name: str, cell: int, offset: int) -> Consumed:

@@ -1,0 +1,86 @@
+"""Lag: how many records a consumer group has not committed yet, from what the consumer knows anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from almanac.metrics import STREAM_LAG
+
+NOTED_SECONDS = 1.0
+"""Time between two looks at the consumer."""
+
+Place = tuple[str, int]
+
+
+class Lag:
+    """The lag of one consumer, partition by partition, as a metric.
+
+    A topic that is written in transactions ends with their marks, which nobody
+    receives; so where the consumer says that it has reached the end, that counts.
+
+    Args:
+        pipeline, group: labels of the metric.
+    """
+
+    def __init__(self, pipeline: str, group: str) -> None:
+        self._labels = (pipeline, group)
+        self._committed: dict[Place, int] = {}
+        self._reached: dict[Place, int] = {}
+        self._shown: set[int] = set()
+        self._noted_at: float | None = None
+
+    def sift(self, messages: Iterable[Message]) -> list[Message]:
+        """Take out the messages which only say that a partition's end is reached."""
+        found = []
+        for message in messages:
+            if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
+                self._reached[message.topic(), message.partition()] = message.offset()
+            else:
+                found.append(message)
+        return found
+
+    def committed(self, offsets: Iterable[TopicPartition]) -> None:
+        """Take note of what was committed."""
+        self._committed.update({(found.topic, found.partition): found.offset for found in offsets})
+
+    def opened(self) -> None:
+        """A new consumer begins: what the last one knew may be old."""
+        self._committed, self._reached = {}, {}
+
+    def note(self, consumer: Consumer, now_seconds: float) -> None:
+        """Show the lag of the partitions that the consumer has; asks no broker.
+
+        Args:
+            now_seconds: monotonic time.
+        """
+        if self._noted_at is not None and now_seconds - self._noted_at < NOTED_SECONDS:
+            return
+        self._noted_at = now_seconds
+        assigned = consumer.assignment()
+        for found in assigned:
+            lag = self._of(consumer, found)
+            if lag is not None:
+                STREAM_LAG.labels(*self._labels, found.partition).set(lag)
+                self._shown.add(found.partition)
+        for partition in self._shown - {found.partition for found in assigned}:
+            STREAM_LAG.remove(*self._labels, partition)
+            self._shown.discard(partition)
+
+    def _of(self, consumer: Consumer, of: TopicPartition) -> int | None:
+        place = (of.topic, of.partition)
+        known = consumer.get_watermark_offsets(of, cached=True)
+        if known is None or known[1] < 0:
+            return None
+        end, reached = known[1], self._reached.get(place)
+        committed = self._committed.get(place)
+        if committed is None:  # nothing was handled since the consumer was opened
+            return 0 if reached is not None and reached >= end else None
+        if reached is not None and reached >= end and self._handled(consumer, of, committed):
+            return 0
+        return int(max(0, end - committed))
+
+    def _handled(self, consumer: Consumer, of: TopicPartition, committed: int) -> bool:
+        """Whether everything that was received is committed."""
+        return bool(consumer.position([of])[0].offset <= committed)
