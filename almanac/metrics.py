@@ -210,6 +210,26 @@ RUN_STAGE_SECONDS = Gauge(
     "Time that the newest run spent in each stage, its shards and attempts added up.",
     ("pipeline", "stage"),
 )
+PREDICTION_ERROR = Gauge(
+    "almanac_prediction_error",
+    "Mean absolute error of what was served, in the output's unit, over the predicted moments of the last day.",
+    ("pipeline", "output", "source"),
+)
+PREDICTION_PAIRED_ERROR = Gauge(
+    "almanac_prediction_paired_error",
+    "The same, over those that have an older answer about the same moment beside them.",
+    ("pipeline", "output", "source"),
+)
+PREDICTION_REPLACED_ERROR = Gauge(
+    "almanac_prediction_replaced_error",
+    "Mean absolute error of these older answers: what would have been served without the source.",
+    ("pipeline", "output", "source"),
+)
+PREDICTION_OUTCOMES = Gauge(
+    "almanac_prediction_outcomes",
+    "Predictions that were compared with what was observed, over the predicted moments of the last day.",
+    ("pipeline", "output", "source"),
+)
 MONITOR_LAST_READ = Gauge(
     "almanac_monitor_last_read_timestamp_seconds",
     "When the monitor last read a pipeline's state, as a Unix time; place is where from.",

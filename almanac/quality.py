@@ -19,6 +19,7 @@ from almanac.pipeline import GridObservations, Pipeline
 
 SAMPLED_ENTITIES_MAX = 10_000
 """Entities of a pipeline whose predictions are logged."""
+SOURCES = ("stream", "batch", "fresh")
 HASHES = 2**32
 SPAN = HOUR
 """Predicted moments that are settled in one transaction."""

@@ -11,12 +11,11 @@ from xml.sax.saxutils import escape
 
 from almanac.clock import format_time
 from almanac.pipeline import Pipeline
-from almanac.quality import Sums, horizons
+from almanac.quality import SOURCES, Sums, horizons
 from serving_cache.prediction_log import Progress
 
 Errors = Mapping[tuple[str, str], Sums]
 
-SOURCES = ("stream", "batch", "fresh")
 REPLACED = {"stream": "batch", "fresh": "replaced"}
 """What the older answer of a pair is called, by the source of the newer one."""
 BAR_CELLS = 40

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import product
 from types import FrameType
 
 from almanac import metrics
@@ -22,6 +23,7 @@ from almanac.errors import AlmanacError
 from almanac.freshness import age_of
 from almanac.lateness import decide_lateness
 from almanac.pipeline import Pipeline
+from almanac.quality import SOURCES, Sums, horizons
 from almanac.settings import Settings
 from serving_cache.monitor_alerts import Alerts, Webhook
 from serving_cache.monitor_reading import Eyes, PipelineState
@@ -151,6 +153,9 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
         metrics.GENERATION_ROWS.labels(name).set(generation.rows)
     if found.place != "postgres":
         return
+    if found.errors is not None:
+        for (output, _), source in product(horizons(pipeline), SOURCES):
+            _show_errors((name, output, source), found.errors.get((output, source), Sums()))
     for state in State:
         metrics.GENERATIONS.labels(name, state.value).set(found.generations.get(state.value, 0))
     for partition_state in PARTITION_STATES:
@@ -163,6 +168,16 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
         metrics.STAGE_SECONDS.labels(name, record.stage, outcome).observe(record.seconds)
         if record.stage == "score":
             metrics.ROWS_SCORED.labels(name).inc(record.rows)
+
+
+def _show_errors(labels: tuple[str, str, str], sums: Sums) -> None:
+    """Set the metrics of one output and source; what nothing is known of any more is not a number."""
+    unknown = float("nan")
+    metrics.PREDICTION_OUTCOMES.labels(*labels).set(sums.n)
+    metrics.PREDICTION_ERROR.labels(*labels).set(sums.absolute_sum / sums.n if sums.n else unknown)
+    pairs = sums.paired_n
+    metrics.PREDICTION_PAIRED_ERROR.labels(*labels).set(sums.paired_absolute / pairs if pairs else unknown)
+    metrics.PREDICTION_REPLACED_ERROR.labels(*labels).set(sums.replaced_absolute / pairs if pairs else unknown)
 
 
 def run(monitor: Monitor) -> None:

@@ -10,12 +10,18 @@ import msgspec
 from almanac.clock import need_utc
 from almanac.errors import AlmanacError, Unavailable
 from almanac.pipeline import Pipeline
+from almanac.quality import Sums
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_client import Client
+from serving_cache.prediction_log import PredictionLog
 from serving_cache.records import Pointer
 from serving_cache.redis import RedisStore
 from serving_cache.stage_times import StageTime, of_generation, recorded_since
 
+ERRORS_SPAN = timedelta(days=1)
+"""Predicted moments whose errors are shown."""
+ERRORS_PERIOD = timedelta(minutes=1)
+"""Errors change once an hour: they are read no more often than this."""
 OVERLAP = timedelta(seconds=90)
 """Stage times recorded this long before the last look are read again: transactions commit late."""
 
@@ -31,6 +37,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
         newest: stage times of the newest run.
         recorded: stage times that were not seen at the look before.
         read_at: the moment of the look by the clock of the place.
+        errors: sums by output and source over `ERRORS_SPAN`; None if they were not read at this look.
     """
 
     place: str
@@ -40,6 +47,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     newest: tuple[StageTime, ...] = ()
     recorded: tuple[StageTime, ...] = ()
     read_at: datetime | None = None
+    errors: Mapping[tuple[str, str], Sums] | None = None
 
 
 class Eyes:
@@ -53,12 +61,15 @@ class Eyes:
         self._client = Client(postgres_url)
         self._store = PostgresStore(postgres_url)
         self._cache = RedisStore(redis_url)
+        self._log = PredictionLog(postgres_url)
+        self._errors_at: dict[str, datetime] = {}
         self._looked: dict[str, datetime] = {}
         self._seen: dict[str, set[int]] = {}
 
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
+        self._log.close()
         self._store.close()
         self._cache.close()
 
@@ -99,7 +110,15 @@ class Eyes:
             newest=tuple(stages),
             recorded=self._new_records(name, now),
             read_at=now,
+            errors=self._errors(name, now),
         )
+
+    def _errors(self, name: str, now: datetime) -> Mapping[tuple[str, str], Sums] | None:
+        if name in self._errors_at and timedelta(0) <= now - self._errors_at[name] < ERRORS_PERIOD:
+            return None
+        found = self._log.errors(name, now - ERRORS_SPAN)
+        self._errors_at[name] = now
+        return found
 
     def _new_records(self, name: str, now: datetime) -> tuple[StageTime, ...]:
         """Stage times since the last look; the first look finds none new, for a counter begins at zero."""

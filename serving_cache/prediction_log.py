@@ -177,6 +177,10 @@ class PredictionLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
         self._client.close()
 
     def log_generation(self, pipeline: Pipeline, generation: int) -> int:

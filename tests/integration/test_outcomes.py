@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,21 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 from typer.testing import CliRunner
 
-from almanac.clock import HOUR
+from almanac.clock import HOUR, floor_hour, utc_now
 from almanac.errors import UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations, Pipeline
-from almanac.quality import is_sampled
+from almanac.quality import Sums, is_sampled
 from almanac.settings import Settings, load_settings
 from features.sources import open_source
 from jobs.outcomes import compute
+from serving_cache.monitor import show
+from serving_cache.monitor_reading import Eyes
 from serving_cache.postgres import PostgresStore
-from serving_cache.prediction_log import PredictionLog
+from serving_cache.prediction_log import Key, PredictionLog
 from serving_cache.records import FRESH_TOPIC
 from tests.generations import NOON, bucket_pipeline, grid_pipeline, migrated, overlay_of, published_generation
 
@@ -202,6 +207,22 @@ def test_the_log_lets_go_of_what_no_outcome_needs(pipeline: Pipeline, store: Pos
     serve(store, log, pipeline, 280.0, NOON)
     serve(store, log, pipeline, 281.0, NOON + timedelta(days=3))
     assert log.progress(pipeline).logged == CELLS
+
+
+def test_the_monitor_shows_the_errors_of_the_last_day(pipeline: Pipeline, postgres_url: str, redis_url: str) -> None:
+    hour = floor_hour(utc_now())
+    key, old = Key("t2m_1h", "stream", "weather-v1", hour), Key("t2m_1h", "stream", "weather-v1", hour - 30 * HOUR)
+    sums = Sums(n=4, absolute_sum=2.0, paired_n=2, paired_absolute=1.0, replaced_absolute=3.0)
+    with PredictionLog(postgres_url) as log, log.settling(pipeline) as settling:
+        settling.finish({key: sums, old: replace(sums, absolute_sum=100.0)}, hour)
+    with closing(Eyes(postgres_url, redis_url)) as eyes:
+        found = eyes.look(pipeline)
+        assert eyes.look(pipeline).errors is None  # an hour's errors need no look every other second
+    show(pipeline, found, utc_now())
+    labels = {"pipeline": pipeline.name, "output": "t2m_1h", "source": "stream"}
+    for name, expected in (("", 0.5), ("_paired", 0.5), ("_replaced", 1.5)):
+        assert REGISTRY.get_sample_value(f"almanac_prediction{name}_error", labels) == expected
+    assert REGISTRY.get_sample_value("almanac_prediction_outcomes", labels) == 4
 
 
 def test_a_pipeline_without_observations_has_no_outcomes(at: Settings, postgres_url: str) -> None:
