@@ -26,7 +26,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from almanac.clock import utc_now
@@ -119,7 +119,7 @@ def forget(world: World) -> None:
     import redis
 
     with psycopg.connect(world.settings.need("postgres_url")) as connection:
-        connection.execute("DELETE FROM overlay")
+        connection.execute("DELETE FROM overlay WHERE pipeline = %s", (world.pipeline.name,))
     client: Any = redis.Redis.from_url(world.settings.need("redis_url"))
     try:
         keys = list(client.scan_iter(match=f"almanac:{{{world.pipeline.name}}}:overlay:*", count=1000))
@@ -189,11 +189,16 @@ def contenders_of(stack: ExitStack, world: World, cores: Cores, asked: Options) 
     return found, ours
 
 
+def old_hour(world: World) -> datetime:
+    """The oldest hour that has features."""
+    return world.as_of - timedelta(hours=FEATURE_HOURS - 1)
+
+
 def prepare(world: World) -> None:
     """Publish a generation of the oldest hour there is, and bring the newest features online."""
     from features.online import materialize
 
-    Job(world).run(world.as_of - timedelta(hours=FEATURE_HOURS - 1))
+    Job(world).run(old_hour(world))
     materialize(world.pipeline, world.settings, world.as_of)
 
 

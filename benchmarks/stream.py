@@ -99,7 +99,15 @@ def timed(report: Report, counted: str, work: Callable[[threading.Event], None],
         StackError: it did not get there in time.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=work, args=(stop,), name="measured")
+    failures: list[Exception] = []
+
+    def watched() -> None:
+        try:
+            work(stop)
+        except Exception as error:  # noqa: BLE001  told below, by the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=watched, name="measured")
     thread.start()
     give_up_at = time.monotonic() + DONE_SECONDS_MAX
     first, began = 0, 0.0
@@ -108,7 +116,8 @@ def timed(report: Report, counted: str, work: Callable[[threading.Event], None],
             if count and not first:
                 first, began = count, time.perf_counter()
             if time.monotonic() > give_up_at or not thread.is_alive():
-                raise StackError(f"{report.name} counted {count} of {expected} {counted}: see what it logged")
+                why = failures[0] if failures else report.state
+                raise StackError(f"{report.name} counted {count} of {expected} {counted} ({why}): see what it logged")
             time.sleep(POLL_SECONDS)
         ended = time.perf_counter()
     finally:

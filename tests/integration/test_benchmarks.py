@@ -1,0 +1,77 @@
+"""The benchmarks work: a small world on the session's servers, each of ours once. Nothing is measured here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from almanac.settings import load_settings
+from almanac.stack.server import free_port
+from benchmarks import answer, batch, lookup, stream
+from benchmarks.load import drive
+from benchmarks.measuring import Cores
+from benchmarks.reference import World, make_world
+from benchmarks.services import running_constant, running_lookup
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+SECONDS = 0.1
+EVENTS = 600
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: str, kafka_bootstrap: str) -> World:
+    folder = tmp_path_factory.mktemp("bench")
+    settings = load_settings(
+        state_dir=folder, cache_dir=folder / "cache", postgres_url=postgres_url, redis_url=redis_url,
+        kafka_bootstrap=kafka_bootstrap,
+    )  # fmt: skip
+    made = make_world(settings, 500, trees=3)
+    answer.prepare(made)  # a batch run for an hour of the past, and features online
+    return made
+
+
+def test_batch(world: World) -> None:
+    found = batch.Job(world).run(answer.old_hour(world))  # not later: the test of fresh answers needs an old one
+    assert set(found["stages"]) == {*batch.STAGES, *batch.GATES}
+    assert all(seconds >= 0 for seconds in found["stages"].values())
+    assert 0 < found["rate_with_gates"] < found["rate"]
+    floor = batch.Floor(world)
+    assert floor.run()["rate"] > 0
+    assert set(floor.means) == set(world.pipeline.output_names)
+    assert all(size > 0 for size in batch.stored(world).values())
+    with pytest.raises(Exception, match="the peer answers 0 on average"):
+        batch.check_same(floor.means, dict.fromkeys(floor.means, 0))
+
+
+def test_lookup(world: World) -> None:
+    core = Cores.choose().measured
+    with running_lookup(world, free_port(), core) as service:
+        requests = lookup.our_requests(service.url, world)
+        bodies = {
+            kind: drive(service.url, requests[kind], connections=2, seconds=SECONDS).body_bytes for kind in lookup.KINDS
+        }
+        assert service.memory_mb() > 10
+    assert bodies["hundred"] > 20 * bodies["one"]
+    with running_constant(world, free_port(), core, (bodies["one"], bodies["hundred"])) as constant:
+        for kind in ("one", "hundred"):
+            load = drive(constant.url, lookup.our_requests(constant.url, world)[kind], connections=2, seconds=SECONDS)
+            assert load.body_bytes == bodies[kind]
+            assert 0 < load.p50_ms <= load.p99_ms
+
+
+def test_stream(world: World) -> None:
+    topic = stream.Topic(world, EVENTS)
+    ours, floors = stream.Ours(world, topic), stream.Floors(world, topic)
+    for measure in (ours.worker, floors.scoring, floors.transactions, ours.overlays, ours.features):
+        assert measure()["rate"] >= 0
+    stream.check_once(world, EVENTS)
+    with pytest.raises(Exception, match="not exactly once"):
+        stream.check_once(world, EVENTS + 1)
+
+
+def test_answer(world: World, tmp_path: Path) -> None:
+    found = answer.Ours(world, Cores.choose(), SECONDS).run(2)
+    assert found["computed"] >= 20
+    assert answer.Floor(world, SECONDS).run()["rate"] > 0
