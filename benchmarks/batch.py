@@ -46,6 +46,7 @@ from benchmarks.measuring import (
 from benchmarks.peer import running_peer
 from benchmarks.reference import World, make_world, trees_of
 from benchmarks.servers import running_servers
+from benchmarks.services import own_memory_mb
 
 ROWS, ROWS_QUICK = 200_000, 4_000
 ROUNDS = 3
@@ -199,6 +200,7 @@ def result_of(found: Mapping[str, list[Mapping[str, Any]]], world: World, cores:
         "gates_seconds": {stage: stages[stage] for stage in GATES},
         "peer_stages": None if peer is None else _peer_stages(found["peer"]),
         "stored": stored(world),
+        "memory_mb": {"job": own_memory_mb()},
         "rows": world.grid.cells,
         "trees": trees,
         "rounds": len(found["ours"]),

@@ -40,7 +40,12 @@ class Service:
 def memory_mb(pid: int) -> float:
     """Resident memory of a process and its children, in megabytes."""
     whole = psutil.Process(pid)
-    return sum(part.memory_info().rss for part in (whole, *whole.children(recursive=True))) / 1e6
+    return float(sum(part.memory_info().rss for part in (whole, *whole.children(recursive=True))) / 1e6)
+
+
+def own_memory_mb() -> float:
+    """Resident memory of this process alone, in megabytes."""
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 @contextmanager

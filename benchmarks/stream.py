@@ -50,7 +50,9 @@ from benchmarks.peer import running_peer
 from benchmarks.reference import World, make_world, trees_of
 from benchmarks.reference_columns import VALUE
 from benchmarks.servers import running_servers
+from benchmarks.services import own_memory_mb
 from features.online import OnlineFeatures, materialize, observation_row
+from serving_cache.layout import overlay_key
 from streaming.connection import consumed, next_offsets, open_consumer, open_transactional_producer
 from streaming.publish import Outgoing, publish
 from streaming.report import Report
@@ -63,6 +65,7 @@ ROUNDS = 3
 DONE_SECONDS_MAX = 240.0
 POLL_SECONDS = 0.01
 TRANSACTION_SECONDS_MAX = 30.0
+SAMPLED_MAX = 200
 PREDICTION_BYTES, FEATURE_BYTES = 420, 200  # of the two records that an event gives, about
 
 
@@ -250,6 +253,32 @@ def check_once(world: World, sent: int) -> None:
         raise StackError(f"{sent} events gave {count} predictions of {len(found)} events: not exactly once")
 
 
+def stored(world: World) -> dict[str, float]:
+    """Bytes that an overlay and an entity's online features take, from the servers' own account."""
+    import psycopg
+    import redis
+
+    from features.online_reading import Reader, decode_plan, plan_key
+
+    client: Any = redis.Redis.from_url(world.settings.need("redis_url"))
+    try:
+        reader = Reader(decode_plan(client.get(plan_key(world.pipeline.features))))
+        cells = range(min(SAMPLED_MAX, world.grid.cells))
+        overlays = [client.memory_usage(overlay_key(world.pipeline.name, str(cell))) or 0 for cell in cells]
+        entities = [client.memory_usage(reader.key(cell)) or 0 for cell in cells]
+    finally:
+        client.close()
+    with psycopg.connect(world.settings.need("postgres_url")) as connection:
+        found = connection.execute(
+            "SELECT pg_total_relation_size('overlay')::float / greatest(count(*), 1) FROM overlay"
+        ).fetchone()
+    return {
+        "redis_bytes_per_overlay": sum(overlays) / len(cells),
+        "redis_bytes_per_entity": sum(entities) / len(cells),
+        "postgres_bytes_per_overlay": float(found[0]) if found else 0.0,
+    }
+
+
 @contextmanager
 def profiled_thread(world: World, topic: Topic) -> Iterator[None]:
     """Handle a round's events under cProfile, in the worker's thread, and print where the time goes."""
@@ -314,6 +343,8 @@ def main() -> None:
                 "ratio_floor_transactions": ratio(rates["ours"], rates["transactions"]),
                 "sinks": {"overlays": rates["overlays"], "features": rates["features"]},
                 "exactly_once": True,
+                "stored": stored(world),
+                "memory_mb": {"process": own_memory_mb()},
                 "events": topic.events,
                 "trees": trees,
                 "rounds": asked.rounds,
