@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         description="Comma-separated Python packages, modules or .py files that hold declarations.",
     )
     feature_repo: str = Field(
-        "", description="Comma-separated folders with Feast files, besides features/repo in the checkout."
+        "", description="Comma-separated Feast files, or folders of them, besides features/repo in the checkout."
     )
     postgres_url: str | None = Field(None, description="postgresql:// URL of the record; unset: embedded.")
     redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")

@@ -31,14 +31,14 @@ def run_feast(arguments: list[str]) -> None:
 
     from almanac.errors import UsageError
     from almanac.settings import PROJECT_ROOT, settings
-    from features.definitions import REPO, folders_of
+    from features.definitions import REPO, places_of
     from features.store import apply, environment
 
     if arguments[:1] == ["apply"]:
         if set(arguments[1:]) - {"--prune"}:
             raise UsageError(f"`almanac feast apply` takes --prune alone, not {' '.join(arguments[1:])}: leave it out")
         apply(settings(), prune="--prune" in arguments)
-        typer.echo(f"Feast's registry has the definitions of {', '.join(map(str, folders_of(settings())))}.")
+        typer.echo(f"Feast's registry has the definitions of {', '.join(map(str, places_of(settings())))}.")
         return
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **environment(settings()), "PYTHONPATH": path}

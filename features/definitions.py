@@ -1,6 +1,7 @@
-"""Feast's definitions: every object in the Python files of `features/repo/` and of the folders that the settings name.
+"""Feast's definitions: every object in the Python files of `features/repo/` and of what the settings name.
 
-A folder outside the checkout is named by `ALMANAC_FEATURE_REPO`. All files share
+Files outside the checkout, or folders of them, are named by `ALMANAC_FEATURE_REPO`; every Python file of a folder
+is executed, so that one which holds other programs as well is better named file by file. All files share
 one Feast project; what no file defines any more stays registered until somebody
 asks for it to be removed, for it may be another deployment's.
 """
@@ -18,21 +19,21 @@ REPO = Path(__file__).resolve().parent / "repo"
 FILES_MAX = 1_000
 
 
-def folders_of(settings: Settings) -> tuple[Path, ...]:
-    """The folders whose Python files are Feast files: the checkout's own first.
+def places_of(settings: Settings) -> tuple[Path, ...]:
+    """The Feast files, and folders of them: the checkout's own folder first.
 
     Raises:
-        FeatureError: a folder that `ALMANAC_FEATURE_REPO` names is not there.
+        FeatureError: what `ALMANAC_FEATURE_REPO` names is not there.
     """
     named = [Path(part.strip()).expanduser() for part in settings.feature_repo.split(",") if part.strip()]
-    for folder in named:
-        if not folder.is_dir():
-            raise FeatureError(f"{folder} is not a folder: correct ALMANAC_FEATURE_REPO, which names folders")
-    return tuple(dict.fromkeys(folder.resolve() for folder in (REPO, *named)))
+    for place in named:
+        if not (place.is_dir() or (place.is_file() and place.suffix == ".py")):
+            raise FeatureError(f"{place} is no folder and no .py file: correct ALMANAC_FEATURE_REPO")
+    return tuple(dict.fromkeys(place.resolve() for place in (REPO, *named)))
 
 
-def definitions(project: str, folders: tuple[Path, ...]) -> Any:
-    """All Feast objects of the folders' files, executed anew, for their paths may depend on the settings.
+def definitions(project: str, places: tuple[Path, ...]) -> Any:
+    """All Feast objects of files and of folders' files, executed anew, for their paths may depend on the settings.
 
     Returns:
         Feast's `RepoContents`.
@@ -44,7 +45,7 @@ def definitions(project: str, folders: tuple[Path, ...]) -> Any:
     from feast.data_source import DataSource, PushSource
     from feast.repo_contents import RepoContents
 
-    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    files = [file for place in places for file in (sorted(place.glob("*.py")) if place.is_dir() else [place])]
     if len(files) > FILES_MAX:
         raise FeatureError(f"{len(files)} Feast files are more than {FILES_MAX}: name fewer in ALMANAC_FEATURE_REPO")
     found: dict[type, dict[str, tuple[Any, Path]]] = {}

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.definitions import REPO, definitions, folders_of
+from features.definitions import REPO, definitions, places_of
 from features.files import locked
 from features.layout import definitions_for
 
@@ -143,7 +143,7 @@ def open_service(
     except FeatureError as error:
         raise FeatureError(
             f"pipeline {pipeline.name} names the FeatureService {pipeline.features!r}, which no Feast file in "
-            f"{', '.join(str(folder) for folder in folders_of(settings))} defines: add it there, name its folder in "
+            f"{', '.join(str(place) for place in places_of(settings))} defines: add it there, name its file in "
             "ALMANAC_FEATURE_REPO, or correct the declaration"
         ) from error
 
@@ -174,9 +174,9 @@ def apply(settings: Settings, *, prune: bool = False) -> None:
     """Register the definitions of all Feast files; again changes nothing.
 
     Args:
-        settings: `feature_repo` names the folders besides `features/repo/`.
+        settings: `feature_repo` names files and folders besides `features/repo/`.
         prune: remove from the registry what no file defines, as `feast apply` does. Not the default: another
-            process may know more folders, and its pipelines must keep their features.
+            process may know more files, and its pipelines must keep their features.
 
     Raises:
         FeatureError: a Feast file is not usable; says which and why.
@@ -189,7 +189,7 @@ def apply(settings: Settings, *, prune: bool = False) -> None:
     lock = _database_lock(settings.postgres_url) if settings.postgres_url else nullcontext()
     with locked(settings.features_dir / "apply.lock"), lock, definitions_for(settings), registry_errors():
         store = feature_store(settings, create=True)
-        found = definitions(store.project, folders_of(settings))
+        found = definitions(store.project, places_of(settings))
         keep, delete, _, _ = extract_objects_for_apply_delete(store.project, store.registry, found)
         store.apply(keep, objects_to_delete=delete if prune else [], partial=False)
         write_plans(store, settings)

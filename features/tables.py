@@ -83,10 +83,10 @@ class Table:
         whole = " AND ".join(f"{_quoted(name)} IS NOT NULL" for name in (self.key, *columns))
         when = f"{_quoted(self.moment)} BETWEEN {_literal(since)} AND {_literal(until)}"
         with _asked(self) as (connection, rows):
-            found: pa.Table = connection.execute(
+            found: pa.Table = connection.sql(
                 f"SELECT {', '.join(names)} FROM {rows} WHERE {whole} AND {when} "  # noqa: S608
                 f"ORDER BY event_timestamp, {_quoted(self.key)} LIMIT {rows_max + 1}",
-                [self.files],
+                params=[self.files],
             ).to_arrow_table()
         if len(found) > rows_max:
             raise FeatureError(

@@ -183,6 +183,8 @@ def print_metrics(version: ModelVersion) -> None:
         title=f"{version.id}: {measure}, held out {window}",
     )
     typer.echo(f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM {proof}")
+    if useless := [output for output, metric in manifest.metrics.items() if metric.ratio >= 1]:
+        typer.echo(f"no better than a baseline: {', '.join(useless)}; look at features, objective and window", err=True)
 
 
 def details(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:

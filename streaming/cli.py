@@ -68,8 +68,8 @@ def _streamed(name: str) -> Pipeline:
     from almanac.errors import UsageError
 
     found = pipeline(name)
-    if found.stream is None or found.source is None:
-        raise UsageError(f"pipeline {name} has no stream: declare `stream` and `source`")
+    if found.stream is None:
+        raise UsageError(f"pipeline {name} has no stream: declare stream=Stream(topic=…)")
     return found
 
 

@@ -65,7 +65,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: 
         postgres_url=postgres_url,
         redis_url=redis_url,
         kafka_bootstrap=kafka_bootstrap,
-        feature_repo=str(folder),
+        feature_repo=str(folder / "feast_bikes.py"),
     )
     pipeline = load_pipelines(str(folder / "bikes.py"))["bikes"]
     migrate(postgres_url, [pipeline])
@@ -151,7 +151,7 @@ def test_a_station_is_looked_up_and_one_event_changes_it(own: Own, published: Pu
         "PYTHONPATH": str(guide.ROOT),
         "ALMANAC_STATE_DIR": str(own.settings.state_dir),
         "ALMANAC_PIPELINES": str(own.folder / "bikes.py"),
-        "ALMANAC_FEATURE_REPO": str(own.folder),
+        "ALMANAC_FEATURE_REPO": str(own.folder / "feast_bikes.py"),
         "ALMANAC_POSTGRES_URL": own.settings.need("postgres_url"),
         "ALMANAC_REDIS_URL": own.settings.need("redis_url"),
         "ALMANAC_KAFKA_BOOTSTRAP": own.settings.need("kafka_bootstrap"),
