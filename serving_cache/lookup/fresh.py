@@ -183,7 +183,8 @@ class FreshComputation:
         except AlmanacError as error:
             why = Unmade(reason=str(error))
         except Exception as error:
-            logger.exception("a fresh computation of %s failed", job.pipeline.name)
+            name = job.pipeline.name
+            logger.exception("a fresh computation of %s failed", name, extra={"pipeline": name})
             why = Unmade(reason=f"an unforeseen error ({type(error).__name__}): the service's log says more")
         finally:
             if len(found) < len(job.wishes):

@@ -64,6 +64,7 @@ class Models:
             raise ModelError(failure[1])
         if key not in self._loading:
             self._loading[key] = loop.create_task(self._load(pipeline, key))
+            self._loading[key].add_done_callback(_heard)  # its error may find nobody waiting any more
         return await asyncio.shield(self._loading[key])
 
     async def close(self) -> None:
@@ -86,6 +87,11 @@ class Models:
         if len(self._loaded) > LOADED_MAX:
             self._loaded.popitem(last=False)
         return scorer
+
+
+def _heard(task: asyncio.Task[Scorer]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def aliased(root: Path, pipeline: Pipeline) -> str:

@@ -7,7 +7,9 @@ once; a Redis without one is helped out by the record in Postgres.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ from serving_cache.lookup.write_back import in_own_thread
 FEATURES_LIMIT_SECONDS = 0.2
 CONNECTIONS_MAX = 16
 SOCKET_SECONDS_MAX = 1.0
+PLAN_ABSENT_KEPT_SECONDS = 2.0  # before the record is asked again for a plan that it did not have
 RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
 REGISTRY_SCHEMA = "feast"
 
@@ -61,6 +64,7 @@ class OnlineFeatures:
         self.limit_seconds = limit_seconds
         self._recorded = recorded
         self._readers: dict[str, tuple[bytes, Reader]] = {}
+        self._absent_until: dict[str, float] = {}
         try:
             pool = BlockingConnectionPool.from_url(
                 url,
@@ -127,10 +131,12 @@ class OnlineFeatures:
         return data, dict(zip(keys, rows, strict=True))
 
     async def _recorded_plan(self, service: str) -> bytes:
-        try:
-            data = await in_own_thread(self._recorded, service)
-        except AlmanacError:
-            data = None
+        loop = asyncio.get_running_loop()
+        data = None
+        if loop.time() >= self._absent_until.get(service, 0.0):
+            self._absent_until[service] = loop.time() + PLAN_ABSENT_KEPT_SECONDS
+            with suppress(AlmanacError):
+                data = await in_own_thread(self._recorded, service)
         if data is None:
             raise PlaceUnusable(f"there is no reading plan of {service}: run `almanac feast apply`")
         return data
