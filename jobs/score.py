@@ -82,7 +82,7 @@ def _score_shard(
         with record.step("postgres"):
             staged = store.stage(attempt, ready)
             for partition, reason in quarantined.items():
-                store.quarantine(attempt, partition, reason)
+                store.quarantine(attempt, partition, reason, staged_too=False)
     with record.step("redis"):
         _warm_redis(pipeline, settings, ready)
     rows = sum(len(part.block.keys) for part in ready)

@@ -27,6 +27,8 @@ Connection = psycopg.Connection[TupleRow]
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58", "XX")
+_READ_ONLY = "25006"
+"""A standby, or a server that its operator set read-only: that passes."""
 
 
 def described(url: str) -> str:
@@ -68,7 +70,7 @@ def translated(error: Exception, sqlstate: str | None, where: str) -> AlmanacErr
         return UsageError(
             f"the database at {where} lacks a table or column ({first}): run `python -m serving_cache.migrate`"
         )
-    if sqlstate is None or sqlstate[:2] in _TRANSIENT_CLASSES:
+    if sqlstate is None or sqlstate == _READ_ONLY or sqlstate[:2] in _TRANSIENT_CLASSES:
         return Unavailable(f"Postgres at {where} did not answer ({first}): retry, or look at `almanac status`")
     return BlockError(f"Postgres at {where} refused what was written ({first}); nothing of it was stored")
 

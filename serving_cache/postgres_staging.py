@@ -29,12 +29,15 @@ from serving_cache.records import Attempt, GenerationStart, StagedPartition
 REASON_CHARACTERS_MAX = 500
 STAGE_ROWS_MAX = 8_000_000
 
+# What one attempt quarantined only a later one may score again: a task that was thought dead and is not shares its
+# token with its successor, and must not bring back what a gate has thrown out meanwhile.
 _CLAIM = """
 UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '',
     as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, updated_at = clock_timestamp()
 FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[])
     AS v(partition, block_hash, rows, as_of, computed_at)
-WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition AND l.state <> 'staged'
+WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition
+    AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < $3)
 RETURNING l.partition
 """
 
@@ -79,7 +82,7 @@ class Staging(StoreBase):
         return Attempt(pipeline=pipeline, generation=generation, token=rows[0][0])
 
     def pending(self, attempt: Attempt, partitions: Sequence[int]) -> list[int]:
-        """Those of the partitions that are not staged yet, in the order given.
+        """Those of the partitions that this attempt has not decided about yet, in the order given.
 
         Raises:
             Superseded: another attempt has taken over.
@@ -87,15 +90,15 @@ class Staging(StoreBase):
         with self._client.transaction() as connection:
             check_token(connection, attempt, exclusive=False)
             rows = connection.execute(
-                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND state <> 'staged' "
-                "AND partition = ANY(%s)",
-                (attempt.pipeline, attempt.generation, list(partitions)),
+                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND partition = ANY(%s) "
+                "AND (state = 'planned' OR state = 'quarantined' AND token < %s)",
+                (attempt.pipeline, attempt.generation, list(partitions), attempt.token),
             ).fetchall()
         waiting = {row[0] for row in rows}
         return [partition for partition in partitions if partition in waiting]
 
     def stage(self, attempt: Attempt, staged: Sequence[StagedPartition]) -> list[int]:
-        """Write partitions into the generation; returns those that nobody had staged before.
+        """Write partitions into the generation; returns those that were not decided about before.
 
         Claim and rows are one transaction: a partition is staged whole or not at
         all, and once, however many attempts try.
@@ -123,10 +126,14 @@ class Staging(StoreBase):
             connection.commit()
         return claimed
 
-    def quarantine(self, attempt: Attempt, partition: int, reason: str) -> None:
-        """Mark a partition as bad, and take out its rows if it was staged.
+    def quarantine(self, attempt: Attempt, partition: int, reason: str, *, staged_too: bool = True) -> bool:
+        """Mark a partition as bad, and take out its rows if it was staged; returns whether it did.
 
         Publishing carries the partition's last good block forward.
+
+        Args:
+            staged_too: False leaves a partition alone that is staged by now. Two tasks may score the same shard under
+                one token (the first was thought dead): what is decided first about a partition stands.
 
         Raises:
             Superseded: another attempt has taken over.
@@ -137,14 +144,18 @@ class Staging(StoreBase):
             need_staged(attempt, check_token(connection, attempt, exclusive=False))
             changed = connection.execute(
                 "UPDATE ledger SET state = 'quarantined', token = %s, block_hash = NULL, rows = 0, reason = %s, "
-                "updated_at = clock_timestamp() WHERE pipeline = %s AND generation = %s AND partition = %s",
-                (attempt.token, shortened(reason), attempt.pipeline, attempt.generation, partition),
+                "updated_at = clock_timestamp() WHERE pipeline = %s AND generation = %s AND partition = %s "
+                "AND (%s OR state <> 'staged')",
+                (attempt.token, shortened(reason), attempt.pipeline, attempt.generation, partition, staged_too),
             ).rowcount
+            if not changed and not staged_too and _is_planned(connection, attempt, partition):
+                return False
             if not changed:
                 raise UsageError(
                     f"generation {attempt.generation} of {attempt.pipeline} did not plan partition {partition}"
                 )
             connection.execute(sql.SQL("DELETE FROM {} WHERE partition = %s").format(child), (partition,))
+        return True
 
     def reject(self, attempt: Attempt, reason: str) -> None:
         """Give a staged generation up and drop its rows; one already rejected stays as it is.
@@ -189,6 +200,14 @@ class Staging(StoreBase):
                     connection.rollback()
         except adbc.Error as error:
             raise translated(error, error.sqlstate, self._client.where) from error
+
+
+def _is_planned(connection: Connection, attempt: Attempt, partition: int) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM ledger WHERE pipeline = %s AND generation = %s AND partition = %s",
+        (attempt.pipeline, attempt.generation, partition),
+    ).fetchone()
+    return found is not None
 
 
 def quoted(name: str) -> str:

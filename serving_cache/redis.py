@@ -56,6 +56,8 @@ _TRANSIENT = (
     redis.exceptions.TryAgainError,
     OSError,
 )
+_FULL_DISK = "MISCONF"
+"""How Redis begins to refuse writes while it cannot log them; the driver has no class for it."""
 T = TypeVar("T")
 
 
@@ -276,6 +278,11 @@ class RedisStore:
                 f"Redis at {self.where} did not answer ({_first_line(error)}): retry, or look at `almanac status`"
             ) from error
         except redis.exceptions.RedisError as error:
+            if str(error).startswith(_FULL_DISK):
+                raise Unavailable(
+                    f"Redis at {self.where} cannot write to its disk ({_first_line(error)}): "
+                    "free some space; it goes on by itself"
+                ) from error
             raise BlockError(
                 f"Redis at {self.where} holds something else or refused ({_first_line(error)}): "
                 "run `almanac rebuild-cache`"

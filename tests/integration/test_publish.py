@@ -258,17 +258,39 @@ def test_a_backfill_of_the_past_is_archived(
     assert people.execute(f"SELECT count(*) FROM {table} WHERE generation = 2").fetchone() == (48,)
 
 
-def test_a_retry_mends_a_quarantined_partition(store: PostgresStore, postgres_url: str) -> None:
+def test_a_later_attempt_mends_a_quarantined_partition(store: PostgresStore, postgres_url: str) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
     attempt = staged_generation(store, pipeline, 1.0)
     store.quarantine(attempt, 7, "too warm")
     assert store.staged_rows(attempt).num_rows == 60
-    assert store.pending(attempt, [6, 7]) == [7]
-    store.stage(attempt, staged_parts(pipeline, 2.0, partitions=[7]))
-    assert store.publish(attempt, pipeline, now=NOON).coverage == 1.0
+    assert store.pending(attempt, [6, 7]) == []  # this attempt has decided about both
+    later = store.take_over(pipeline.name, attempt.generation)
+    assert store.pending(later, [6, 7]) == [7]
+    assert store.stage(later, staged_parts(pipeline, 2.0, partitions=[7])) == [7]
+    assert store.publish(later, pipeline, now=NOON).coverage == 1.0
     with pytest.raises(UsageError, match="nothing is added"):
-        store.quarantine(attempt, 7, "too late")
+        store.quarantine(later, 7, "too late")
+
+
+def test_of_two_tasks_with_one_token_the_first_to_decide_about_a_partition_stands(
+    store: PostgresStore, postgres_url: str
+) -> None:
+    """Airflow may think a scoring task dead that is not: both hold the plan's token."""
+    pipeline = grid_pipeline()
+    migrated(postgres_url, pipeline)
+    attempt = begin(store, pipeline, "twice")
+    assert store.stage(attempt, staged_parts(pipeline, 1.0, partitions=[3])) == [3]
+    assert not store.quarantine(attempt, 3, "the other task lacked a feature", staged_too=False)
+    assert store.quarantine(attempt, 4, "this one lacked a feature", staged_too=False)
+    assert store.stage(attempt, staged_parts(pipeline, 2.0, partitions=[3, 4, 5])) == [5]
+    assert store.quarantine(attempt, 5, "the gate on predictions refused it")
+    assert store.stage(attempt, staged_parts(pipeline, 2.0, partitions=[5])) == []  # the zombie ends after the gate
+    rows = store.staged_rows(attempt).to_pydict()
+    assert set(rows["partition"]) == {3}
+    assert set(rows["t2m_1h"]) == {1.0}
+    with pytest.raises(UsageError, match="did not plan partition 16"):
+        store.quarantine(attempt, 16, "no such", staged_too=False)
     with pytest.raises(UsageError, match="did not plan partition 16"):
         store.quarantine(begin(store, pipeline, "other"), 16, "no such")
 
