@@ -30,6 +30,7 @@ POLL_SECONDS = 0.1
 KILL_SECONDS_MAX = 5
 PRIVATE_UMASK = 0o077
 USER = "almanac"
+MANAGER = Path(__file__).resolve().with_name("manager.py")
 LOG_BYTES_MAX = "5MB"
 LOG_BACKUPS = 2
 # Each further attempt waits a second longer: about four minutes of attempts, then FATAL.
@@ -227,7 +228,7 @@ class Supervisor:
         places.socket.unlink(missing_ok=True)
         with (places.logs / "supervisord.out").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", str(places.configuration)],
+                [sys.executable, "-I", str(MANAGER), "-c", str(places.configuration)],
                 cwd=places.run, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, umask=PRIVATE_UMASK,
             )  # fmt: skip
