@@ -7,12 +7,13 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast lint types imports bench lock clean
+.PHONY: help setup demo test test-fast chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
 	@echo "make test                            set up, run every test"
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
+	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -37,6 +38,10 @@ test: setup
 
 test-fast: setup
 	@$(BIN)/python -m pytest tests/unit tests/style
+
+chaos: setup
+	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \
+	  $(foreach target,$(TARGET),--target $(target)) $(if $(STATE),--state "$(STATE)")
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
