@@ -8,6 +8,7 @@ Feast's definitions in the registry, tables in Postgres.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 from contextlib import suppress
@@ -224,9 +225,10 @@ def make_model(settings: Settings, pipeline: Pipeline, trees: int) -> ModelVersi
 
 
 def _model_files(cache: Path, pipeline: Pipeline, trees: int) -> dict[str, bytes]:
-    """The model's files, from the cache if this very code made them."""
-    code = b"".join(Path(module).read_bytes() for module in (__file__, columns_at.__code__.co_filename))
-    folder = cache / f"model-{trees}-{hashlib.blake2b(code, digest_size=8).hexdigest()}"
+    """The model's files, from the cache if the same code made them."""
+    sizes = (HORIZONS, LEAVES, TRAIN_GRID, TRAIN_ROWS, TRAINED_AT, SEED)
+    code = "".join([repr(sizes), *(inspect.getsource(part) for part in (_learn, _training_rows, columns_at))])
+    folder = cache / f"model-{trees}-{hashlib.blake2b(code.encode(), digest_size=8).hexdigest()}"
     if not folder.is_dir():
         files = _learn(pipeline, trees)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -251,7 +253,7 @@ def _learn(pipeline: Pipeline, trees: int) -> dict[str, bytes]:
 
     inputs, truths = _training_rows(TRAINED_AT)
     recipe = Recipe(inputs=COLUMNS, differences=())
-    parameters = {"num_leaves": LEAVES, "learning_rate": 0.05, "num_threads": 2, "seed": 1, "verbosity": -1}
+    parameters = {"num_leaves": LEAVES, "learning_rate": 0.05, "num_threads": 1, "seed": 1, "verbosity": -1}
     fitted = []
     for output, truth in zip(pipeline.output_names, truths, strict=True):
         change = truth - inputs[:, 0].astype(np.float64)
