@@ -31,13 +31,13 @@ def backup(file: File) -> None:
     with working_folder(found.state_dir) as folder:
         target = folder / "backup" if file == STREAMED else file
         made = summary(run_backup(target, found, utc_now()))
-        size = target.stat().st_size / 1e6
+        size = target.stat().st_size / 1e3
         if file == STREAMED:  # only now: what is cut off must not look like a backup
             with target.open("rb") as source:
                 shutil.copyfileobj(source, sys.stdout.buffer, COPY_BYTES)
             sys.stdout.buffer.flush()
     counts = f"schema {made['schema']}, {made['models']} files of models, {made['features']} of features"
-    typer.echo(f"{file}: {size:,.1f} MB, {counts}", err=file == STREAMED)
+    typer.echo(f"{file}: {size:,.0f} kB, {counts}", err=file == STREAMED)
 
 
 def restore(
