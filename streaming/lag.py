@@ -28,6 +28,7 @@ class Lag:
         self._labels = (pipeline, group)
         self._committed: dict[Place, int] = {}
         self._reached: dict[Place, int] = {}
+        self._received: dict[Place, int] = {}
         self._shown: set[int] = set()
         self._noted_at: float | None = None
 
@@ -39,6 +40,8 @@ class Lag:
                 self._reached[message.topic(), message.partition()] = message.offset()
             else:
                 found.append(message)
+                if message.error() is None:
+                    self._received[message.topic(), message.partition()] = message.offset() + 1
         return found
 
     def committed(self, offsets: Iterable[TopicPartition]) -> None:
@@ -47,7 +50,7 @@ class Lag:
 
     def opened(self) -> None:
         """A new consumer begins: what the last one knew may be old."""
-        self._committed, self._reached = {}, {}
+        self._committed, self._reached, self._received = {}, {}, {}
 
     def note(self, consumer: Consumer, now_seconds: float) -> None:
         """Show the lag of the partitions that the consumer has; asks no broker.
@@ -73,14 +76,8 @@ class Lag:
         known = consumer.get_watermark_offsets(of, cached=True)
         if known is None or known[1] < 0:
             return None
-        end, reached = known[1], self._reached.get(place)
-        committed = self._committed.get(place)
-        if committed is None:  # nothing was handled since the consumer was opened
-            return 0 if reached is not None and reached >= end else None
-        if reached is not None and reached >= end and self._handled(consumer, of, committed):
+        end, reached = known[1], self._reached.get(place, -1)
+        committed, received = self._committed.get(place), self._received.get(place, 0)
+        if reached >= end and (committed or 0) >= received:
             return 0
-        return int(max(0, end - committed))
-
-    def _handled(self, consumer: Consumer, of: TopicPartition, committed: int) -> bool:
-        """Whether everything that was received is committed."""
-        return bool(consumer.position([of])[0].offset <= committed)
+        return None if committed is None else int(max(0, end - committed))  # None: nothing was committed yet
