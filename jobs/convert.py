@@ -193,7 +193,7 @@ def _add_trees(builder: _Builder, recipe: Recipe, one: Fitted, prefix: str) -> s
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     types = [(TREE_INPUT, FloatTensorType([None, len(recipe.columns)]))]
-    sums = one.booster if one.link == "identity" else _sums_of(one.booster)
+    sums = one.booster if one.booster.dump_model()["objective"].startswith("regression") else _sums_of(one.booster)
     converted = convert_lightgbm(sums, initial_types=types, target_opset=OPSET, zipmap=False)
     graph = compose.add_prefix(converted, prefix, rename_inputs=False).graph
     builder.nodes += graph.node
@@ -214,6 +214,9 @@ def _sums_of(booster: lightgbm.Booster) -> lightgbm.Booster:
     import lightgbm
 
     lines = booster.model_to_string().split("\n")
-    return lightgbm.Booster(
-        model_str="\n".join("objective=regression" if line.startswith("objective=") else line for line in lines)
-    )
+    for index, line in enumerate(lines):
+        if line.startswith("objective="):
+            lines[index] = "objective=regression"
+        elif line.startswith("[objective:"):  # among the parameters at the text's end
+            lines[index] = "[objective: regression]"
+    return lightgbm.Booster(model_str="\n".join(lines))

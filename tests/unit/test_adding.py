@@ -1,0 +1,155 @@
+"""Models from elsewhere: what is made of them answers as they do, and what cannot be used is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from almanac.errors import ModelError, UsageError
+from almanac.partitioning import Buckets
+from almanac.pipeline import Freshness, Output, Pipeline, hours
+from almanac.scoring import Scorer, check_self_contained
+from jobs.adding import _booster, _fitted, own_form
+from jobs.convert import Recipe, to_onnx
+
+RIDES = Pipeline(
+    name="rides",
+    entity="station",
+    partitions=Buckets(count=2),
+    outputs=(Output(name="rides"),),
+    features="rides_v1",
+    model="rides@champion",
+    schedule="0 * * * *",
+    freshness=Freshness(fresh_for=hours(1), usable_for=hours(2)),
+)
+COLUMNS = ("a", "b", "c")
+ROWS = np.random.default_rng(3).normal(size=(400, 3)).astype(np.float32)
+
+
+def trained(objective: str, folder: Path, **more: Any) -> Path:
+    truth = ROWS[:, 0] + 0.3 * ROWS[:, 1]
+    truth = (truth > 0).astype(float) if objective in ("binary", "cross_entropy") else np.exp(truth)
+    data = lightgbm.Dataset(ROWS, truth, feature_name=list(COLUMNS))
+    booster = lightgbm.train({"objective": objective, "verbosity": -1, "num_threads": 1, **more}, data, 8)
+    booster.save_model(str(path := folder / "model.txt"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "objective", ["binary", "cross_entropy", "poisson", "gamma", "tweedie", "regression", "quantile", "fair", "mape"]
+)
+def test_lightgbms_text_answers_alike_as_onnx(objective: str, tmp_path: Path) -> None:
+    path = trained(objective, tmp_path, **({"sigmoid": 1.7} if objective == "binary" else {}))
+    booster = _booster(path)
+    recipe = Recipe(inputs=COLUMNS, differences=())
+    scorer = Scorer.open(to_onnx(recipe, [_fitted("rides", booster, path)]), "m", entity="station")
+    found = scorer.score({name: ROWS[:, index] for index, name in enumerate(COLUMNS)})
+    np.testing.assert_allclose(
+        found["rides"], lightgbm.Booster(model_file=str(path)).predict(ROWS), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    many = lightgbm.Dataset(ROWS, np.arange(400) % 3)
+    booster = lightgbm.train({"objective": "multiclass", "num_class": 3, "verbosity": -1}, many, 2)
+    booster.save_model(str(tmp_path / "many.txt"))
+    with pytest.raises(ModelError, match="one model per output"):
+        _booster(tmp_path / "many.txt")
+    for name, content in (("empty.txt", b""), ("other.txt", b"tree\nnot a model\n"), ("binary.txt", b"\x80\x04\xff")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=r"is not a LightGBM model's text|does not answer") as caught:
+            _booster(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="name a model's file"):
+        _booster(tmp_path / "absent.txt")
+
+
+def graph(
+    inputs: list[tuple[str, list[Any]]], outputs: list[tuple[str, list[Any]]], nodes: list[Any], *constants: Any
+) -> bytes:
+    made = helper.make_graph(
+        nodes,
+        "elsewhere",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+        list(constants),
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def matrix() -> bytes:
+    """The sum of three columns, under names that are not ours, one number a row in a column."""
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    return graph(
+        [("X", ["n", 3])], [("y", ["n", 1])], [helper.make_node("ReduceSum", ["X", "axes"], ["y"], keepdims=1)], axes
+    )
+
+
+def columns() -> bytes:
+    """2 b - a, of an input per column, in an order of its own."""
+    nodes = [helper.make_node("Add", ["b", "b"], ["twice"]), helper.make_node("Sub", ["twice", "a"], ["rides"])]
+    return graph([("b", ["n", 1]), ("a", ["n", 1])], [("rides", ["n", 1])], nodes)
+
+
+def scored(data: bytes) -> Any:
+    scorer = Scorer.open(data, "m", entity="station")
+    return scorer.score({name: ROWS[:, index] for index, name in enumerate(COLUMNS)})["rides"]
+
+
+def test_a_matrix_of_named_columns_is_taken_over() -> None:
+    made = own_form("m.onnx", matrix(), RIDES, COLUMNS)
+    np.testing.assert_allclose(scored(made), ROWS.sum(axis=1), rtol=1e-5, atol=1e-5)
+    again = own_form("m.onnx", made, RIDES, ())  # our own form is taken too, with the names inside
+    np.testing.assert_allclose(scored(again), ROWS.sum(axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_per_column_is_taken_over() -> None:
+    np.testing.assert_allclose(
+        scored(own_form("m.onnx", columns(), RIDES, ())), 2 * ROWS[:, 1] - ROWS[:, 0], rtol=1e-5, atol=1e-5
+    )
+
+
+def two_numbers() -> bytes:
+    return graph([("X", ["n", 2])], [("y", ["n", 2])], [helper.make_node("Identity", ["X"], ["y"])])
+
+
+@pytest.mark.parametrize(
+    ("data", "inputs", "said"),
+    [
+        (matrix, (), "give them, as --inputs a,b,c"),
+        (matrix, ("a", "b"), "3 input columns, 2 are named"),
+        (two_numbers, ("a", "b"), "output y is not one float32 number a row"),
+    ],
+)
+def test_another_form_is_refused(data: Callable[[], bytes], inputs: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        own_form("m.onnx", data(), RIDES, inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_must_be_the_declared_ones() -> None:
+    two = replace(RIDES, outputs=(Output(name="rides"), Output(name="returns")))
+    with pytest.raises(ModelError, match="answers y, pipeline rides declares rides, returns"):
+        own_form("m.onnx", matrix(), two, COLUMNS)
+
+
+def taken(data: bytes) -> bytes:
+    check_self_contained("m.onnx", data)
+    return own_form("m.onnx", data, RIDES, COLUMNS)
+
+
+def test_what_is_no_onnx_is_refused() -> None:
+    for data in (b"", b"PK\x03\x04", b"\x80\x04pickle"):
+        with pytest.raises(ModelError) as caught:
+            taken(data)
+        assert "\n" not in str(caught.value)
