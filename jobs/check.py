@@ -77,7 +77,7 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
     with stage("gate_predictions", pipeline.name, settings, generation=plan.generation) as record:
         with record.step("postgres"), PostgresStore(settings.need("postgres_url")) as store:
             table = store.staged_rows(attempt)
-        record.rows = table.num_rows
+        record.rows, record.partitions = table.num_rows, len(table.column("partition").unique())
         names = [PARTITION if name == "partition" else name for name in table.column_names]
         with record.step("expectations"):
             report = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)

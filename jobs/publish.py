@@ -66,7 +66,8 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
                 log.warning("redis stays pending at generation %d: %s", publication.generation, error)
         with record.step("retention"):
             store.retire(pipeline, now=now)
-    _log_predictions(pipeline, settings, publication)
+    with record.step("prediction_log"):
+        _log_predictions(pipeline, settings, publication)
     return publication
 
 

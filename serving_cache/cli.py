@@ -81,7 +81,8 @@ def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:
     rows = [
         (
             f.stage, f.shard, f"{format_time(f.started_at)[5:19]}Z", f"{f.seconds:.2f} s", f.partitions, f.rows,
-            ", ".join(f"{name} {seconds:.2f}" for name, seconds in f.steps.items()), f.outcome, f.reason,
+            ", ".join(f"{name} {f.steps[name]:.2f}" for name in sorted(f.steps, key=f.steps.__getitem__, reverse=True)),
+            f.outcome, f.reason,
         )
         for f in found
     ]  # fmt: skip

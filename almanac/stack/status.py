@@ -82,6 +82,8 @@ def print_addresses(places: Places, settings: Settings) -> None:
     for label, name in (("PostgreSQL", "postgres"), ("Redis", "redis"), ("Kafka", "kafka")):
         if address := health.public_address(settings, name):
             rows.append((label, address, "" if name == "kafka" else f"user and password in {places.endpoints}"))
+    if settings.monitor_url:
+        rows.append(("monitor", settings.monitor_url, "metrics at /metrics, alerts at /alerts"))
     rows.append(("logs", str(places.logs), ""))
     width = max(len(where) for _, where, _ in rows)
     for label, where, how in rows:

@@ -26,6 +26,7 @@ from almanac.clock import floor_hour, utc_now
 from almanac.errors import GateError
 from almanac.pipeline import Pipeline
 from almanac.settings import load_settings
+from almanac.stack import health
 from almanac.stack.server import free_port
 from jobs.stages import stage
 from serving_cache.monitor import Monitor
@@ -170,6 +171,7 @@ def test_a_stage_is_recorded_however_it_ends_and_a_lost_record_fails_nothing(
         raise GateError("half of it\nis missing")
     with PostgresStore(postgres_url) as store:
         scored, gated = store.stage_times(pipeline.name, 5)
+        assert store.stage_times(pipeline.name, 6) == []
     assert (scored.stage, scored.shard, scored.rows, scored.outcome) == ("score", 2, 40, "done")
     assert set(scored.steps) == {"features"}
     assert (gated.outcome, gated.reason) == ("GateError", "half of it is missing")
@@ -262,10 +264,14 @@ def test_the_processes_show_metrics_and_tell_the_webhook(
         assert httpx.get(f"http://127.0.0.1:{reconciler}/readyz").status_code == 200
         (shown,) = httpx.get(f"http://127.0.0.1:{monitor}/alerts").json()["alerts"]
         assert shown["pipeline"] == pipeline.name
+        here = load_settings(monitor_url=f"http://127.0.0.1:{monitor}")
+        assert [(alert["name"], alert["pipeline"]) for alert in health.alerts(here)] == [(shown["name"], pipeline.name)]
+        assert health.ask("monitor", here, None) is None
         published_generation(postgres, pipeline, 2.0, hour)
         wait_until(lambda: scraped(monitor).get(late) == 0)
         wait_until(lambda: [body["status"] for body in receiver.bodies] == ["firing", "resolved"])
         assert scraped(monitor)["almanac_generation_epoch", pipeline.name] == 2
+        assert health.alerts(here) == []
     finally:
         said = {}
         for name, process in started.items():

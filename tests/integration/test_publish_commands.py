@@ -10,7 +10,9 @@ import pytest
 
 from almanac.cli import main
 from almanac.declarations import pipelines
+from almanac.errors import GateError
 from almanac.settings import settings
+from jobs.stages import stage
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from tests.generations import grid_pipeline, migrated, new_name, published_generation, staged_parts, start_of
@@ -112,6 +114,23 @@ def test_rollback_works_without_redis(
     assert "generation 1, epoch 3" in said
     assert "Redis follows later" in said
     assert "did not answer" in almanac("rebuild-cache", name, code=6)
+
+
+def test_stages_of_a_generation_are_shown(almanac: Command, name: str, postgres_url: str) -> None:
+    pipeline = grid_pipeline(name)
+    migrated(postgres_url, pipeline)
+    with PostgresStore(postgres_url) as store:
+        number = published_generation(store, pipeline, 1.0).generation
+    with pytest.raises(GateError), stage("gate_features", name, settings(), generation=number):
+        raise GateError("half of it is missing")
+    (found,) = json.loads(almanac("generations", name, "--stages", str(number), "--json"))
+    assert (found["stage"], found["outcome"], found["reason"]) == (
+        "gate_features",
+        "GateError",
+        "half of it is missing",
+    )
+    assert "gate_features" in almanac("generations", name, "--stages", str(number))
+    assert "no generation 99" in almanac("generations", name, "--stages", "99", code=2)
 
 
 def test_unknown_pipelines_and_servers_are_named(almanac: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
