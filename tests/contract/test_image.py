@@ -221,7 +221,7 @@ def test_migrations_only_go_forward_and_the_page_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_what_runs_once_ends(name: str) -> None:
+def test_what_runs_once_ends_and_a_service_that_stays_waits_for_it(name: str) -> None:
     assert "healthcheck" not in services()[name]
-    assert name in {need for service in services().values() for need in service.get("depends_on", {})}
+    assert name in {need for lasts in lasting() for need in services()[lasts].get("depends_on", {})}
     assert document()["services"][name]["command"][:2] == ["python", "-m"]
