@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -13,6 +14,7 @@ from almanac.errors import Unavailable
 
 LOCK_WAIT_SECONDS_MAX = 300.0
 LOCK_POLL_SECONDS = 0.1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -21,7 +23,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader, or a death at any moment, finds the old file or the new one. When
     the block raises, `path` stays as it was.
+
+    Raises:
+        Unavailable: the disk is full.
     """
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise Unavailable(
+            f"{path} cannot be written, the disk is full ({os.strerror(error.errno)}); the file is as it was: "
+            "free some space, then try again"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name must not end in .parquet: readers take every such file of a folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")

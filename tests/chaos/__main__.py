@@ -2,11 +2,13 @@
 
 Exits 0 only if no reader saw a mixed, partial or backward generation, no event was
 lost or doubled, every run succeeded, and all was well within 30 s of every kill.
+SIGUSR1 ends it early, with its account of the kills so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -40,79 +42,79 @@ BIAS_STEP = 0.125
 BIASES = 200
 BATCH_TARGETS = ("score", "publish", "scheduler")
 RUNS_PER_KILL_MAX = 2
+RUNS_BESIDE_MAX = 200
 START_SECONDS_MAX = 120
 
 
 class Chaos:
-    """The suite: what was killed, and what it came to."""
+    """The suite: what was killed, and what it came to. Each target has its own thread and its own dice."""
 
     def __init__(self, stack: Stack, seed: int, kills: int) -> None:
-        self.stack, self.chance, self.count = stack, random.Random(seed), kills
-        self.seed = seed
+        self.stack, self.seed, self.count = stack, seed, kills
         self.book = Book()
         self.kills: list[Kill] = []
         self.runs: list[str] = []
-        self._started = 0
-        self._turn = threading.Lock()
+        self._done = threading.Event()
+
+    def dice(self, target: str) -> random.Random:
+        """The random numbers of a target; the same for the same seed, whatever other targets do."""
+        return random.Random(f"{self.seed} {target}")
 
     def note(self, kill: Kill) -> None:
         """Keep and print a kill."""
         self.kills.append(kill)
         verdict = "" if kill.in_time else f"  TOO LATE, waited for: {kill.waited_for}"
-        number = sum(found.target == kill.target for found in self.kills)
-        print(
-            f"seed {self.seed}  {kill.target:<9} {number:>3}  {kill.seconds:6.1f} s  {kill.moment}{verdict}", flush=True
-        )
+        who = f"seed {self.seed}  {kill.target:<9} {self.killed(kill.target):>3}"
+        print(f"{who}  {kill.seconds:6.1f} s  load {os.getloadavg()[0]:4.1f}  {kill.moment}{verdict}", flush=True)
         if not kill.in_time:
-            self.book.breach(f"{kill.target} {number}: not well within {WELL_SECONDS_MAX:.0f} s")
+            self.book.breach(f"{kill.target} {self.killed(kill.target)}: not well within {WELL_SECONDS_MAX:.0f} s")
 
-    def run(self, wanted: Mapping[str, int]) -> None:
-        """One batch run with so many kills of each wanted target, at most."""
-        with self._turn:  # runs of one DAG come one after another anyway
-            self._started += 1
-            register_model(self.stack.settings, declared("weather"), self._started % BIASES * BIAS_STEP)
-            key = floor_hour(utc_now()).strftime(PARTITION_KEY_FORMAT)
-            run = Run(self.stack, self.chance, key, wanted)
-            run.go()
+    def killed(self, target: str) -> int:
+        """How often a target was killed so far."""
+        return sum(kill.target == target for kill in self.kills)
+
+    def run(self, wanted: Mapping[str, int], chance: random.Random) -> None:
+        """One batch run with so many kills of each wanted target, at most; by a model with predictions of its own."""
+        register_model(self.stack.settings, declared("weather"), (len(self.runs) + 1) % BIASES * BIAS_STEP)
+        key = floor_hour(utc_now()).strftime(PARTITION_KEY_FORMAT)
+        run = Run(self.stack, chance, key, wanted, self.note)
+        run.go()
         self.runs.append(run.state)
-        for kill in run.kills:
-            self.note(kill)
         if run.state != "success":
             self.book.breach(f"a run ended as {run.state}")
 
-    def batch(self, targets: set[str]) -> None:
-        """Runs until each target was killed as often as wanted."""
-        for _ in range(self.count * RUNS_PER_KILL_MAX):
-            if not (left := self._left(targets)):
-                return
-            self.run({target: min(count, RUN_KILLS_MAX[target]) for target, count in left.items()})
-        if left := self._left(targets):
-            self.book.breach(f"{left} could not be killed often enough")
+    def go(self, targets: list[str], events: Events) -> None:
+        """Kill each target as often as wanted, all targets at once; runs go on until the last kill."""
+        threads = [
+            threading.Thread(target=self._kill_program, args=(target, events), name=target)
+            for target in targets
+            if target not in BATCH_TARGETS
+        ]
+        for thread in threads:
+            thread.start()
+        chance = self.dice("runs")
+        while not self._done.is_set():
+            left = {target: self.count - self.killed(target) for target in targets if target in BATCH_TARGETS}
+            left = {target: min(count, RUN_KILLS_MAX[target]) for target, count in left.items() if count > 0}
+            if not left and not any(thread.is_alive() for thread in threads):
+                break
+            if len(self.runs) > self.count * RUNS_PER_KILL_MAX + RUNS_BESIDE_MAX:
+                self.book.breach(f"{left} could not be killed often enough")
+                break
+            self.run(left, chance)
+        for thread in threads:
+            thread.join()
 
-    def _left(self, targets: set[str]) -> dict[str, int]:
-        left = {target: self.count - sum(kill.target == target for kill in self.kills) for target in targets}
-        return {target: count for target, count in left.items() if count > 0}
+    def stop(self) -> None:
+        """Kill no more once what is under way has ended."""
+        self._done.set()
 
-    def programs(self, targets: list[str], events: Events) -> None:
-        """Kill programs while runs go on beside."""
-        done = threading.Event()
-        beside = threading.Thread(target=self._runs_beside, args=(done,), name="runs")
-        beside.start()
-        try:
-            for _ in range(self.count):
-                for target in targets:
-                    self.note(
-                        kill_lookup(self.stack, self.chance)
-                        if target == "lookup"
-                        else kill_stream(self.stack, self.chance, events)
-                    )
-        finally:
-            done.set()
-            beside.join()
-
-    def _runs_beside(self, done: threading.Event) -> None:
-        while not done.is_set():
-            self.run({})
+    def _kill_program(self, target: str, events: Events) -> None:
+        chance = self.dice(target)
+        while self.killed(target) < self.count and not self._done.is_set():
+            self.note(
+                kill_lookup(self.stack, chance) if target == "lookup" else kill_stream(self.stack, chance, events)
+            )
 
     def report(self) -> int:
         """Print the summary; the exit code."""
@@ -133,7 +135,7 @@ class Chaos:
 
 def first_generation(chaos: Chaos) -> None:
     """A generation to read, and everything healthy, before the first kill."""
-    chaos.run({})
+    chaos.run({}, chaos.dice("first"))
     give_up_at = time.monotonic() + START_SECONDS_MAX
     while (why := healthy(chaos.stack)) is not None:
         if time.monotonic() > give_up_at:
@@ -154,15 +156,14 @@ def main() -> int:
     print(f"seed {given.seed}, {given.kills} kills each of {', '.join(targets)}", flush=True)
     stack = Stack(state)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way nothing is left running
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         stack.up()
         chaos = Chaos(stack, given.seed, given.kills)
+        signal.signal(signal.SIGUSR1, lambda *_: chaos.stop())
         first_generation(chaos)
         with Readers(stack, chaos.book, given.seed), Events(stack, given.seed) as events:
-            if programs := [target for target in targets if target not in BATCH_TARGETS]:
-                chaos.programs(programs, events)
-            if batch := {target for target in targets if target in BATCH_TARGETS}:
-                chaos.batch(batch)
+            chaos.go(targets, events)
             events.stop()
             counts = settle(stack, events, chaos.book)
         print(f"\n{chaos.book.compare()} answers of generations compared with their rows; {counts}")

@@ -19,7 +19,7 @@ from serving_cache.redis import RedisStore
 from tests.chaos.book import Book, Values
 from tests.chaos.stack import Stack
 
-PAUSE_SECONDS = 0.15
+PAUSE_SECONDS = 0.25
 REQUEST_SECONDS_MAX = 5.0
 STOP_SECONDS_MAX = 30
 NAME = "weather"

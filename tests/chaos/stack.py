@@ -37,6 +37,8 @@ class Stack:
         os.environ["ALMANAC_PIPELINES"] = str(DECLARATION)
         os.environ["PYTHONPATH"] = str(ROOT)
         self._settings: Settings | None = None
+        self.killed: set[str] = set()
+        """Programs that a kill is just waiting for; another target's kill does not wait for them as well."""
 
     def almanac(self, *words: str, stdin: str | None = None) -> str:
         """Run a command of `almanac`; its standard output.
@@ -67,13 +69,17 @@ class Stack:
             self._settings = load_settings(state_dir=self.places.state_dir)
         return self._settings
 
-    def unwell(self) -> list[str]:
-        """What `almanac status` would show as not healthy."""
+    def unwell(self, besides: str = "") -> list[str]:
+        """What `almanac status` would show as not healthy, without programs that were killed `besides` this one."""
         try:
             found = health.survey(self.places, self.settings)
         except AlmanacError as error:
             return [str(error)]
-        return [f"{program.name}: {program.why_not}" for program in found if program.why_not is not None]
+        return [
+            f"{program.name}: {program.why_not}"
+            for program in found
+            if program.why_not is not None and program.name not in self.killed - {besides}
+        ]
 
     def pid(self, program: str) -> int | None:
         """The process of a program, if it has one."""

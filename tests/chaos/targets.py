@@ -52,7 +52,10 @@ def until_well(target: str, moment: str, killed_at: float, missing: Callable[[],
     """Wait until nothing is missing any more; `missing` says what is, or None."""
     last = ""
     while time.monotonic() - killed_at < MEASURED_SECONDS_MAX:
-        found = missing()
+        try:
+            found = missing()
+        except AlmanacError as error:
+            found = str(error)
         seconds = time.monotonic() - killed_at
         if found is None:
             return Kill(target, moment, seconds, last)
@@ -61,16 +64,16 @@ def until_well(target: str, moment: str, killed_at: float, missing: Callable[[],
     return Kill(target, moment, float("inf"), last)
 
 
-def healthy(stack: Stack) -> str | None:
-    """What keeps `almanac status` and a fresh lookup from being well."""
-    if not stack.answers_fresh():
+def healthy(stack: Stack, program: str = "") -> str | None:
+    """What keeps `almanac status` and a fresh lookup from being well, without other targets' kills."""
+    if not stack.answers_fresh() and (program == "lookup" or "lookup" not in stack.killed):
         return "no fresh lookup"
-    return next(iter(stack.unwell()), None)
+    return next(iter(stack.unwell(program)), None)
 
 
 def kill_lookup(stack: Stack, chance: random.Random) -> Kill:
     """The lookup service: well when it is up again and answers fresh."""
-    return _kill_program("lookup", stack, chance, lambda killed: healthy(stack))
+    return _kill_program("lookup", stack, chance, lambda: healthy(stack, "lookup"))
 
 
 def kill_stream(stack: Stack, chance: random.Random, events: Events) -> Kill:
@@ -78,33 +81,33 @@ def kill_stream(stack: Stack, chance: random.Random, events: Events) -> Kill:
     cell = chance.randrange(CELLS)
     sent: list[Any] = []
 
-    def missing(killed: float) -> str | None:
+    def missing() -> str | None:
         if not sent:
             sent.append(events.send(cell))
         answer = stack.ask(f"/v1/{NAME}/entities/{cell}")
         if answer is None or answer["source"] != "stream" or parse_time(answer["as_of"]) < sent[0]:
             return "the event sent after the kill is not in the answers"
-        return healthy(stack)
+        return healthy(stack, "stream")
 
     return _kill_program("stream", stack, chance, missing)
 
 
-def _kill_program(name: str, stack: Stack, chance: random.Random, missing: Callable[[float], str | None]) -> Kill:
+def _kill_program(name: str, stack: Stack, chance: random.Random, missing: Callable[[], str | None]) -> Kill:
     wait = chance.uniform(0, BETWEEN_SECONDS_MAX)
     time.sleep(wait)
     pid = stack.pid(name)
     assert pid is not None, f"{name} does not run"
+    stack.killed.add(name)
     os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
 
     def gone() -> str | None:
-        try:
-            now = stack.pid(name)
-        except AlmanacError as error:
-            return str(error)
-        return f"{name} is not started again" if now in (None, pid) else missing(killed_at)
+        return f"{name} is not started again" if stack.pid(name) in (None, pid) else missing()
 
-    return until_well(name, f"{wait:.2f} s after the last was well", killed_at, gone)
+    try:
+        return until_well(name, f"{wait:.2f} s after the last was well", killed_at, gone)
+    finally:
+        stack.killed.discard(name)
 
 
 class Run:
@@ -113,9 +116,12 @@ class Run:
     Args:
         key: the partition key, the hour the run speaks for.
         wanted: the targets to be killed while it runs, and how often at most.
+        note: told of each kill, when all is well again.
     """
 
-    def __init__(self, stack: Stack, chance: random.Random, key: str, wanted: Mapping[str, int]) -> None:
+    def __init__(
+        self, stack: Stack, chance: random.Random, key: str, wanted: Mapping[str, int], note: Callable[[Kill], None]
+    ) -> None:
         self._stack, self._chance, self._key = stack, chance, key
         self._left = dict(wanted)
         self._killed: Counter[tuple[str, int]] = Counter()
@@ -123,7 +129,7 @@ class Run:
         self._run = ""
         self._began = 0.0
         self.state = ""
-        self.kills: list[Kill] = []
+        self._note = note
 
     def go(self) -> None:
         """Trigger it, kill, and follow it to its end; `state` is then Airflow's word."""
@@ -181,7 +187,7 @@ class Run:
             return "Airflow's API does not answer"
 
         title = f"{ran:.2f} s into {task['task_id']}" + (", with its supervisor" if whole else "")
-        self.kills.append(until_well(task["task_id"], title, killed_at, missing))
+        self._note(until_well(task["task_id"], title, killed_at, missing))
 
     def _kill_scheduler(self) -> None:
         busy = [task["task_id"] for task in self._tasks() if task["state"] in ("running", "queued")]
@@ -190,6 +196,7 @@ class Run:
         os.kill(pid, signal.SIGKILL)
         killed_at, moment = time.monotonic(), utc_now()
         self._left["scheduler"] -= 1
+        self._stack.killed.add("airflow-scheduler")
 
         def missing() -> str | None:
             if self._stack.pid("airflow-scheduler") in (None, pid):
@@ -199,7 +206,8 @@ class Run:
             started = [t for t in tasks if t["start_date"] and parse_time(t["start_date"]) > moment]
             if state not in RUN_FINISHED and not started:
                 return f"no task started again: {sorted({(t['task_id'], t['state']) for t in tasks if t['state']})}"
-            return healthy(self._stack)
+            return healthy(self._stack, "airflow-scheduler")
 
         title = f"{killed_at - self._began:.2f} s into the run, in {' and '.join(busy) or 'no task'}"
-        self.kills.append(until_well("scheduler", title, killed_at, missing))
+        self._note(until_well("scheduler", title, killed_at, missing))
+        self._stack.killed.discard("airflow-scheduler")
