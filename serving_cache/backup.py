@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ MANIFEST_BYTES_MAX = 256 * 1024 * 1024
 COPY_BYTES = 1024 * 1024
 DUMP_SECONDS_MAX = 6 * 3600
 LINE_CHARACTERS_MAX = 300
+WORKING_PREFIX = ".backup-"
+LEFT_SECONDS_MIN = 24 * 3600
+"""Longer than a dump may take: a working folder that old has no owner."""
 
 # Everything of the role's in this database, whatever an older or newer version made there; not the database.
 DROPS = "SET client_min_messages = warning; DROP OWNED BY CURRENT_USER CASCADE;\n"
@@ -308,14 +312,17 @@ def _removed_after(path: Path) -> Iterator[None]:
 
 @contextmanager
 def working_folder(state_dir: Path) -> Iterator[Path]:
-    """A folder of the state directory for what is under way, removed afterwards.
+    """A folder of the state directory for what is under way, removed afterwards; so is what a kill left long ago.
 
     Raises:
         StackError: the state directory cannot be written.
     """
     with _file_errors(state_dir):
         state_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=state_dir, prefix=".backup-") as folder:
+        for left in state_dir.glob(f"{WORKING_PREFIX}*"):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS_MIN:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=state_dir, prefix=WORKING_PREFIX) as folder:
             yield Path(folder)
 
 

@@ -195,6 +195,25 @@ def test_compose_commands_of_the_page_name_services_and_commands_that_exist() ->
     assert seen == verbs
 
 
+def test_commands_within_the_text_of_the_page_exist() -> None:
+    from typer.main import get_command
+
+    from almanac.cli import build_app
+    from almanac.stack.programs import MANAGED
+
+    known = get_command(build_app()).commands  # type: ignore[attr-defined]
+    inline = re.findall(r"`almanac ([^`]+)`", (ROOT / "docs" / "operations.md").read_text())
+    assert len(inline) > 20
+    for text in inline:
+        words = text.split()
+        assert words[0] in known, text
+        options = {option for parameter in known[words[0]].params for option in parameter.opts}
+        for word in words[1:]:
+            assert not word.startswith("--") or word.split("=")[0] in options, text
+            if words[0] in ("stop", "start", "restart") and word.islower() and not word.startswith("--"):
+                assert word in MANAGED, text
+
+
 def test_modules_of_the_page_exist() -> None:
     for words in commands_of_the_page():
         if words[:2] == ["python", "-m"]:

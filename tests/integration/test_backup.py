@@ -168,6 +168,15 @@ def test_backup_purge_restore_rebuild_same_answers(world: World) -> None:
     assert world.publish(3.0) == 3  # life goes on
 
 
+def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    (tmp_path / ".backup-old").mkdir()
+    (tmp_path / ".backup-new").mkdir()
+    os.utime(tmp_path / ".backup-old", (0, 0))
+    with backups.working_folder(tmp_path) as folder:
+        assert {path.name for path in tmp_path.iterdir()} == {".backup-new", folder.name}
+    assert [path.name for path in tmp_path.iterdir()] == [".backup-new"]
+
+
 def test_what_would_be_lost_or_is_in_use_is_refused(world: World) -> None:
     world.publish(1.0)
     file = world.folder / "almanac.backup"
