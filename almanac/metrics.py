@@ -25,7 +25,8 @@ from prometheus_client.exposition import choose_encoder
 
 from almanac.errors import StackError, UsageError
 
-disable_created_metrics()  # a further series for each counter and histogram, which nothing here reads
+# They would be a further series for each counter and histogram, which nothing here reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REQUESTS_AT_ONCE_MAX = 8
 REQUEST_SECONDS_MAX = 5.0

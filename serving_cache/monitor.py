@@ -18,13 +18,13 @@ from itertools import product
 from types import FrameType
 
 from almanac import metrics
-from almanac.clock import utc_now
 from almanac.errors import AlmanacError
 from almanac.freshness import age_of
 from almanac.lateness import decide_lateness
 from almanac.pipeline import Pipeline
 from almanac.quality import SOURCES, Sums, horizons
 from almanac.settings import Settings
+from serving_cache.lookup.monitor import SystemClock
 from serving_cache.monitor_alerts import Alerts, Webhook
 from serving_cache.monitor_reading import Eyes, PipelineState
 from serving_cache.records import Pointer, State
@@ -180,10 +180,15 @@ def _show_errors(labels: tuple[str, str, str], sums: Sums) -> None:
     metrics.PREDICTION_REPLACED_ERROR.labels(*labels).set(sums.replaced_absolute / pairs if pairs else unknown)
 
 
-def run(monitor: Monitor) -> None:
-    """Step for ever."""
+def run(monitor: Monitor, clock: SystemClock) -> None:
+    """Step for ever, by a clock that does not follow a step of the wall clock: that makes no generation late."""
+    note: str | None = None
     while True:
-        monitor.step(utc_now(), time.monotonic())
+        moment = clock.now()
+        if moment.note and not note:
+            log.warning("monitor: %s", moment.note)
+        note = moment.note
+        monitor.step(moment.now, time.monotonic())
         time.sleep(PERIOD_SECONDS)
 
 
@@ -196,7 +201,8 @@ def watch(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
     webhook = Webhook(settings.alert_webhook_url) if settings.alert_webhook_url else None
     alerts = Alerts(webhook)
     eyes = Eyes(settings.need("postgres_url"), settings.need("redis_url"))
-    monitor = Monitor(pipelines, eyes, alerts, now=utc_now(), steady=time.monotonic())
+    clock = SystemClock()
+    monitor = Monitor(pipelines, eyes, alerts, now=clock.now().now, steady=time.monotonic())
     server = metrics.serve(
         settings.metrics_port,
         process="monitor",
@@ -206,7 +212,7 @@ def watch(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
         pages={"/alerts": alerts.page},
     )
     try:
-        run(monitor)
+        run(monitor, clock)
     finally:
         if server is not None:
             server.close()
