@@ -336,7 +336,7 @@ def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> It
             f"WHERE {_quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
             for table in tables
         ]
-        query = f"SELECT key FROM ({' INTERSECT '.join(f'({part})' for part in asked)}) ORDER BY key"  # noqa: S608
+        query = f"SELECT DISTINCT key FROM ({' INTERSECT '.join(f'({part})' for part in asked)}) ORDER BY key"  # noqa: S608
         found = connection.execute(query, [table.files for table in tables])
         while keys := found.fetchmany(KEYS_AT_ONCE):
             try:

@@ -95,7 +95,7 @@ def train_on_labels(pipeline: Pipeline, settings: Settings, *, now: datetime, pr
             )
         truth = training.truth[output.name][chosen]
         baselines[output.name] = {"mean": float(truth.mean()), "median": float(np.median(truth))}
-        fitted.append(_fit(pipeline, output, training.inputs[chosen], truth))
+        fitted.append(_fit(pipeline, output, recipe, training.inputs[chosen], truth))
     progress("converting to ONNX, proving it on golden rows")
     golden = golden_rows(recipe, fitted, training.table, pipeline.training.seed)
     files = {MODEL_FILE: to_onnx(recipe, fitted), GOLDEN_FILE: golden}
@@ -201,7 +201,7 @@ def _last_known(held_out: Labelled, output: Output) -> int:
     return int(held_out.moments[0]) - (_us(output.horizon) if output.horizon else 1)
 
 
-def _fit(pipeline: Pipeline, output: Output, inputs: Floats, truth: Numbers) -> Fitted:
+def _fit(pipeline: Pipeline, output: Output, recipe: Recipe, inputs: Floats, truth: Numbers) -> Fitted:
     """Step 3 for one output: LightGBM with the declared objective, deterministic."""
     import lightgbm
 
@@ -224,8 +224,7 @@ def _fit(pipeline: Pipeline, output: Output, inputs: Floats, truth: Numbers) -> 
         "num_threads": THREADS,
         "verbosity": -1,
     }
-    names = [f"column_{index}" for index in range(inputs.shape[1])]
-    data = lightgbm.Dataset(inputs, truth, feature_name=names, params=parameters)
+    data = lightgbm.Dataset(inputs, truth, feature_name=list(recipe.inputs), params=parameters)
     booster = exact_thresholds(lightgbm.train(parameters, data, num_boost_round=size.trees))
     link: Any = "sigmoid" if size.objective == "binary" else "identity"
     return Fitted(output=output.name, booster=booster, reference=Reference(weights={}, damping=1.0), link=link)

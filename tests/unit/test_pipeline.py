@@ -13,8 +13,8 @@ import pytest
 
 from almanac.declarations import load_pipelines
 from almanac.errors import DeclarationError
-from almanac.partitioning import Buckets
-from almanac.pipeline import Freshness, Gate, Output, Pipeline, Stream, Training, horizons
+from almanac.partitioning import Buckets, Grid
+from almanac.pipeline import Freshness, Gate, GridObservations, Output, Pipeline, Stream, Training, horizons
 from pipelines.weather import weather
 
 
@@ -57,6 +57,62 @@ def test_contradictions_are_refused(change: dict[str, Any], said: str) -> None:
 def test_parts_check_themselves(make: Any, said: str) -> None:
     with pytest.raises(DeclarationError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Freshness(fresh_for="abc", usable_for=timedelta(1)), r"Freshness.fresh_for is 'abc': give a duration"),
+        (lambda: Freshness(fresh_for=90, usable_for=timedelta(1)), r"Freshness.fresh_for is 90: give a duration"),
+        (lambda: horizons("t2m", hours="1"), r"horizons\(hours='1'\): give a tuple of whole hours"),
+        (lambda: horizons("t2m", hours=(1.5,)), r"1.5 is 1.5: give a whole number of at least 1"),
+        (lambda: Grid(rows=3.5, cols=2, tile=1), "Grid.rows is 3.5: give a whole number of at least 1"),
+        (lambda: Grid(rows=True, cols=2, tile=1), "Grid.rows is True: give a whole number"),
+        (lambda: Grid(rows=3, cols=2, tile=1, step="0.25"), "Grid.step is '0.25': give a number"),
+        (lambda: Buckets(count="8"), "Buckets.count is '8': give a whole number from 1 to 65,536"),
+        (lambda: Buckets(count=8, keys=int), "Buckets.keys is <class 'int'>: give 'string' or 'integer'"),
+        (lambda: Output(name="x", horizon=1), "output x: horizon is 1: give a duration"),
+        (lambda: Output(name="x", unit=1), "output x: unit is 1: give text"),
+        (
+            lambda: GridObservations(variable="t", unit="K", valid_range=5),
+            r"valid_range is 5: give \(least, greatest\)",
+        ),
+        (lambda: GridObservations(variable="t", unit="K", valid_range=("a", "b")), "valid_range is"),
+        (lambda: Stream(topic="t", values=("a",)), "Stream.values is"),
+        (
+            lambda: Stream(topic="t", values={"a": (2, 1)}),
+            r"Stream.values\['a'\] is \(2, 1\): give \(least, greatest\)",
+        ),
+        (lambda: Stream(topic="t", values={"a": int}), r"Stream.values\['a'\] is <class 'int'>"),
+        (lambda: Stream(topic="t", values={"a b": None}), "a column of Stream.values is 'a b'"),
+        (lambda: Gate(on="features", expectation="expect_x", kwargs="column"), "Gate.kwargs is 'column'"),
+        (lambda: Training(window="30 days"), "Training.window is '30 days': give a duration"),
+        (lambda: Training(trees=1.5), "Training.trees is 1.5: give a whole number of at least 1"),
+        (lambda: Training(objective="accuracy"), "Training.objective is 'accuracy': give one of regression_l1"),
+        (lambda: Training(labels="No Such"), "Training.labels is 'No Such'"),
+        (lambda: replace(weather, outputs="t2m"), "outputs is 't2m': give a tuple of Output"),
+        (lambda: replace(weather, outputs=weather.outputs[0]), "outputs is Output.*give a tuple of Output"),
+        (lambda: replace(weather, gates=("x",)), r"gates is \('x',\): give a tuple of Gate"),
+        (lambda: replace(weather, schedule=60), "schedule is 60: give text"),
+        (lambda: replace(weather, freshness=timedelta(1)), "freshness is .*: give Freshness"),
+        (lambda: replace(weather, stream="topic"), "stream is 'topic': give Stream"),
+        (lambda: replace(weather, coverage_min="all"), "coverage_min is 'all': give a number from 0 to 1"),
+        (lambda: replace(weather, shard_partitions=2.5), "shard_partitions is 2.5: give a whole number"),
+        (lambda: replace(weather, default=280), "default is 280: give a dictionary"),
+        (lambda: replace(weather, default=dict.fromkeys(weather.output_names, "x")), "default.* is 'x': give a number"),
+        (lambda: replace(weather, source=None), "stream says nothing of what events carry"),
+        (lambda: replace(weather, stream=Stream(topic="t", values={"a": None})), "events carry the source's variable"),
+        (lambda: replace(weather, training=Training(labels="truth")), "the source is the truth"),
+        (
+            lambda: replace(weather, source=None, stream=Stream(topic="t", values={"cell_id": None})),
+            "events cannot carry 'cell_id'",
+        ),
+    ],
+)
+def test_a_wrong_type_is_one_line_with_field_and_remedy(make: Any, said: str) -> None:
+    with pytest.raises(DeclarationError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)
 
 
 def test_shards_hold_every_partition_once() -> None:
