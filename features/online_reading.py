@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 import mmh3
@@ -38,9 +39,11 @@ PLAN_TABLE = "reading_plans"
 VIEWS_MAX = 64
 FEATURES_MAX = 4_096  # of all views
 ENTITIES_MAX = 1_000  # of one read
+TIMES_KNOWN_MAX = 1_024  # event times kept decoded
 
 _STRING, _INT32, _INT64 = 2, 3, 4  # Feast's ValueType
 _FLOAT_TAG = b"\x35"  # protobuf: field 6 (float_val), fixed 32 bits
+_PACKED = np.dtype([("tag", "u1"), ("number", "<f4")])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _VARINT_BYTES_MAX = 10
 
@@ -181,16 +184,25 @@ class Reader:
                 usable[index] = True
                 if written is not None and (view.observed or view.ttl_seconds is not None):
                     times[index].append((view.observed, written))
-            for offset, column in enumerate(view.columns, start=at + 1):
-                numbers = _numbers([row[offset] for row in rows], f"{view.name}:{column}")
-                numbers[~usable] = np.nan
-                columns[column] = numbers
+            numbers = _numbers(rows, at + 1, view)
+            numbers[:, ~usable] = np.nan
+            columns |= dict(zip(view.columns, numbers, strict=True))
             at += 1 + len(view.columns)
         return Features(
             columns=columns,
             as_of=tuple(_as_of(found, self.plan) for found in times),
             lacking=tuple(tuple(found) for found in lacking),
         )
+
+    def newest_unobserved(self, rows: Sequence[Sequence[bytes | None]]) -> list[datetime | None]:
+        """The newest event time of each row among the views that no event pushes, expired or not; None without any."""
+        places, at = [], 0
+        for view in self.plan.views:
+            if not view.observed:
+                places.append(at)
+            at += 1 + len(view.columns)
+        times = [[when for place in places if (when := _timestamp(row[place])) is not None] for row in rows]
+        return [max(found, default=None) for found in times]
 
 
 def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[Any]]:
@@ -244,14 +256,18 @@ def _as_of(times: list[tuple[bool, datetime]], plan: Plan) -> datetime | None:
     return min((when for _, when in times), default=None) if len(times) == changing else None
 
 
-def _numbers(values: list[bytes | None], name: str) -> Floats:
-    """Protobuf Values as numbers; absent and null ones as NaN."""
+def _numbers(rows: Sequence[Sequence[bytes | None]], start: int, view: View) -> Floats:
+    """The protobuf Values of one view from column `start` on, float64 (features, rows); absent and null ones as NaN."""
+    width = len(view.features)
+    values = [value for row in rows for value in row[start : start + width]]
     data = b"".join(values) if None not in values else b""  # type: ignore[arg-type]
-    if values and len(data) == 5 * len(values) and data[::5] == _FLOAT_TAG * len(values):
+    if len(data) == 5 * len(values) and data[::5] == _FLOAT_TAG * len(values):
         # All of them floats, as almost always: read at once.
-        packed = np.frombuffer(data, dtype=np.uint8).reshape(-1, 5)[:, 1:]
-        return np.ascontiguousarray(packed).view("<f4").reshape(-1).astype(np.float64)
-    return np.array([_number(value, name) for value in values], dtype=np.float64)
+        found = np.frombuffer(data, dtype=_PACKED)["number"].astype(np.float64)
+    else:
+        names = [f"{view.name}:{feature}" for feature in view.features] * len(rows)
+        found = np.array([_number(value, name) for value, name in zip(values, names, strict=True)], dtype=np.float64)
+    return np.ascontiguousarray(found.reshape(len(rows), width).T)
 
 
 def _number(data: bytes | None, name: str) -> float:
@@ -284,6 +300,7 @@ _READERS: dict[int, Callable[[bytes, int], float]] = {
 }
 
 
+@lru_cache(maxsize=TIMES_KNOWN_MAX)  # rows that were written together have the same
 def _timestamp(data: bytes | None) -> datetime | None:
     """A protobuf Timestamp; None if absent."""
     if data is None:

@@ -24,6 +24,7 @@ from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 
 FLOAT32_MAX = 3.4e38
+FLOAT32_DIGITS_MIN, FLOAT32_DIGITS_MAX = 7, 9  # significant decimal digits that a float32 may need
 REUSE_SECONDS_MAX = 2
 RETRY_AFTER_SECONDS = 5
 
@@ -162,8 +163,11 @@ def shortest(value: float | None) -> float | None:
     """The same float32 with fewer digits (281.3 for 281.29998779296875); what was never a float32 stays as it is."""
     if value is None or not abs(value) < FLOAT32_MAX:
         return value
-    short = float(f"{value:.7g}")
-    return short if _FLOAT32.unpack(_FLOAT32.pack(short))[0] == value else value
+    for digits in range(FLOAT32_DIGITS_MIN, FLOAT32_DIGITS_MAX + 1):
+        short = float(f"{value:.{digits}g}")
+        if _FLOAT32.unpack(_FLOAT32.pack(short))[0] == value:
+            return short
+    return value
 
 
 def _point(pipeline: Pipeline, entity: EntityKey) -> Point | None:

@@ -165,6 +165,7 @@ def test_numbers_are_shortened_without_loss(value: float) -> None:
 
 def test_numbers_read_well() -> None:
     assert [shortest(v) for v in (281.29998779296875, 281.3, 0.1, 1e300, None)] == [281.3, 281.3, 0.1, 1e300, None]
+    assert shortest(278.89434814453125) == 278.89435
 
 
 async def nobody(request: Request) -> Response:
