@@ -95,8 +95,12 @@ class Webhook:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = None
+        if not known:
             raise UsageError("the alert webhook is no http(s) URL: correct or unset ALMANAC_ALERT_WEBHOOK_URL")
         self._url = url
         self._host = parts.hostname
@@ -149,7 +153,6 @@ class Webhook:
         self._failed(alert, reason)
 
     def _failed(self, alert: Alert, reason: str) -> None:
-        metrics.ALERTS_SENT.labels(alert.pipeline, "failed").inc()
         log.error(
             "alert webhook at %s was not told that %s is %s (%s): look at ALMANAC_ALERT_WEBHOOK_URL",
             self._host,
@@ -158,6 +161,7 @@ class Webhook:
             reason,
             extra={"pipeline": alert.pipeline},
         )
+        metrics.ALERTS_SENT.labels(alert.pipeline, "failed").inc()
 
 
 class Alerts:
