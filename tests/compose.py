@@ -32,7 +32,7 @@ def interpolated(text: str) -> str:
         assert (match["rest"] or "").startswith(":-"), f"{name} has no default: write ${{{name}:-…}}"
         return match["rest"].removeprefix(":-")
 
-    return VARIABLE.sub(default_of, text)
+    return VARIABLE.sub(default_of, text).replace("$$", "$")
 
 
 @lru_cache(maxsize=1)

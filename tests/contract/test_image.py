@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from almanac.settings import SECRET_SETTINGS, Settings, secret_file_variable
 from almanac.stack.kafka import CONFIGURATION as KAFKA
 from serving_cache.migrate import known_versions
 from tests.compose import ONCE, ROOT, document, lasting, program_of, services
@@ -63,7 +64,7 @@ def test_everything_copied_is_tracked_and_let_through() -> None:
     for source in sources:
         assert any(name == source or name.startswith(f"{source}/") for name in tracked), f"{source} is not tracked"
         assert any(source == path or source.startswith(f"{path}/") for path in let_through), f"{source} is ignored"
-    assert "**" in (ROOT / ".dockerignore").read_text().splitlines(), "all is ignored but what is named"
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines(), "all is ignored but what is named"
     assert not any(path.startswith((".", "deploy/secrets")) for path in let_through)
 
 
@@ -212,6 +213,18 @@ def test_commands_within_the_text_of_the_page_exist() -> None:
             assert not word.startswith("--") or word.split("=")[0] in options, text
             if words[0] in ("stop", "start", "restart") and word.islower() and not word.startswith("--"):
                 assert word in MANAGED, text
+
+
+def test_the_override_of_the_page_fits_the_file() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    override = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.S)[0])
+    assert set(override["services"]) <= set(services())
+    known = {f"ALMANAC_{name.upper()}" for name in Settings.model_fields} | set(
+        map(secret_file_variable, SECRET_SETTINGS)
+    )
+    for service in override["services"].values():
+        assert set(service["environment"]) <= known
+        assert set(service.get("secrets", [])) <= set(override["secrets"])
 
 
 def test_modules_of_the_page_exist() -> None:
