@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -203,6 +203,7 @@ def start(places: Places, named: Settings, programs: tuple[str, ...], reporter: 
     endpoints: dict[str, Any] = {}
     in_use: dict[str, int] = {}
     if adopted:
+        check_known(programs, supervisor.states())
         reporter.say("adopting the stack that is up")
         entries, endpoints = read_json(places.programs), read_json(places.endpoints)
         # A stopped program's port is kept too: the others hold its address.
@@ -224,6 +225,20 @@ def start(places: Places, named: Settings, programs: tuple[str, ...], reporter: 
         supervisor.launch(list(MANAGED.values()))
     start_up = StartUp(plan, table, reporter)
     run_steps(start_up.steps(), reporter, start_up.calling)
+
+
+def check_known(programs: Collection[str], running: Collection[str]) -> None:
+    """Make sure that a process manager that runs already can start these programs: it learns them at its own start.
+
+    Raises:
+        StackError: it was started by another version of Almanac, without one of them.
+    """
+    unknown = [name for name in programs if name not in running]
+    if unknown:
+        raise StackError(
+            f"the stack that is up was started by another version of Almanac, without {', '.join(unknown)}: "
+            "run `almanac down`, then `almanac up`; the data stays"
+        )
 
 
 def _drop_replaced(supervisor: Supervisor, table: ProgramTable, named: Settings) -> None:

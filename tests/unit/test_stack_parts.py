@@ -19,7 +19,7 @@ from almanac.settings import Settings
 from almanac.stack import airflow, control, kafka_jars, launch, leftovers, lock, postgres, programs, system
 from almanac.stack.places import SOCKET_PATH_BYTES_MAX, Places
 from almanac.stack.server import PORTS, free_port, port_is_free, secret, write_private
-from almanac.stack.start import ProgramTable
+from almanac.stack.start import ProgramTable, check_known
 from almanac.stack.steps import CalledOff, Calling, Command, Step, last_line, run_command, run_steps
 from almanac.stack.supervisor import Supervisor
 
@@ -108,6 +108,12 @@ def test_ports_of_last_time_are_kept(tmp_path: Path) -> None:
     assert programs.choose_ports(places, named(), programs.MANAGED, {}) == first
     places.ports.write_text("{")  # damaged: chosen anew
     assert set(programs.choose_ports(places, named(), programs.MANAGED, {})) == set(first)
+
+
+def test_a_stack_of_another_version_is_not_adopted() -> None:
+    check_known(["redis", "lookup"], programs.MANAGED)
+    with pytest.raises(StackError, match=r"without monitor: run `almanac down`, then `almanac up`"):
+        check_known(programs.MANAGED, set(programs.MANAGED) - {"monitor"})
 
 
 def test_a_port_named_for_metrics_is_the_first_of_three(tmp_path: Path) -> None:
