@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 import yaml
 
 from almanac.settings import SECRET_SETTINGS, Settings, secret_file_variable
-from almanac.stack.kafka import CONFIGURATION as KAFKA
 from serving_cache.migrate import known_versions
 from tests.compose import ONCE, ROOT, document, lasting, program_of, services
 
@@ -237,13 +237,15 @@ def test_consumer_groups_and_topics_of_the_page_exist() -> None:
     from almanac.declarations import pipelines
     from streaming.topics import topics
 
-    words = next(words for words in commands_of_the_page() if "--reset-offsets" in words)
+    resets = [words for words in commands_of_the_page() if "--reset-offsets" in words]
+    found = {words[words.index("--group") + 1]: words[words.index("--topic") + 1] for words in resets}
     weather = pipelines()["weather"]
-    assert words[words.index("--topic") + 1] in {topic.name for topic in topics(weather)}
     source = (ROOT / "streaming" / "process.py").read_text()
     assert 'f"almanac-{pipeline.name}-sink-{name}"' in source
-    assert words[words.index("--group") + 1] == "almanac-weather-sink-overlays"
-    assert int(re.findall(r"log\.retention\.hours=(\d+)", KAFKA)[0]) == 7 * 24  # the page says a week
+    sinks = dict(re.findall(r'sink\(\s*"(\w+)",\s*pipeline\.(\w+),', source))
+    assert found == {f"almanac-weather-sink-{name}": getattr(weather, topic) for name, topic in sinks.items()}
+    kept = {topic.name: topic.retention for topic in topics(weather)}
+    assert {kept[topic] for topic in found.values()} == {timedelta(days=7)}  # the page says a week
 
 
 def test_migrations_only_go_forward_and_the_page_says_so() -> None:
