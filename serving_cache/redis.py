@@ -57,7 +57,7 @@ _TRANSIENT = (
     OSError,
 )
 _FULL_DISK = "MISCONF"
-"""How Redis begins to refuse writes while it cannot log them; the driver has no class for it."""
+"""What Redis says when it refuses writes because it cannot log them; the driver has no class for it."""
 T = TypeVar("T")
 
 
@@ -278,7 +278,7 @@ class RedisStore:
                 f"Redis at {self.where} did not answer ({_first_line(error)}): retry, or look at `almanac status`"
             ) from error
         except redis.exceptions.RedisError as error:
-            if str(error).startswith(_FULL_DISK):
+            if _FULL_DISK in str(error):
                 raise Unavailable(
                     f"Redis at {self.where} cannot write to its disk ({_first_line(error)}): "
                     "free some space; it goes on by itself"

@@ -86,7 +86,7 @@ class Chaos:
     def go(self, targets: list[str], events: Events) -> None:
         """Kill each target as often as wanted, all targets at once; runs go on until the last kill."""
         threads = [
-            threading.Thread(target=self._kill_program, args=(target, events), name=target)
+            threading.Thread(target=self._kill_program, args=(target, events), name=target, daemon=True)
             for target in targets
             if target not in BATCH_TARGETS
         ]
