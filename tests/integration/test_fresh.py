@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ import psycopg
 import pytest
 import redis
 
-from almanac.clock import parse_time, utc_now
+from almanac.clock import format_time, parse_time, utc_now
 from almanac.pipeline import Fresh, Pipeline
 from almanac.stack.servers import running_redis
 from features.online_reading import PLAN_TABLE, Plan, encode_plan, plan_key
@@ -153,6 +154,22 @@ def test_features_newer_than_an_expired_generation_answer_and_are_written_back_o
         found[name] for name in ("as_of", "computed_at", "outputs")
     ]
     assert served.recorded(served.old, 1) == [record]
+
+
+def test_a_hundred_callers_at_once_write_one_prediction_back(served: Served) -> None:
+    at = served.put(40, TEN, t2m=285.0)
+    with ThreadPoolExecutor(20) as pool:
+        found = [answer.json() for answer in pool.map(lambda _: served.ask(served.old, 40), range(100))]
+    assert {(a["source"], a["as_of"], a["outputs"]["t2m_1h"]["value"]) for a in found} == {
+        ("fresh", format_time(at), 286.0)
+    }
+    record = served.written_back(served.old, 40)
+    with psycopg.connect(served.variables["ALMANAC_POSTGRES_URL"]) as connection:
+        rows = connection.execute(
+            "SELECT count(*), min(computed_at) FROM overlay WHERE pipeline = %s AND entity = '40'", (served.old.name,)
+        ).fetchone()
+    assert rows == (1, record.computed_at)
+    assert format_time(record.computed_at) == min(answer["computed_at"] for answer in found)
 
 
 def test_an_event_of_the_stream_wins_afterwards_with_the_same_as_of(served: Served) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -155,3 +156,16 @@ def test_any_bytes_are_read_or_refused_in_one_line(damaged: list[bytes | None]) 
 def test_a_plan_that_cannot_be_read_says_what_to_do(data: bytes) -> None:
     with pytest.raises(FeatureError, match=r"the reading plan .*: run `almanac feast apply`"):
         decode_plan(data)
+
+
+def test_a_service_that_no_event_pushes_speaks_from_its_oldest_changing_view() -> None:
+    plan = plan_for(PIPELINE)
+    still = msgspec.structs.replace(
+        plan, views=tuple(msgspec.structs.replace(view, observed=False) for view in plan.views)
+    )
+    at, before, long_ago = (timestamp(NOW - age) for age in (timedelta(0), timedelta(hours=2), timedelta(days=900)))
+    row = [at, value(1.0), before, value(2.0), long_ago, value(50.0)]
+    assert READER.decode([row], NOW).as_of == (NOW,)
+    assert Reader(still).decode([row], NOW).as_of == (NOW - timedelta(hours=2),)
+    missing = [at, value(1.0), None, None, long_ago, value(50.0)]
+    assert Reader(still).decode([missing], NOW).as_of == (None,)  # how old the missing one is nobody knows
