@@ -180,10 +180,11 @@ def apply(settings: Settings, *, prune: bool = False) -> None:
 
     Raises:
         FeatureError: a Feast file is not usable; says which and why.
-        Unavailable: the registry's Postgres does not answer.
+        Unavailable: the registry's Postgres does not answer, or Redis when something is removed.
     """
     from feast.repo_operations import extract_objects_for_apply_delete
 
+    from features.online import redis_errors
     from features.reading_plans import write_plans
 
     lock = _database_lock(settings.postgres_url) if settings.postgres_url else nullcontext()
@@ -191,7 +192,8 @@ def apply(settings: Settings, *, prune: bool = False) -> None:
         store = feature_store(settings, create=True)
         found = definitions(store.project, places_of(settings))
         keep, delete, _, _ = extract_objects_for_apply_delete(store.project, store.registry, found)
-        store.apply(keep, objects_to_delete=delete if prune else [], partial=False)
+        with redis_errors():  # rows of a view that is removed are removed too
+            store.apply(keep, objects_to_delete=delete if prune else [], partial=False)
         write_plans(store, settings)
 
 
