@@ -1,4 +1,4 @@
-"""Commands of the stream: `publish` and `dead-letters`."""
+"""Commands of the stream: `publish`, `dead-letters` and `redrive`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command("publish")(publish)
     app.command("dead-letters")(dead_letters)
+    app.command("redrive")(redrive)
 
 
 def publish(
@@ -150,6 +151,36 @@ def dead_letters(
             for row in rows
         ],
         title=f"Dead letters of {name}: {len(rows)}",
+    )
+
+
+def redrive(
+    name: str = typer.Argument(help="Pipeline.", metavar="PIPELINE"),
+    reason: str | None = typer.Option(None, "--reason", help="Only those with this reason."),
+    since: str | None = typer.Option(None, "--since", help="Only those since this time, such as 2026-11-21T13:00Z."),
+    limit: int = typer.Option(1_000, "--limit", min=1, max=40_000, help="At most so many, the oldest first."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be sent."),
+) -> None:
+    """Send dead letters again, as the same events: none is counted twice; what fails again is a dead letter again."""
+    from collections import Counter
+
+    from almanac.clock import parse_time
+    from almanac.errors import UsageError
+    from almanac.settings import settings
+    from streaming.redrive import Choice, find
+    from streaming.redrive import redrive as send
+
+    pipeline = _streamed(name)
+    try:
+        moment = None if since is None else parse_time(since)
+    except ValueError:
+        raise UsageError(f"--since {since!r} is no time with an offset: give one such as 2026-11-21T13:00Z") from None
+    chosen = find(pipeline, settings(), Choice(reason=reason, since=moment, limit=limit))
+    counts = ", ".join(f"{n} {why}" for why, n in sorted(Counter(found.letter.reason for found in chosen).items()))
+    sent = len(chosen) if dry_run else send(pipeline, settings(), chosen)
+    print(
+        f"{sent} dead letter{'' if sent == 1 else 's'} {'would be ' if dry_run else ''}sent again to "
+        f"{pipeline.stream.topic if pipeline.stream else ''}" + (f": {counts}" if counts else "")
     )
 
 

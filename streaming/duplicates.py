@@ -52,6 +52,13 @@ class Duplicates:
             _put(self._ids, event.event_id, None)
         _put(self._latest, event.entity, (event.observed_at, event.value))
 
+    def forget(self, event: Event) -> None:
+        """Take back a note: the event was not handled after all, and may come again."""
+        if event.event_id is not None:
+            self._ids.pop(event.event_id, None)
+        if self._latest.get(event.entity) == (event.observed_at, event.value):
+            del self._latest[event.entity]
+
     def branch(self) -> Duplicates:
         """A memory on top of this one, for a batch that may yet be thrown away."""
         return Duplicates(self)

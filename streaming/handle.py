@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -126,6 +126,8 @@ def sort(records: Sequence[Consumed], pipeline: Pipeline, seen: Duplicates, now:
         except EventError as error:
             refused.append((record, error))
             continue
+        if record.redriven:  # known by where it first stood, for it may have been sent again before
+            event = replace(event, event_id="{}/{}/{}".format(*record.origin))
         if branch.knows(event):
             duplicates += 1
             continue
@@ -189,6 +191,10 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
             refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
         else:
             predictions.append(prediction_record(pipeline, origin, event, outcome, scoring.model, now))
+    given_up = {id(origin) for origin, _ in refused}
+    for origin, event in batch.events:
+        if id(origin) in given_up:
+            batch.seen.forget(event)
     return Handled(
         predictions=tuple(predictions),
         features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),

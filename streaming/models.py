@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from almanac.errors import AlmanacError, Unavailable
 from almanac.pipeline import Pipeline
+from almanac.registry import MODEL_FILE
 from almanac.settings import Settings
 from streaming.report import Report
 
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from almanac.scoring import Scorer
 
 RECHECK_SECONDS = 2.0
-"""How often the alias file is looked at."""
+"""How often the alias file and the model's are looked at."""
+
+Stamp = tuple[int, int, int] | None
 
 
 class CurrentModel:
     """The version that the pipeline's alias names, loaded.
 
-    A version that does not load is reported once and the one before stays in use.
+    A version that does not load is reported once and the one before stays in use; so does a loaded one whose file
+    was changed since, for what was proved is what is in memory.
     """
 
     def __init__(self, pipeline: Pipeline, settings: Settings, report: Report) -> None:
@@ -29,7 +33,7 @@ class CurrentModel:
         self._root = settings.models_dir
         self._report = report
         self._loaded: tuple[ModelVersion, Scorer] | None = None
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: list[Stamp] = []
         self._checked_at: float | None = None
         self._said = ""
 
@@ -54,7 +58,7 @@ class CurrentModel:
         from almanac.registry import Registry
         from almanac.scoring import Scorer
 
-        stamp = _stamp(self._root / self._pipeline.model_name / "aliases.json")
+        stamp = self._look()
         if stamp == self._stamp and self._loaded is not None:
             return
         try:
@@ -62,7 +66,7 @@ class CurrentModel:
             if self._loaded is None or self._loaded[0] != version:
                 self._loaded = (version, Scorer.load(version, self._pipeline))
                 self._report.warn(f"scores with model {version.id}")
-            self._stamp, self._said = stamp, ""
+            self._stamp, self._said = self._look(), ""
         except AlmanacError as error:
             if self._loaded is None:
                 raise Unavailable(str(error)) from error
@@ -70,8 +74,15 @@ class CurrentModel:
                 self._said = str(error)
                 self._report.warn(f"keeps model {self._loaded[0].id}: {error}")
 
+    def _look(self) -> list[Stamp]:
+        """What tells that the alias moved, or that the loaded version's file is another."""
+        paths = [self._root / self._pipeline.model_name / "aliases.json"]
+        if self._loaded is not None:
+            paths.append(self._loaded[0].path / MODEL_FILE)
+        return [_stamp(path) for path in paths]
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+
+def _stamp(path: Path) -> Stamp:
     try:
         found = path.stat()
     except OSError:

@@ -36,8 +36,9 @@ REPLAY_HOURS_MAX = 24 * 31
 class Outgoing:
     """An event about to be sent: its value, and its entity as key where it has one."""
 
-    value: bytes
+    value: bytes | None
     key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 def from_lines(lines: IO[bytes], pipeline: Pipeline) -> Iterator[Outgoing]:
@@ -171,7 +172,9 @@ def _produce(producer: Producer, topic: str, event: Outgoing, deliveries: _Deliv
     give_up_at = time.monotonic() + QUEUE_FULL_SECONDS_MAX
     while True:
         try:
-            producer.produce(topic, key=event.key, value=event.value, on_delivery=deliveries.note)
+            producer.produce(
+                topic, key=event.key, value=event.value, headers=list(event.headers), on_delivery=deliveries.note
+            )
             producer.poll(0)
             return
         except BufferError:  # the producer's queue is full: let it drain

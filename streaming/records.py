@@ -6,6 +6,7 @@ event that it was made from, by which a reader tells a replay from news.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,26 @@ HEADER_TOPIC = "__streams.errors.topic"
 HEADER_PARTITION = "__streams.errors.partition"
 HEADER_OFFSET = "__streams.errors.offset"
 HEADER_REASON = "almanac.reason"
+HEADER_ORIGIN = "almanac.origin"
+"""Of a dead letter that was sent again: where it first stood, as `<topic>/<partition>/<offset>`."""
+ERROR_HEADERS = (
+    HEADER_EXCEPTION,
+    HEADER_MESSAGE,
+    HEADER_TOPIC,
+    HEADER_PARTITION,
+    HEADER_OFFSET,
+    HEADER_REASON,
+    HEADER_ORIGIN,
+)
+
+_ORIGIN = re.compile(rb"([A-Za-z0-9._-]{1,249})/(\d{1,9})/(\d{1,18})")
+
+HEADER_CUT = "almanac.cut"
+"""Of a dead letter too large to be kept whole: bytes of value, key and headers as they were, as `<n>/<n>/<n>`."""
+KEPT_VALUE_BYTES_MAX = 262_144
+"""Bytes of a value that a dead letter keeps: as much as the events' topic takes, unless its limit was raised."""
+KEPT_OTHER_BYTES_MAX = 65_536
+"""Bytes of a key, and of all headers, that a dead letter keeps."""
 
 MESSAGE_CHARS_MAX = 1_000
 """Length of the message in a dead letter's headers, in characters."""
@@ -45,9 +66,22 @@ class Consumed:
     headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @property
+    def redriven(self) -> bool:
+        """Whether it was a dead letter that was sent again."""
+        return self.origin != (self.topic, self.partition, self.offset)
+
+    @property
+    def origin(self) -> tuple[str, int, int]:
+        """Topic, partition and offset by which the event is known: where it first stood."""
+        for name, content in reversed(self.headers):
+            if name == HEADER_ORIGIN and (found := _ORIGIN.fullmatch(content or b"")):
+                return found[1].decode(), int(found[2]), int(found[3])
+        return self.topic, self.partition, self.offset
+
+    @property
     def source(self) -> dict[str, str | int]:
-        """Where it stood."""
-        return {"topic": self.topic, "partition": self.partition, "offset": self.offset}
+        """The same, as records say it."""
+        return dict(zip(("topic", "partition", "offset"), self.origin, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +118,12 @@ class DeadLetter:
     offset: int
     raw: bytes | None
     key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the event, and says where that stood, so that it can be sent again."""
+        return self.partition >= 0 and self.offset >= 0 and all(name != HEADER_CUT for name, _ in self.headers)
 
 
 def prediction_record(
@@ -126,19 +166,25 @@ def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) 
     """The record for the dead-letter topic: raw bytes, key and headers unchanged, then why and where.
 
     Of headers that stand twice (a dead letter sent again and refused again) the last one counts.
+    What the topic could not take is cut, and `HEADER_CUT` says so.
     """
+    key, value, own = origin.key, origin.value, origin.headers
+    sizes = (len(value or b""), len(key or b""), sum(len(name) + len(content or b"") for name, content in own))
+    cut = sizes[0] > KEPT_VALUE_BYTES_MAX or max(sizes[1:]) > KEPT_OTHER_BYTES_MAX
+    if cut:
+        value, key = (value or b"")[:KEPT_VALUE_BYTES_MAX], (key or b"")[:KEPT_OTHER_BYTES_MAX] or None
+        own = own if sizes[2] <= KEPT_OTHER_BYTES_MAX else ()
     added = {
         HEADER_EXCEPTION: type(error).__name__,
         HEADER_MESSAGE: str(error)[:MESSAGE_CHARS_MAX],
-        HEADER_TOPIC: origin.topic,
-        HEADER_PARTITION: str(origin.partition),
-        HEADER_OFFSET: str(origin.offset),
+        HEADER_TOPIC: origin.origin[0],
+        HEADER_PARTITION: str(origin.origin[1]),
+        HEADER_OFFSET: str(origin.origin[2]),
         HEADER_REASON: error.reason,
+        **({HEADER_CUT: "{}/{}/{}".format(*sizes)} if cut else {}),
     }
     headers = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
-    return Produced(
-        topic=pipeline.dead_letter_topic, key=origin.key, value=origin.value, headers=(*origin.headers, *headers)
-    )
+    return Produced(topic=pipeline.dead_letter_topic, key=key, value=value, headers=(*own, *headers))
 
 
 def read_dead_letter(record: Consumed) -> DeadLetter:
@@ -157,6 +203,7 @@ def read_dead_letter(record: Consumed) -> DeadLetter:
         offset=number(HEADER_OFFSET),
         raw=record.value,
         key=record.key,
+        headers=record.headers,
     )
 
 

@@ -22,6 +22,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from almanac.clock import utc_now
+from almanac.errors import EventError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
@@ -34,11 +35,12 @@ from serving_cache.records import OverlayRecord
 from serving_cache.redis import RedisStore
 from streaming.connection import open_producer
 from streaming.publish import Outgoing, publish
-from streaming.records import read_dead_letter
+from streaming.records import Consumed, dead_letter_record, read_dead_letter
 from tests.generations import new_name
 from tests.lookups import unused_port
 from tests.streams import (
     ROOT,
+    almanac,
     caught_up,
     environment,
     event,
@@ -236,6 +238,32 @@ def test_malformed_events_of_every_kind_become_dead_letters_and_the_worker_goes_
     name = "almanac_stream_dead_letters_total"
     eventually(lambda: stream.metric(name) == len(found), stream.log.read_text)
     assert stream.metric(name, reason="too-large") == sum(reason == "too-large" for reason, _ in found)
+
+
+def test_a_dead_letter_sent_again_counts_once_however_often_that_is_done(stream: Running) -> None:
+    good = event(14, 276.5, utc_now())
+    first = Consumed(topic=f"{stream.pipeline.name}.observations", partition=3, offset=12_345, key=b"14", value=None)
+    letter = dead_letter_record(
+        stream.pipeline, replace(first, value=good.value), EventError("future-time", "too early")
+    )
+    producer = open_producer(stream.settings)
+    producer.produce(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+    assert producer.flush(30) == 0
+    words = ("redrive", stream.pipeline.name, "--reason", "future-time", "--since", "2026-01-01T00:00Z")
+    variables = environment(stream.settings, stream.pipeline.name)
+    sent = f"sent again to {stream.pipeline.name}.observations: 2 future-time\n"
+    assert almanac(variables, *words, "--dry-run").stdout == f"2 dead letters would be {sent}"
+    for _ in range(2):
+        done = almanac(variables, *words)
+        assert (done.returncode, done.stdout) == (0, f"2 dead letters {sent}"), done.stderr
+        overlay = stream.overlay(14, 276.5, stream.model())
+        assert (overlay.kafka_partition, overlay.kafka_offset) == (3, 12_345)
+        stream.settle()
+    predictions = [json.loads(r.value or b"") for r in read_topic(stream.settings, stream.pipeline.predictions_topic)]
+    assert [body["source"]["offset"] for body in predictions if body["entity"] == 14] == [12_345]
+    reasons = [reason for reason, _ in stream.dead_letters()]
+    assert reasons.count("future-time") == 4  # one was too early again, each time
+    assert almanac(variables, "redrive", stream.pipeline.name, "--reason", "nonsense").returncode == 2
 
 
 def test_late_events_and_duplicates_change_nothing(stream: Running) -> None:

@@ -14,15 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almanac.errors import FeatureError, PredictionError
+from almanac.errors import FeatureError, PredictionError, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import Freshness, GridObservations, Output, Pipeline, Stream, hours
 from features.online import NEWEST_AT
 from streaming import duplicates as duplicates_module
+from streaming.dead_letters import Listed
 from streaming.duplicates import Duplicates
 from streaming.events import Event
 from streaming.handle import Scoring, Sorted, nothing_known, score, sort
-from streaming.records import Consumed, Produced, read_dead_letter, read_feature_row, read_prediction
+from streaming.publish import Outgoing
+from streaming.records import Consumed, DeadLetter, Produced, read_dead_letter, read_feature_row, read_prediction
+from streaming.redrive import Choice, choose, outgoing
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -295,3 +298,62 @@ def test_a_lack_that_may_pass_is_told_before_anything_is_refused() -> None:
             sort([record(7)], TINY, Duplicates(), NOW), features(c3=None), TINY, replace(SCORING, given_up=not_yet), NOW
         )
     assert asked == [{3: ["lag_1h"]}]
+
+
+def test_a_dead_letter_sent_again_is_the_event_it_was() -> None:
+    first = record(7, cell=3, minute=10, headers=(("traceparent", TRACE),), partition=2)
+    seen = Duplicates()
+    batch = sort([first], TINY, seen, NOW)
+    (letter,) = score(batch, features(c3=None), TINY, SCORING, NOW).dead_letters
+    seen.merge(batch.seen)
+
+    sent = outgoing(Listed(at=NOW, letter=read_dead_letter(delivered(letter))))
+    assert (sent.value, sent.key) == (first.value, first.key)
+    assert sent.headers == (("traceparent", TRACE), ("almanac.origin", b"tiny.observations/2/7"))
+    again = Consumed(topic="tiny.observations", partition=0, offset=99, **vars_of(sent))
+    assert (again.origin, again.redriven) == (("tiny.observations", 2, 7), True)
+
+    batch = sort([again], TINY, seen, NOW)
+    assert batch.duplicates == 0  # it was refused the first time, so it is no duplicate
+    handled = score(batch, features(c3=None), TINY, SCORING, NOW)
+    refused = read_dead_letter(delivered(handled.dead_letters[0]))
+    assert (refused.topic, refused.partition, refused.offset) == ("tiny.observations", 2, 7)
+    assert outgoing(Listed(at=NOW, letter=refused)) == sent
+    seen.merge(batch.seen)
+
+    batch = sort([again, replace(again, offset=100)], TINY, seen, NOW)
+    assert batch.duplicates == 1  # of two at once one counts
+    handled = score(batch, features(c3=1.0), TINY, SCORING, NOW)
+    assert json.loads(handled.predictions[0].value or b"")["source"] == first.source
+    seen.merge(batch.seen)
+    assert sort([replace(again, offset=101)], TINY, seen, NOW).duplicates == 1  # counted once, it is not again
+
+
+@pytest.mark.parametrize("origin", [b"", b"a/b/c", b"t/1/-1", b"t/1/2/3", None])
+def test_an_origin_that_nobody_can_read_is_none(origin: bytes | None) -> None:
+    assert record(7, headers=(("almanac.origin", origin),)).origin == ("tiny.observations", 0, 7)
+
+
+def vars_of(sent: Outgoing) -> dict[str, Any]:
+    return {"value": sent.value, "key": sent.key, "headers": sent.headers}
+
+
+def test_dead_letters_are_chosen_by_reason_and_time_oldest_first_and_each_event_once() -> None:
+    def listed(offset: int, minute: int, reason: str = "not-json") -> Listed:
+        letter = DeadLetter(reason=reason, message="", topic="t", partition=0, offset=offset, raw=b"", key=None)
+        return Listed(at=NOW + timedelta(minutes=minute), letter=letter)
+
+    found = [
+        listed(1, 0),
+        listed(2, 1, "bad-time"),
+        listed(1, 2, "bad-time"),
+        listed(3, 3),
+        listed(-1, 4),
+        listed(4, 5),
+    ]
+    assert [one.letter.offset for one in choose(found, Choice())] == [2, 1, 3, 4]
+    assert [one.letter.offset for one in choose(found, Choice(reason="bad-time"))] == [2, 1]
+    assert [one.letter.offset for one in choose(found, Choice(since=NOW + timedelta(minutes=3)))] == [3, 4]
+    assert [one.letter.offset for one in choose(found, Choice(limit=1))] == [2]
+    with pytest.raises(UsageError, match="not-jsom"):
+        Choice(reason="not-jsom")

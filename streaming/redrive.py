@@ -1,0 +1,88 @@
+"""Redrive: send dead letters again, as the events that they still are.
+
+A dead letter that is sent again stands at a new place of the events' topic, but
+a header says where it first stood, and by that the stream and its sinks know
+it: one that was counted already, by an earlier redrive, is not counted again.
+One that fails again becomes a dead letter again, with its first place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from almanac.errors import UsageError
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from streaming.dead_letters import Listed, dead_letters
+from streaming.events import REASONS
+from streaming.handle import FEATURES_MISSING, PREDICTION_INVALID
+from streaming.publish import Outgoing, publish
+from streaming.records import ERROR_HEADERS, HEADER_ORIGIN
+
+LIMIT_DEFAULT = 1_000
+LIMIT_MAX = 40_000
+"""Dead letters sent again at once; also as many as are looked at, from the newest back."""
+ALL_REASONS = (*REASONS, FEATURES_MISSING, PREDICTION_INVALID)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which dead letters are to be sent again.
+
+    Args:
+        reason: only those with this reason.
+        since: only those written at or after this time.
+        limit: at most so many, the oldest first.
+    """
+
+    reason: str | None = None
+    since: datetime | None = None
+    limit: int = LIMIT_DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.reason is not None and self.reason not in ALL_REASONS:
+            raise UsageError(f"no dead letter has the reason {self.reason!r}: give one of {', '.join(ALL_REASONS)}")
+
+
+def choose(listed: Sequence[Listed], choice: Choice) -> list[Listed]:
+    """The dead letters to send again, oldest first; of several of one event the newest; none that is not whole."""
+    latest = {
+        (found.letter.topic, found.letter.partition, found.letter.offset): found
+        for found in listed
+        if found.letter.whole
+    }
+    wanted = [
+        found
+        for found in latest.values()
+        if choice.reason in (None, found.letter.reason) and (choice.since is None or found.at >= choice.since)
+    ]
+    return sorted(wanted, key=lambda found: found.at)[: choice.limit]
+
+
+def find(pipeline: Pipeline, settings: Settings, choice: Choice) -> list[Listed]:
+    """The dead letters of a pipeline to send again.
+
+    Raises:
+        Unavailable: no broker answered.
+        UsageError: there is no dead-letter topic yet.
+    """
+    return choose(dead_letters(pipeline, settings, LIMIT_MAX), choice)
+
+
+def redrive(pipeline: Pipeline, settings: Settings, chosen: Sequence[Listed]) -> int:
+    """Send dead letters to the events' topic again; returns how many the broker confirmed.
+
+    Raises:
+        Unavailable: not all were confirmed; says how many were. Sending all of them again counts none twice.
+    """
+    return publish((outgoing(found) for found in chosen), pipeline, settings)
+
+
+def outgoing(found: Listed) -> Outgoing:
+    """A dead letter as an event: raw bytes, key and its own headers, and where it first stood."""
+    letter = found.letter
+    origin = f"{letter.topic}/{letter.partition}/{letter.offset}".encode()
+    own = tuple(header for header in letter.headers if header[0] not in ERROR_HEADERS)
+    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin)))
