@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from almanac import metrics
 from almanac.errors import AlmanacError, StackError, UsageError
-from almanac.metrics import REQUESTS_AT_ONCE_MAX, MetricsServer, serve
+from almanac.metrics import serve
+from almanac.metrics_server import REQUESTS_AT_ONCE_MAX, MetricsServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
