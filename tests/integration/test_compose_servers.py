@@ -40,12 +40,8 @@ def test_redis_takes_its_configuration_and_asks_for_the_password(tmp_path: Path)
             assert time.monotonic() < give_up_at, reason
             time.sleep(POLL_SECONDS)
         with redis_client.Redis.from_url(url) as client:
-            assert client.config_get("maxmemory*") == {
-                "maxmemory": str(768 * 1024 * 1024),
-                "maxmemory-policy": "noeviction",
-                "maxmemory-samples": "5",
-                "maxmemory-eviction-tenacity": "10",
-            }
+            assert client.config_get("maxmemory") == {"maxmemory": str(768 * 1024 * 1024)}
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
             assert client.config_get("appendonly") == {"appendonly": "yes"}
         stranger = redis_client.Redis.from_url(f"redis://127.0.0.1:{port}/0")
         with stranger, pytest.raises(redis_client.AuthenticationError):
