@@ -161,8 +161,7 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
     for partition_state in PARTITION_STATES:
         metrics.PARTITIONS.labels(name, partition_state).set(found.partitions.get(partition_state, 0))
     for stage in STAGES:
-        seconds = sum(record.seconds for record in found.newest if record.stage == stage)
-        metrics.RUN_STAGE_SECONDS.labels(name, stage).set(seconds)
+        metrics.RUN_STAGE_SECONDS.labels(name, stage).set(found.stage_seconds.get(stage, 0.0))
     for record in found.recorded:
         outcome = record.outcome if record.outcome == DONE else "failed"
         metrics.STAGE_SECONDS.labels(name, record.stage, outcome).observe(record.seconds)

@@ -16,7 +16,7 @@ from serving_cache.postgres_client import Client
 from serving_cache.prediction_log import PredictionLog
 from serving_cache.records import Pointer
 from serving_cache.redis import RedisStore
-from serving_cache.stage_times import StageTime, of_generation, recorded_since
+from serving_cache.stage_times import StageTime, recorded_since, seconds_by_stage
 
 ERRORS_SPAN = timedelta(days=1)
 """Predicted moments whose errors are shown."""
@@ -34,7 +34,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
         pointer: None if nothing is published.
         generations: number of generations by state.
         partitions: number of partitions of the newest run by state.
-        newest: stage times of the newest run.
+        stage_seconds: time of the newest run's stages, by stage.
         recorded: stage times that were not seen at the look before.
         read_at: the moment of the look by the clock of the place.
         errors: sums by output and source over `ERRORS_SPAN`; None if they were not read at this look.
@@ -44,7 +44,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     pointer: Pointer | None
     generations: Mapping[str, int] = {}
     partitions: Mapping[str, int] = {}
-    newest: tuple[StageTime, ...] = ()
+    stage_seconds: Mapping[str, float] = {}
     recorded: tuple[StageTime, ...] = ()
     read_at: datetime | None = None
     errors: Mapping[tuple[str, str], Sums] | None = None
@@ -101,13 +101,12 @@ class Eyes:
         partitions = self._client.query(
             "SELECT state, count(*) FROM ledger WHERE pipeline = %s AND generation = %s GROUP BY state", (name, newest)
         )
-        stages = [] if newest is None else of_generation(self._client, name, newest)
         return PipelineState(
             place="postgres",
             pointer=pointer,
             generations=dict(generations),
             partitions=dict(partitions),
-            newest=tuple(stages),
+            stage_seconds={} if newest is None else seconds_by_stage(self._client, name, newest),
             recorded=self._new_records(name, now),
             read_at=now,
             errors=self._errors(name, now),

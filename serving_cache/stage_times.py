@@ -96,6 +96,15 @@ def of_generation(client: Client, pipeline: str, generation: int) -> list[StageT
     return [_stage_time(row) for row in rows]
 
 
+def seconds_by_stage(client: Client, pipeline: str, generation: int) -> dict[str, float]:
+    """Seconds of a generation's stages, its shards and attempts added up."""
+    rows = client.query(
+        "SELECT stage, sum(seconds) FROM stage_times WHERE pipeline = %s AND generation = %s GROUP BY stage",
+        (pipeline, generation),
+    )
+    return {stage: float(seconds) for stage, seconds in rows}
+
+
 def recorded_since(client: Client, pipeline: str, moment: datetime) -> list[StageTime]:
     """What was recorded at or after a moment of Postgres's clock; at most `READ_ROWS_MAX`, oldest first."""
     rows = client.query(
