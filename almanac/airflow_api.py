@@ -18,6 +18,8 @@ from almanac.settings import Settings
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 1.0
+AWAY_SECONDS_MAX = 60.0
+"""How long a run is followed while Airflow's API does not answer: it is started again, and the run goes on."""
 TASK_INSTANCES_MAX = 1000
 RUN_FINISHED = frozenset({"success", "failed"})
 
@@ -102,6 +104,10 @@ class AirflowApi:
             return False
         return True
 
+    def is_paused(self, dag: str) -> bool:
+        """Whether Airflow begins nothing of this DAG: what is triggered waits."""
+        return bool(self.call("GET", f"/dags/{dag}")["is_paused"])
+
     def run_state(self, dag: str, run: str) -> str:
         """`queued`, `running`, `success` or `failed`."""
         return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
@@ -136,13 +142,21 @@ class AirflowApi:
         """Yield each task as it ends, and the run's final state as the last item.
 
         Raises:
-            Unavailable: the run did not end within `timeout_seconds`.
+            Unavailable: the run did not end within `timeout_seconds`, or Airflow did not answer for `AWAY_SECONDS_MAX`.
         """
         deadline = time.monotonic() + timeout_seconds
+        answered = time.monotonic()
         seen: set[tuple[str, str | None, str | None]] = set()
         while True:
-            state = self.run_state(dag, run)
-            for task in self.tasks(dag, run):
+            try:
+                state, tasks = self.run_state(dag, run), self.tasks(dag, run)
+            except Unavailable:
+                if time.monotonic() > min(answered + AWAY_SECONDS_MAX, deadline):
+                    raise
+                time.sleep(POLL_SECONDS)
+                continue
+            answered = time.monotonic()
+            for task in tasks:
                 mark = (task.task, task.label, task.state)
                 if (
                     task.state in {"success", "failed", "upstream_failed", "skipped", "up_for_retry"}

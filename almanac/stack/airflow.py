@@ -46,6 +46,7 @@ RECOVERY: Mapping[str, int] = {
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 15,  # a task whose supervisor is silent that long is tried again
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": 3,
     "WORKERS__MIN_HEARTBEAT_INTERVAL": 2,
+    "WORKERS__MAX_FAILED_HEARTBEATS": 15,  # the API server may be away for half a minute: a task goes on meanwhile
 }
 
 
