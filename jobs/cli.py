@@ -64,6 +64,10 @@ def trigger(
     with AirflowApi(settings()) as airflow:
         run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger")
         typer.echo(f"run {run} of {pipeline} for {key}")
+        if airflow.is_paused(pipeline):
+            typer.echo(
+                f"the DAG {pipeline} is paused: the run waits until somebody unpauses it in the Airflow UI", err=True
+            )
         if not follow:
             return
         state = ""

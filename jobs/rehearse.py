@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,21 +89,27 @@ def _check_nothing_newer(pipeline: Pipeline, settings: Settings, first: datetime
 
 @contextmanager
 def _schedule_held(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
-    """Airflow starts no run of the pipeline meanwhile: it would publish what is newer than the rehearsal."""
-    if not settings.airflow_url:
-        yield
-        return
-    path = f"/dags/{pipeline.name}"
-    with AirflowApi(settings) as airflow:
-        held = airflow.has_dag(pipeline.name) and not airflow.call("GET", path)["is_paused"]
-        if held:
-            airflow.call("PATCH", path, json={"is_paused": True})
+    """Airflow starts no run of the pipeline meanwhile: it would publish what is newer than the rehearsal.
+
+    Let go again whatever ends the rehearsal, but a SIGKILL.
+    """
+    held = bool(settings.airflow_url) and _pause(pipeline, settings, True)
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, ended)
         if held:
-            with AirflowApi(settings) as airflow:
-                airflow.call("PATCH", path, json={"is_paused": False})
+            _pause(pipeline, settings, False)
+
+
+def _pause(pipeline: Pipeline, settings: Settings, paused: bool) -> bool:
+    """Pause or unpause the pipeline's DAG; returns whether that changed anything."""
+    with AirflowApi(settings) as airflow:
+        if not airflow.has_dag(pipeline.name) or airflow.is_paused(pipeline.name) is paused:
+            return False
+        airflow.call("PATCH", f"/dags/{pipeline.name}", json={"is_paused": paused})
+    return True
 
 
 def _batch(pipeline: Pipeline, settings: Settings, moment: datetime) -> None:
