@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,10 +19,12 @@ import pytest
 from almanac.blocks import decode
 from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
+from almanac.errors import FeatureError, ModelError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
 from features.online import materialize
+from jobs.adding import add_lightgbm, add_onnx
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, plan
 from jobs.publish import clean_up, publish
@@ -219,3 +221,59 @@ def test_the_dag_file_makes_its_dag(own: Own, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "bikes" in done.stdout
     assert "gate_features" in done.stdout
+
+
+def test_a_missing_number_quarantines_its_bucket_alone(own: Own, published: Publication) -> None:
+    whole = pd.read_parquet(own.folder / "habits.parquet")
+    hit = (whole["station"] == "station-05") & (whole["event_timestamp"] == made_as_of(own))
+    lenient = replace(own, pipeline=replace(own.pipeline, coverage_min=0.5))
+    bucket = own.pipeline.partitions.partition_of("station-05")
+    try:
+        holes = whole.assign(hour=whole["hour"].astype("Int64").mask(hit), rides_day=whole["rides_day"].mask(hit))
+        holes.to_parquet(own.folder / "habits.parquet", index=False, coerce_timestamps="us")
+        made = plan(lenient.pipeline, own.settings, run_key="holes", cutoff=utc_now(), now=utc_now())
+        assert not gate_features(lenient.pipeline, own.settings, made).failing  # no gate is declared on features
+        results = [score_shard(lenient.pipeline, own.settings, made, shard) for shard in made.shards]
+        assert materialize(own.pipeline, own.settings, made_as_of(own)) > 0  # a hole is written as one
+    finally:
+        whole.to_parquet(own.folder / "habits.parquet", index=False, coerce_timestamps="us")
+    (reasons,) = [result.quarantined for result in results if result.quarantined]
+    assert list(reasons) == [bucket]
+    assert "hour" in reasons[bucket] or "rides_day" in reasons[bucket]
+    done = publish(lenient.pipeline, own.settings, made, now=utc_now())
+    assert (done.carried, done.coverage) == (1, 7 / 8)
+    with PostgresStore(own.settings.need("postgres_url")) as store:
+        manifest = store.manifest(own.pipeline.name, done.generation)
+    assert [part for part, entry in manifest.items() if entry.origin != done.generation] == [bucket]
+
+
+def test_a_model_from_elsewhere_is_tried_on_the_newest_rows(own: Own, tmp_path: Path) -> None:
+    registry = Registry(own.settings.models_dir)
+    mine = registry.resolve(own.pipeline.model)
+    text = tmp_path / "model.txt"
+    text.write_bytes(mine.read("model-rides_24h.txt"))
+
+    def progress(_: str) -> None: ...
+
+    added = add_lightgbm(own.pipeline, own.settings, {"rides_24h": text}, now=utc_now(), progress=progress)
+    assert added.hash == mine.hash  # the same trees on the same columns are the same graph
+    assert added.manifest.training is None
+    assert added.manifest.parity.rows == STATIONS
+    assert registry.resolve(own.pipeline.model).id == mine.id  # no alias moved
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(mine.read("model.onnx"))
+    given = add_onnx(own.pipeline, own.settings, graph, inputs=(), now=utc_now(), progress=progress)
+    assert [column.name for column in given.manifest.inputs] == ["rides", "open", "rides_day", "hour"]
+    with pytest.raises(ModelError, match=r"reads weight, which FeatureService bikes_v1 does not have") as caught:
+        add_onnx(
+            own.pipeline,
+            own.settings,
+            graph,
+            inputs=("rides", "open", "rides_day", "weight"),
+            now=utc_now(),
+            progress=progress,
+        )
+    assert "\n" not in str(caught.value)
+    foreign = replace(own.pipeline, features="weather_v1")
+    with pytest.raises(FeatureError, match="has the join keys cell_id, pipeline bikes predicts for station"):
+        add_onnx(foreign, own.settings, graph, inputs=(), now=utc_now(), progress=progress)
