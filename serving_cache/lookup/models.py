@@ -7,6 +7,7 @@ not load is tried again after a moment, and until then every request is told why
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from almanac.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from almanac.scoring import Scorer
+
+logger = logging.getLogger(__name__)
 
 LOADED_MAX = 8
 FAILURE_KEPT_SECONDS = 5.0
@@ -78,8 +81,10 @@ class Models:
         try:
             scorer = await loop.run_in_executor(self._thread, load, self._root, pipeline, key[1])
         except AlmanacError as error:
-            self._failed[key] = (loop.time(), str(error))
-            raise
+            logger.warning("%s", error, extra={"pipeline": pipeline.name})
+            told = str(error).replace(f"{self._root}/", "")  # callers need not know where this process keeps its files
+            self._failed[key] = (loop.time(), told)
+            raise ModelError(told) from None
         finally:
             del self._loading[key]
         self._failed.pop(key, None)
