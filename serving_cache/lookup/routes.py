@@ -99,6 +99,10 @@ class Routes:
                 if self.counts is not None:
                     self.counts.problem(pipeline, interface, problem.status)
                 raise
+            except Exception:  # the service's own mistake, told as such further up
+                if self.counts is not None:
+                    self.counts.problem(pipeline, interface, 500)
+                raise
             finally:
                 if self.counts is not None:
                     self.counts.took(pipeline, interface, time.perf_counter() - began)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -18,6 +20,10 @@ from almanac import metrics
 from almanac.errors import AlmanacError, StackError, UsageError
 from almanac.metrics import serve
 from almanac.metrics_server import REQUESTS_AT_ONCE_MAX, MetricsServer
+from serving_cache.lookup.counting import Counts
+from serving_cache.lookup.routes import Routes
+from serving_cache.lookup.web import Request, Response, Router
+from tests.generations import grid_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,3 +152,20 @@ def test_metrics_import_little_and_dag_parsing_imports_no_metrics() -> None:
     assert imported
     code = f"import sys, {', '.join(imported)}; from almanac.declarations import pipelines; pipelines(); "
     assert run(f"{code} print('almanac.metrics' in sys.modules, 'prometheus_client' in sys.modules)") == "False False"
+
+
+def test_a_mistake_of_the_lookup_is_counted_as_a_500() -> None:
+    async def broken(self: Routes, request: Request, name: str, **parameters: str) -> Response:
+        raise RuntimeError("a mistake")
+
+    async def asked() -> None:
+        with patch.object(Routes, "point", broken):
+            routes = Routes({"grid": grid_pipeline("grid")}, None, b"{}")
+            routes.counts = Counts()
+            handler, parameters = Router(routes.table()).find("GET", "/v1/grid/point")
+            with pytest.raises(RuntimeError):
+                await handler(Request(method="GET", path="", query_string="", headers={}, body=b""), **parameters)
+
+    asyncio.run(asked())
+    labels = {"pipeline": "grid", "interface": "rest", "status": "500"}
+    assert metrics.REGISTRY.get_sample_value("almanac_lookup_errors_total", labels) == 1
