@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import psycopg
 import pytest
 import redis
@@ -23,12 +25,14 @@ from almanac.clock import format_time, parse_time, utc_now
 from almanac.pipeline import Fresh, Pipeline
 from almanac.stack.servers import running_redis
 from features.online_reading import PLAN_TABLE, Plan, encode_plan, plan_key
+from serving_cache.lookup.online import OnlineFeatures
+from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import OverlayRecord
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_redis
 from tests.fresh import plan_for, put_features, put_plan, register_model
-from tests.generations import grid_pipeline, migrated, new_name, overlay_of, published_generation
+from tests.generations import bucket_pipeline, grid_pipeline, migrated, new_name, overlay_of, published_generation
 from tests.lookups import declared, environment, running_lookup, unused_port
 
 WAIT_SECONDS_MAX = 30
@@ -370,3 +374,27 @@ def test_a_model_that_is_loaded_outlives_its_file(served: Served) -> None:
     served.model_file.write_bytes(b"swapped under a running service")
     served.put(39, TEN)
     assert served.ask(served.old, 39).json()["source"] == "fresh"
+
+
+def test_keys_of_text_are_read_and_another_plan_is_followed(redis_url: str) -> None:
+    users = bucket_pipeline(features=new_name())
+    plan = plan_for(users, "string")
+    at = utc_now().replace(microsecond=0) - TEN
+    put_plan(redis_url, plan)
+    for key, value in (("ann/é", 281.0), ("7", 282.0), ("☃" * 60, 283.0)):
+        put_features(redis_url, plan, key, at, t2m=value)
+
+    async def run() -> None:
+        online = OnlineFeatures(redis_url, lambda service: None)
+        read = await online.read(users.features, ["ann/é", "nobody", "7", "☃" * 60])
+        found = read.reader.decode(list(read.rows.values()), utc_now())
+        assert found.as_of == (at, None, at, at)
+        assert [found.columns["t2m"][row] for row in (0, 2, 3)] == [281.0, 282.0, 283.0]
+        put_plan(redis_url, msgspec.structs.replace(plan, views=plan.views[:1]))
+        again = await online.read(users.features, ["7"])
+        assert list(again.reader.decode(list(again.rows.values()), utc_now()).columns) == ["t2m"]
+        with pytest.raises(PlaceUnusable, match=f"there is no reading plan of {users.name}"):
+            await online.read(users.name, ["7"])
+        await online.close()
+
+    asyncio.run(run())
