@@ -34,6 +34,7 @@ from almanac.errors import StackError
 from almanac.scoring import Scorer
 from almanac.stack.server import free_port
 from benchmarks.batch import Job
+from benchmarks.inside import profile_requests
 from benchmarks.load import drive, get
 from benchmarks.measuring import (
     Cores,
@@ -45,7 +46,6 @@ from benchmarks.measuring import (
     median,
     on_core,
     options,
-    print_profile,
     ratio,
     run,
     say,
@@ -59,7 +59,7 @@ CELLS, CELLS_QUICK = 20_000, 600
 ROUNDS = 3
 CONNECTIONS = 16
 SECONDS, SECONDS_QUICK = 4.0, 0.3
-SECONDS_ALONE_SHARE = 0.5
+PROFILED = 2_000
 COMPUTED = 'almanac_fresh_computations_total{outcome="answered",pipeline="reference"}'
 
 
@@ -203,14 +203,10 @@ def prepare(world: World) -> None:
 
 
 def profile(world: World, cores: Cores) -> None:
-    """Ask a service under cProfile and print where its time goes."""
-    kept = world.settings.state_dir / "answer.prof"
+    """Say where the service's own time goes; scoring and writing back are in other threads."""
     forget(world)
-    with running_lookup(world, free_port(), cores.measured, profile=kept) as service:
-        wait_warm(service, world)
-        load = drive(service.url, requests(service.url, world), connections=CONNECTIONS, seconds=SECONDS, once=True)
-    say(f"{load.rate:.0f} requests/s under the profiler; scoring and writing back are in other threads")
-    print_profile(str(kept), "answer")
+    with on_core(cores.measured):
+        profile_requests(world, requests("http://inside", world)[:PROFILED], "answer")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from almanac.stack.server import free_port
 from benchmarks.batch import Job
+from benchmarks.inside import profile_requests
 from benchmarks.load import Load, drive, get, post
 from benchmarks.measuring import (
     Cores,
@@ -33,7 +34,6 @@ from benchmarks.measuring import (
     median,
     on_core,
     options,
-    print_profile,
     ratio,
     run,
     say,
@@ -172,13 +172,10 @@ def main() -> None:
 
 
 def profile(world: World, cores: Cores) -> None:
-    """Run each kind of request against a service under cProfile and print where its time goes."""
-    for kind in KINDS:
-        kept = world.settings.state_dir / f"{kind}.prof"
-        with running_lookup(world, free_port(), cores.measured, profile=kept) as service:
-            load = drive(service.url, our_requests(service.url, world)[kind], connections=CONNECTIONS, seconds=SECONDS)
-        say(f"{kind}: {load.rate:.0f} requests/s under the profiler")
-        print_profile(str(kept), f"lookup, {kind}")
+    """Say for each kind of request where the service's own time goes."""
+    with on_core(cores.measured):
+        for kind, requests in our_requests("http://inside", world).items():
+            profile_requests(world, requests, f"lookup, {kind}")
 
 
 if __name__ == "__main__":

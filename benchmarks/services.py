@@ -96,11 +96,9 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def running_lookup(world: World, port: int, core: int, *, profile: Path | None = None) -> Iterator[Service]:
-    """The lookup service as `almanac up` starts it; with a profile, under cProfile, written when it ends."""
+def running_lookup(world: World, port: int, core: int) -> Iterator[Service]:
+    """The lookup service as `almanac up` starts it."""
     words = ["-m", "serving_cache.lookup"]
-    if profile is not None:
-        words = ["-m", "cProfile", "-o", str(profile), *words]
     with running_service(words, world, port, core, ready="/readyz", ALMANAC_LOOKUP_PORT=str(port)) as service:
         yield service
 

@@ -13,6 +13,7 @@ import hashlib
 import math
 import struct
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import msgspec
 
@@ -27,6 +28,7 @@ FLOAT32_MAX = 3.4e38
 FLOAT32_DIGITS_MIN, FLOAT32_DIGITS_MAX = 7, 9  # significant decimal digits that a float32 may need
 REUSE_SECONDS_MAX = 2
 RETRY_AFTER_SECONDS = 5
+TIMES_KNOWN_MAX = 4_096  # times kept as text: the cells of a generation share theirs
 
 _FLOAT32 = struct.Struct("<f")
 
@@ -177,6 +179,7 @@ def _point(pipeline: Pipeline, entity: EntityKey) -> Point | None:
     return Point(lat=round(lat, 6), lon=round(lon, 6))
 
 
+@lru_cache(maxsize=TIMES_KNOWN_MAX)
 def _time(when: datetime | None) -> str | None:
     return None if when is None else format_time(when)
 
