@@ -17,6 +17,8 @@ from streaming.pause import Pause
 
 PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
+LEADER_SECONDS_MAX = 30.0
+"""Time that a busy broker may take until a topic it has just created can be written to."""
 BROKER_DEFAULT = -1
 """Replication factor: the broker's own default, which fits one node and many."""
 
@@ -101,7 +103,7 @@ def _wait_for_leaders(admin: AdminClient, created: list[Topic]) -> None:
         for topic in created
         for partition in range(topic.partitions)
     }
-    for attempt in Pause.attempts((KafkaException,), REQUEST_SECONDS_MAX):
+    for attempt in Pause.attempts((KafkaException,), LEADER_SECONDS_MAX):
         with attempt:
             for future in (admin.list_offsets(asked) if asked else {}).values():
                 future.result(timeout=REQUEST_SECONDS_MAX)

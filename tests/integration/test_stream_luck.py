@@ -34,17 +34,28 @@ from features.online import OnlineFeatures, materialize, observation_row
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
+from streaming import worker as worker_module
 from streaming.archiving import Archiving
 from streaming.connection import open_admin, open_producer
+from streaming.events import Event
 from streaming.process import Crew
 from streaming.publish import Outgoing, publish
-from streaming.records import HEADER_CUT, KEPT_VALUE_BYTES_MAX, read_dead_letter
+from streaming.records import HEADER_CUT, KEPT_VALUE_BYTES_MAX, Consumed, feature_record, read_dead_letter
 from streaming.report import PAUSED, RUNNING, Report
 from streaming.sink import Features, Hold, Overlays, Sink, Target
 from streaming.topics import ensure_topics
 from streaming.worker import Surroundings, Worker
 from tests.generations import new_name
-from tests.streams import COLUMNS, caught_up, event, eventually, read_topic, register_model, tiny_pipeline
+from tests.streams import (
+    COLUMNS,
+    WAIT_SECONDS_MAX,
+    caught_up,
+    event,
+    eventually,
+    read_topic,
+    register_model,
+    tiny_pipeline,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -159,34 +170,40 @@ def of(tmp_path: Path, postgres_url: str, redis_url: str, bootstrap: str) -> Set
     return load_settings(state_dir=tmp_path, postgres_url=postgres_url, redis_url=redis_url, kafka_bootstrap=bootstrap)
 
 
-def test_kafka_goes_away_in_the_middle_of_each_step_and_every_event_counts_once(
-    tiny: Pipeline, postgres_url: str, redis_url: str, tmp_path: Path
+def test_kafka_goes_away_in_the_middle_of_a_batch_and_of_its_commit_and_every_event_counts_once(
+    tiny: Pipeline, postgres_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for limit in ("START_SECONDS_MAX", "WRITE_SECONDS_MAX", "COMMIT_SECONDS_MAX"):
+        monkeypatch.setattr(worker_module, limit, 3.0)  # what a step waits for a broker that is gone
     broker = Outage(kafka.prepare(tmp_path, port := free_port(), of_this_process().cache_dir), tmp_path / "kafka.log")
     settings = of(tmp_path, postgres_url, redis_url, f"127.0.0.1:{port}")
     try:
         with stream(settings, tiny) as running_stream:
             worker = running_stream.worker
             running_stream.send(event(0, 270.0, utc_now()))
-            for cell, step in enumerate(("read_features", "write", "commit"), start=1):
-                gone = threading.Event()
+            for cell, step in enumerate(("read_features", "commit"), start=1):
+                sent, gone = threading.Event(), threading.Event()
 
-                def leave(entered: str, step: str = step, gone: threading.Event = gone) -> None:
+                def leave(
+                    entered: str, step: str = step, sent: threading.Event = sent, gone: threading.Event = gone
+                ) -> None:
                     if entered == step and not gone.is_set():
+                        sent.wait(WAIT_SECONDS_MAX)  # the event's own delivery is to be confirmed before
                         broker.stop()
                         gone.set()
 
                 worker.before = leave  # type: ignore[method-assign]
                 running_stream.send(event(cell, 270.0 + cell, utc_now()))
+                sent.set()
                 eventually(gone.is_set)
                 eventually(lambda: worker.report.state == PAUSED)
                 assert f"127.0.0.1:{port}" in worker.report.detail
                 broker.start()
                 eventually(lambda cell=cell: len(running_stream.places(tiny.predictions_topic)) > cell)  # type: ignore[misc]
                 eventually(lambda: worker.report.state == RUNNING)
-            eventually(lambda: len(running_stream.archived()) == 4)
+            eventually(lambda: len(running_stream.archived()) == 3)
             with PostgresStore(postgres_url) as store:
-                eventually(lambda: len(store.overlays(tiny.name, f"{tiny.name}-v1", LONG_AGO)) == 4)
+                eventually(lambda: len(store.overlays(tiny.name, f"{tiny.name}-v1", LONG_AGO)) == 3)
             assert running_stream.places(tiny.predictions_topic) == running_stream.archived() == running_stream.sent()
             assert read_topic(settings, tiny.dead_letter_topic) == []
     finally:
@@ -245,6 +262,52 @@ def test_redis_and_postgres_go_away_and_return_and_nothing_is_lost_or_doubled(
     finally:
         record.stop()
         copy.stop()
+
+
+def test_an_archive_sink_that_joins_and_one_that_leaves_lose_and_double_nothing(
+    tiny: Pipeline, kafka_bootstrap: str, tmp_path: Path
+) -> None:
+    settings = load_settings(state_dir=tmp_path, kafka_bootstrap=kafka_bootstrap)
+    ensure_topics(tiny, settings)
+    producer, crews = open_producer(settings), [Crew(), Crew()]
+    counts = [Report("first"), Report("second")]
+
+    def begin(number: int) -> None:
+        files = Archive(tmp_path / "archive", {"cell_id": pa.int64(), "t2m": pa.float32()})
+        sink = Sink(tiny.features_topic, f"{tiny.name}-archive", settings, counts[number], str(number), SMALL)
+        archiving = Archiving(tiny, lambda: files, observation_row, counts[number])
+        crews[number].start("archive", lambda: sink.run(archiving, crews[number].stop))
+
+    def send(first: int, last: int) -> None:
+        for offset in range(first, last):
+            origin = Consumed(topic=f"{tiny.name}.observations", partition=0, offset=offset, key=None, value=None)
+            row = feature_record(tiny, origin, Event(entity=offset % 20, observed_at=moment, value=280.0))
+            producer.produce(row.topic, key=row.key, value=row.value)
+        assert producer.flush(30) == 0
+
+    def places() -> list[int]:
+        tables = [pq.ParquetFile(path).read() for path in archived_files(tmp_path, None, moment)]
+        return sorted(offset for table in tables for offset in table["kafka_offset"].to_pylist())
+
+    moment = utc_now()
+    send(0, 500)
+    begin(0)
+    eventually(lambda: len(places()) == 500)
+    begin(1)  # takes over some of the partitions, while events go on
+    sent = 500
+    while counts[1].counts["archived"] == 0:
+        assert sent < 20_000, "the second sink got no partition"
+        send(sent, sent + 50)
+        sent += 50
+        crews[0].stop.wait(0.1)
+    crews[0].stop.set()
+    send(sent, sent + 500)
+    assert crews[0].join()
+    eventually(lambda: len(places()) >= sent + 500)
+    crews[1].stop.set()
+    assert crews[1].join()
+    assert places() == list(range(sent + 500))
+    assert crews[0].failures == crews[1].failures == []
 
 
 def test_ten_thousand_malformed_events_are_dead_letters_and_the_worker_goes_on(
