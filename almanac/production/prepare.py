@@ -26,6 +26,7 @@ from almanac.stack.server import write_private
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg import sql
 
 ADMIN_VARIABLE = "POSTGRES_ADMIN_URL_FILE"
 AIRFLOW_VARIABLE = "AIRFLOW_DATABASE_URL_FILE"
@@ -52,6 +53,10 @@ def make_databases(admin_url: str, urls: list[str]) -> None:
         with psycopg.connect(admin_url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as connection:
             for url in urls:
                 _make_database(connection, url)
+            for (name,) in connection.execute(
+                "SELECT datname FROM pg_database WHERE datname IN ('postgres', 'template1')"
+            ):
+                connection.execute(_closed(str(name)))
     except psycopg.Error as error:
         reason = (str(error).strip().splitlines() or ["no message"])[-1]
         raise Unavailable(f"the databases could not be made ({reason}): see the log of Postgres") from None
@@ -72,8 +77,14 @@ def _make_database(connection: psycopg.Connection[tuple[object, ...]], url: str)
     connection.execute(sql.SQL("ALTER ROLE {} {} PASSWORD {}").format(role, attributes, password))
     if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,)).fetchone():
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, role))
-    # Everybody may connect to a new database unless told otherwise.
-    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+    connection.execute(_closed(database))
+
+
+def _closed(database: str) -> sql.Composed:
+    """Everybody may connect to a database, unless told otherwise."""
+    from psycopg import sql
+
+    return sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database))
 
 
 def prepare(environment: Mapping[str, str]) -> None:

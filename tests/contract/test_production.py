@@ -122,6 +122,10 @@ def test_databases_and_roles_are_made_and_kept_apart(
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(f"postgresql://prod_a:one%2Ftwo@127.0.0.1:{port}/prod_b")
 
+        for other in ("postgres", "template1"):
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                psycopg.connect(f"postgresql://prod_a:one%2Ftwo@127.0.0.1:{port}/{other}")
+
         # Again, with a new password: the data stays and only the new password opens.
         (tmp_path / "ALMANAC_POSTGRES_URL_FILE").write_text(own.replace("one%2Ftwo", "changed"))
         assert prepare.main() == 0

@@ -257,7 +257,7 @@ def test_what_is_no_good_backup_changes_nothing(world: World) -> None:
     assert not (world.folder / "outside").exists()
 
 
-def test_a_full_disk_leaves_no_half_backup(world: World) -> None:
+def test_a_full_disk_leaves_no_half_backup_and_no_half_restore(world: World) -> None:
     world.publish(1.0)
     (world.settings.state_dir / "models" / "large").write_bytes(bytes(400_000))
     file = world.folder / "almanac.backup"
@@ -268,3 +268,15 @@ def test_a_full_disk_leaves_no_half_backup(world: World) -> None:
         assert done.returncode == StackError.exit_code
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert [path.name for path in world.folder.iterdir() if "backup" in path.name] == []
+
+    done = world.run("backup", str(file))
+    assert done.returncode == 0, done.stderr
+    files = content(world.settings.state_dir)
+    limit = 300_000
+    done = world.run(
+        "restore", "--replace", str(file), before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert done.returncode == StackError.exit_code
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert content(world.settings.state_dir) == files
+    assert world.count("generations") == 1
