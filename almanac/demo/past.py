@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from almanac.airflow_api import AirflowApi
 from almanac.demo.stages import DAG_PARSED_SECONDS
 from almanac.demo.world import World
 
 REHEARSED_HOURS = 10
-"""How many hours back the rehearsal begins."""
+REHEARSED_HOURS_REAL = 14
+"""How many hours back the rehearsal begins: with real observations further, for the sake of six hours ahead."""
 UNTIL_HOURS = 6
 """How many hours back it ends: six hours after its last events is now, so that every event has both outcomes."""
-COMPARED = ("t2m_1h", "t2m_6h")
+ONE_HOUR, SIX_HOURS = "t2m_1h", "t2m_6h"
 
 
 def rehearsal(world: World) -> None:
@@ -19,19 +22,26 @@ def rehearsal(world: World) -> None:
         world.wait_for(
             "Airflow parsing the DAG", lambda: airflow.has_dag("weather") or None, seconds=DAG_PARSED_SECONDS
         )
-    world.run("rehearse", "weather", "--hours", str(REHEARSED_HOURS), "--until", str(UNTIL_HOURS), show=True)
+    hours = REHEARSED_HOURS if world.data is None else REHEARSED_HOURS_REAL
+    world.run("rehearse", "weather", "--hours", str(hours), "--until", str(UNTIL_HOURS), show=True)
 
 
 def outcomes(world: World) -> None:
     """The run for now brought the observations of the rehearsed moments: what was served, against them."""
     world.run("quality", "weather", show=True)
     paired = {row["output"]: row for row in world.json("quality", "weather")["paired"] if row["source"] == "stream"}
-    rows = [paired[output] for output in COMPARED if output in paired]
-    evidence = "; ".join(
-        f"{row['output']} {row['mae']:.3f} K beside {row['beside_mae']:.3f} K over {row['n']:,} pairs" for row in rows
-    )
+    _claim(world, paired.get(ONE_HOUR), "stream answers err less than the batch ones they stood in for, 1 hour ahead")
+    if world.data is not None:
+        _claim(world, paired.get(SIX_HOURS), "and 6 hours ahead")
+    # Of the simulated atmosphere a few hours say too little about that far ahead: shown, and not claimed.
+
+
+def _claim(world: World, row: dict[str, Any] | None, what: str) -> None:
+    if row is None:
+        world.report.claim(False, what, "no outcome")
+        return
     world.report.claim(
-        len(rows) == len(COMPARED) and all(row["mae"] < row["beside_mae"] for row in rows),
-        "stream answers err less than the batch ones they stood in for, 1 and 6 hours ahead",
-        evidence or "no outcome",
+        row["mae"] < row["beside_mae"],
+        what,
+        f"{row['output']} {row['mae']:.3f} K beside {row['beside_mae']:.3f} K over {row['n']:,} pairs",
     )
