@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 from almanac.clock import HOUR, floor_hour, utc_now
 from almanac.errors import UsageError
 from almanac.partitioning import Grid
-from almanac.pipeline import GridObservations, Pipeline
+from almanac.pipeline import GridObservations, Pipeline, Stream
 from almanac.quality import Sums, is_sampled
 from almanac.settings import Settings, load_settings
 from features.sources import open_source
 from jobs.outcomes import compute
+from jobs.rehearse import rehearse
 from serving_cache.monitor import show
 from serving_cache.monitor_reading import Eyes
 from serving_cache.postgres import PostgresStore
@@ -207,6 +208,25 @@ def test_the_log_lets_go_of_what_no_outcome_needs(pipeline: Pipeline, store: Pos
     serve(store, log, pipeline, 280.0, NOON)
     serve(store, log, pipeline, 281.0, NOON + timedelta(days=3))
     assert log.progress(pipeline).logged == CELLS
+
+
+def test_a_rehearsal_never_goes_back_behind_what_is_served(
+    pipeline: Pipeline, at: Settings, store: PostgresStore, log: PredictionLog
+) -> None:
+    streamed = replace(pipeline, stream=Stream(topic=f"{pipeline.name}.events"))
+
+    def go(hours: int, until: int, declared: Pipeline = streamed) -> None:
+        rehearse(declared, at, hours=hours, until=until, now=NOON, progress=lambda _text: None)
+
+    serve(store, log, pipeline, 280.0, NOON - 3 * HOUR)
+    with pytest.raises(UsageError, match=r"already serves generation 1 as of 2026-03-01T09:00:00Z, newer than .*08:00"):
+        go(4, 0)
+    for hours, until in ((25, 0), (3, 3), (3, 4)):
+        with pytest.raises(UsageError, match="cannot be rehearsed: events are usable for 24 hours"):
+            go(hours, until)
+    with pytest.raises(UsageError, match="declare a source, a stream"):
+        go(4, 0, pipeline)
+    assert [found.state for found in store.generations(pipeline.name)] == ["current"]
 
 
 def test_the_monitor_shows_the_errors_of_the_last_day(pipeline: Pipeline, postgres_url: str, redis_url: str) -> None:
