@@ -165,7 +165,7 @@ def train_copy(trained: Trained) -> ModelVersion:
 @pytest.mark.parametrize(
     ("pipeline", "error", "message"),
     [
-        (replace(tiny, source=None, stream=None), UsageError, "pipeline weather has no source to train on"),
+        (replace(tiny, source=None, stream=None), UsageError, "pipeline weather has nothing to train on"),
         (replace(tiny, training=Training(window=days(6), holdout=days(2))), SourceError, "too few to train weather"),
     ],
 )
