@@ -1,0 +1,108 @@
+"""What the gate fetched is what the scoring reads; and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings, load_settings
+from jobs import inputs
+from jobs.plan import Plan
+from tests.generations import bucket_pipeline
+
+USERS = bucket_pipeline("users")
+PLAN = Plan(
+    pipeline="users",
+    generation=7,
+    token=1,
+    cutoff="2026-03-01T12:00:00Z",
+    as_of="2026-03-01T12:00:00Z",
+    model="weather-v1",
+    shards=[[0, 1], [2, 3]],
+)
+
+
+class Fetched:
+    """Stands in for Feast: two users a partition, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __call__(self, pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
+        self.asked.append(list(partitions))
+        rows = [(f"u{part}{n}", float(part), part) for part in partitions for n in range(2)]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        kinds = (pa.string(), pa.float32(), pa.int32())
+        return pa.table(
+            [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)],
+            names=["user_id", "spend", inputs.PARTITION],
+        )
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> Fetched:
+    found = Fetched()
+    monkeypatch.setattr(inputs, "fetch", found)
+    return found
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Settings:
+    return load_settings(state_dir=tmp_path)
+
+
+def gate(at: Settings, plan: Plan = PLAN, rows_max: int = 100) -> list[pa.Table]:
+    return list(inputs.gathered(USERS, at, plan, rows_max))
+
+
+def kept(at: Settings) -> list[Path]:
+    return sorted((at.state_dir / "runs").rglob("*.arrow"))
+
+
+def test_the_scoring_asks_nobody_for_what_the_gate_kept(at: Settings, fetched: Fetched) -> None:
+    (table,) = gate(at)
+    assert (table.num_rows, fetched.asked) == (8, [[0, 1], [2, 3]])
+    found = inputs.features_of(USERS, at, PLAN, [3])  # 2 was quarantined, say
+    assert found.to_pydict() == {"user_id": ["u30", "u31"], "spend": [3.0, 3.0], inputs.PARTITION: [3, 3]}
+    assert len(fetched.asked) == 2
+
+
+def test_tables_are_given_out_a_limit_at_a_time(at: Settings, fetched: Fetched) -> None:
+    assert [table.num_rows for table in gate(at, rows_max=4)] == [4, 4]
+
+
+def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings, fetched: Fetched) -> None:
+    gate(at)
+    for other in (replace(PLAN, token=2), replace(PLAN, as_of="2026-03-01T11:00:00Z"), replace(PLAN, generation=8)):
+        inputs.features_of(USERS, at, other, [0])
+    assert fetched.asked[2:] == [[0], [0], [0]]
+    for path in kept(at):
+        path.write_bytes(path.read_bytes()[:100])
+    assert inputs.features_of(USERS, at, PLAN, [0]).num_rows == 2
+    assert fetched.asked[5:] == [[0]]
+
+
+def test_a_run_keeps_no_more_than_its_limit(at: Settings, fetched: Fetched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "KEPT_BYTES_MAX", 10)
+    gate(at)
+    assert kept(at) == []
+    assert inputs.features_of(USERS, at, PLAN, [0, 1]).num_rows == 4
+
+
+def test_a_run_forgets_what_its_attempts_kept_and_old_leftovers_go(at: Settings, fetched: Fetched) -> None:
+    gate(at)
+    gate(at, replace(PLAN, token=2))
+    gate(at, replace(PLAN, generation=71))
+    inputs.forget(at, PLAN)
+    assert {path.parent.name for path in kept(at)} == {"g71-1"}
+    long_ago = time.time() - inputs.LEFT_SECONDS_MAX - 60
+    os.utime(at.state_dir / "runs" / "users" / "g71-1", (long_ago, long_ago))
+    gate(at, replace(PLAN, generation=72))
+    assert {path.parent.name for path in kept(at)} == {"g72-1"}
