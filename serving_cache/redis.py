@@ -56,8 +56,8 @@ _TRANSIENT = (
     redis.exceptions.TryAgainError,
     OSError,
 )
-_FULL_DISK = "MISCONF"
-"""What Redis says when it refuses writes because it cannot log them; the driver has no class for it."""
+_FULL = ("MISCONF", "OOM command not allowed")
+"""What Redis says when it refuses to grow; the driver has no class for the first, nor for the second from a script."""
 T = TypeVar("T")
 
 
@@ -278,10 +278,10 @@ class RedisStore:
                 f"Redis at {self.where} did not answer ({_first_line(error)}): retry, or look at `almanac status`"
             ) from error
         except redis.exceptions.RedisError as error:
-            if _FULL_DISK in str(error):
+            if any(word in str(error) for word in _FULL):
                 raise Unavailable(
-                    f"Redis at {self.where} cannot write to its disk ({_first_line(error)}): "
-                    "free some space; it goes on by itself"
+                    f"Redis at {self.where} has no room, in memory or on its disk ({_first_line(error)}): "
+                    "free some or raise its limit; it goes on by itself"
                 ) from error
             raise BlockError(
                 f"Redis at {self.where} holds something else or refused ({_first_line(error)}): "

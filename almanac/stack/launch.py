@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+# Long enough to close a file; what a dead scheduler's tasks were at is done again in any case.
+GROUP_TERM_SECONDS = 0.5
 GROUP_END_SECONDS_MAX = 2.0
 POLL_SECONDS = 0.05
 
@@ -44,7 +46,7 @@ def _end_former(run: Path, program: str) -> None:
     path.write_text(str(os.getpid()))
     if former in (0, os.getpid()):
         return
-    give_up_at = time.monotonic() + GROUP_END_SECONDS_MAX
+    give_up_at = time.monotonic() + GROUP_TERM_SECONDS
     number = signal.SIGTERM
     while members := _group_members(former):
         for pid in members:

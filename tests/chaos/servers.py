@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from almanac.stack import postgres, redis
 from almanac.stack.server import Server, free_port
 from almanac.stack.servers import stop, wait_healthy
 
+GONE_SECONDS_MAX = 30
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -47,10 +49,13 @@ class Harmed:
     def kill(self) -> None:
         """End it and all its processes by SIGKILL."""
         assert self.process is not None
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            child.kill()
-        self.process.kill()
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()  # first: it would replace its children
         self.process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=GONE_SECONDS_MAX)
 
     @contextmanager
     def away(self) -> Iterator[None]:
