@@ -67,7 +67,10 @@ class PrunedDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
 
         def read(source: DataSource, repo_path: str) -> Any:
             ttl = ttls.get(source.name)
-            table = _with_archive(source, repo_path, earliest - ttl if ttl else None, latest)
+            if entity_df.empty:  # there is no time then
+                table = _read_data_source(source, repo_path)
+            else:
+                table = _with_archive(source, repo_path, earliest - ttl if ttl else None, latest)
             moment = table[source.timestamp_field]
             table = table.filter(moment <= ibis.literal(latest))
             return table.filter(moment >= ibis.literal(earliest - ttl)) if ttl else table
@@ -87,30 +90,20 @@ class PrunedDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         )
 
     @staticmethod
-    def pull_latest_from_table_or_query(  # noqa: PLR0913 - Feast's own signature
-        config: RepoConfig,
-        data_source: DataSource,
-        join_key_columns: list[str],
-        feature_name_columns: list[str],
-        timestamp_field: str,
-        created_timestamp_column: str | None,
-        start_date: datetime,
-        end_date: datetime,
+    def pull_latest_from_table_or_query(
+        config: RepoConfig, data_source: DataSource, *, start_date: datetime, end_date: datetime, **columns: Any
     ) -> RetrievalJob:
         """As Feast's, with archived events."""
         return pull_latest_from_table_or_query_ibis(
             config=config,
             data_source=data_source,
-            join_key_columns=join_key_columns,
-            feature_name_columns=feature_name_columns,
-            timestamp_field=timestamp_field,
-            created_timestamp_column=created_timestamp_column,
             start_date=start_date,
             end_date=end_date,
             data_source_reader=lambda source, path: _with_archive(source, path, start_date, end_date),
             data_source_writer=_write_data_source,
             staging_location=config.offline_store.staging_location,
             staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
+            **columns,
         )
 
 

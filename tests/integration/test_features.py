@@ -130,7 +130,7 @@ def test_without_ingest_it_says_so(tmp_path: Path) -> None:
 
 
 def test_an_unknown_service_is_named(stored: Stored) -> None:
-    with pytest.raises(FeatureError, match="'weather_v9', which features/repo/ does not define"):
+    with pytest.raises(FeatureError, match="'weather_v9', which no Feast file in"):
         historical(replace(TINY, features="weather_v9"), stored.settings, asked([5], [AS_OF]))
 
 
