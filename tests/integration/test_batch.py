@@ -117,6 +117,20 @@ def test_a_retry_scores_only_what_is_missing(at: Settings) -> None:
         score_shard(WEATHER, at, made, made.shards[1])  # the older attempt
     assert clean_up(WEATHER, at, again)
     assert not clean_up(WEATHER, at, again)
+    with PostgresStore(at.need("postgres_url")) as store:
+        times = store.stage_times(WEATHER.name, made.generation)
+    assert [(found.stage, found.outcome) for found in times] == [
+        ("plan", "done"),
+        ("score", "done"),
+        ("plan", "done"),
+        ("score", "done"),
+        ("score", "Superseded"),
+        ("clean_up", "done"),
+        ("clean_up", "done"),
+    ]
+    assert (times[1].partitions, times[3].rows) == (len(made.shards[0]), 0)
+    assert times[1].rows > 0
+    assert set(times[1].steps) == {"model", "features", "score", "postgres", "redis"}
 
 
 def _spoil(at: Settings, cells: set[int], day: datetime) -> Path:
