@@ -24,7 +24,7 @@ from almanac.lateness import decide_lateness
 from almanac.pipeline import Pipeline
 from almanac.quality import SOURCES, Sums, horizons
 from almanac.settings import Settings
-from serving_cache.lookup.monitor import SystemClock
+from almanac.steady import SystemClock
 from serving_cache.monitor_alerts import Alerts, Webhook
 from serving_cache.monitor_reading import Eyes, PipelineState
 from serving_cache.records import Pointer, State

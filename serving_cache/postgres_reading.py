@@ -142,6 +142,14 @@ class Reading(StoreBase):
         """Overlays of one model with an as_of from `since` on, by entity."""
         return [record for page in self.overlay_pages(pipeline, model, since) for record in page]
 
+    def now(self) -> datetime:
+        """The time by the server's clock, which is the one that stamps what is stored.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        return need_utc(self._client.query("SELECT clock_timestamp()")[0][0])
+
     def overlay_pages(
         self, pipeline: str, model: str, since: datetime, written_since: datetime | None = None
     ) -> Iterator[list[OverlayRecord]]:

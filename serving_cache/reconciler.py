@@ -130,7 +130,7 @@ class Reconciler:
         moved = False
         unproven = watch.proven_at is None
         if unproven or marker is None or steady - (watch.proven_at or 0.0) >= PROOF_SECONDS:
-            started = utc_now()
+            started = self._postgres.now()  # what it is compared with below is the server's, too
             moved = sync_redis(watch.pipeline, self._postgres, self._cache, overlays=marker is None)
             since = None if unproven or watch.overlays_since is None else watch.overlays_since - OVERLAY_MARGIN
             sync_overlays(watch.pipeline, wanted, (self._postgres, self._cache), since)

@@ -70,6 +70,7 @@ class Crew:
 
 def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
     """Start the worker and the sinks of one pipeline."""
+    from almanac.steady import SystemClock
     from features.archive import open_archive
     from features.online import OnlineFeatures, observation_row
     from serving_cache.postgres import PostgresStore
@@ -78,7 +79,10 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> N
     from streaming.sink import Features, Hold, Overlays, Sink, Target
     from streaming.worker import Surroundings, Worker
 
-    around = Surroundings(online=partial(OnlineFeatures, dated=True), observation_row=observation_row)
+    clock = SystemClock()  # a step of the wall clock must not make events of now look like the future's
+    around = Surroundings(
+        online=partial(OnlineFeatures, dated=True), observation_row=observation_row, now=lambda: clock.now().now
+    )
     worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
     crew.reports.append(worker.report)

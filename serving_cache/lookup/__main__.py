@@ -25,8 +25,8 @@ from serving_cache.lookup.app import App
 from serving_cache.lookup.service import Service
 
 if TYPE_CHECKING:
+    from almanac.steady import SystemClock
     from serving_cache.lookup.fresh import FreshComputation
-    from serving_cache.lookup.monitor import SystemClock
     from serving_cache.lookup.write_back import OverlayStore
 
 REQUESTS_MAX = 512  # at work at once; more wait in the listening socket's queue
@@ -40,8 +40,8 @@ SWITCH_SECONDS = 0.001
 
 def open_service(config: Settings) -> Service:
     """Import the stores' drivers and make the service; connects only when first asked."""
+    from almanac.steady import SystemClock
     from serving_cache.lookup.counting import Counts
-    from serving_cache.lookup.monitor import SystemClock
     from serving_cache.lookup.postgres_place import PostgresPlace
     from serving_cache.lookup.redis_place import RedisPlace
 

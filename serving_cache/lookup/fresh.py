@@ -29,8 +29,8 @@ from almanac.errors import AlmanacError
 from almanac.ladder import Candidate, Compute, Terms, Unmade
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Fresh, Pipeline
+from almanac.steady import SystemClock
 from serving_cache.lookup.models import Models
-from serving_cache.lookup.monitor import SystemClock
 from serving_cache.lookup.online import OnlineFeatures
 from serving_cache.lookup.places import Guarded, PlaceDown, PlaceUnusable
 from serving_cache.lookup.predicting import Made, Question, predict

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from almanac.ladder import Answer, Candidate, Compute, Decision, Refusal, Rung, Settled, Terms, Unmade, climb
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
-from serving_cache.lookup.monitor import Moment, SystemClock
+from almanac.steady import Moment, SystemClock
 from serving_cache.lookup.places import Guarded, Place, PlaceDown, PlaceUnusable, Reading
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from almanac.errors import ModelError, PredictionError
 from almanac.ladder import Candidate, Compute, Source, Terms, Unmade
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Fresh, Pipeline
+from almanac.steady import Moment
 from features.online_reading import Reader
 from serving_cache.lookup.fresh import FreshComputation
-from serving_cache.lookup.monitor import Moment
 from serving_cache.lookup.online import Read
 from serving_cache.lookup.places import Guarded, PlaceDown
 from serving_cache.lookup.predicting import Made, Question, predict

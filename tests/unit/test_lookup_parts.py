@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from almanac.errors import UnknownEntity, UsageError
 from almanac.partitioning import Grid
+from almanac.steady import STEP_HOLD, STEP_TOLERANCE, Clock
 from serving_cache.lookup import parsing
 from serving_cache.lookup.answers import shortest
 from serving_cache.lookup.breaker import FAILURES_BEFORE_OPEN, OPEN_SECONDS, Breaker
-from serving_cache.lookup.monitor import STEP_HOLD, STEP_TOLERANCE, Clock
 from serving_cache.lookup.web import Problem, Request, Response, Route, Router
 from tests.generations import bucket_pipeline, grid_pipeline
 
