@@ -154,6 +154,17 @@ def _open_service(pipeline: Pipeline, settings: Settings, ties_replace: bool) ->
         return store, store.get_feature_service(pipeline.features)
 
 
+def service_columns(pipeline: Pipeline, settings: Settings) -> tuple[str, ...]:
+    """Names of the feature columns of a pipeline's FeatureService, in order.
+
+    Raises:
+        FeatureError: no Feast file defines it.
+        Unavailable: the registry's Postgres does not answer.
+    """
+    _, service = open_service(pipeline, settings)
+    return tuple(field.name for projection in service.feature_view_projections for field in projection.features)
+
+
 @contextmanager
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""

@@ -32,8 +32,10 @@ from almanac.pipeline import Pipeline
 from almanac.registry import FILE_BYTES_MAX, GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY, INPUT_NAME, Scorer, check_self_contained
 from almanac.settings import Settings
+from features.store import service_columns
 from jobs.convert import Fitted, Link, Recipe, exact_thresholds, to_onnx
 from jobs.evaluate import EXPECTED, GOLDEN_ROWS, golden_rows, prove
+from jobs.plan import check_columns
 
 if TYPE_CHECKING:
     import lightgbm
@@ -103,7 +105,8 @@ def add_lightgbm(
             "the LightGBM files have different inputs: train all outputs on the same columns, in one order"
         )
     inputs = names.pop()
-    _check_inputs(pipeline, settings, inputs, ", ".join(path.name for path in texts.values()))
+    files_named = ", ".join(path.name for path in texts.values())
+    check_columns(pipeline, service_columns(pipeline, settings), inputs, files_named)
     recipe = Recipe(inputs=inputs, differences=())
     fitted = [_fitted(output, booster, texts[output]) for output, booster in boosters.items()]
     rows = newest_rows(pipeline, settings, inputs, now=now, progress=progress)
@@ -111,7 +114,7 @@ def add_lightgbm(
     files = {MODEL_FILE: to_onnx(recipe, fitted), GOLDEN_FILE: golden}
     files |= {f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}
     scorer = Scorer.open(files[MODEL_FILE], pipeline.model_name, entity=pipeline.entity)
-    told = f"brought along: {', '.join(path.name for path in texts.values())}"
+    told = f"brought along: {files_named}"
     return _register(pipeline, settings, files, scorer, golden, told=told, now=now)
 
 
@@ -130,7 +133,7 @@ def _register(
             f"the model answers {', '.join(scorer.outputs)}, pipeline {pipeline.name} declares "
             f"{', '.join(pipeline.output_names)}: name and order its outputs like these"
         )
-    _check_inputs(pipeline, settings, scorer.inputs, told)
+    check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, told)
     parity = prove(scorer, golden)
     description = Description(
         features=pipeline.features,
@@ -175,7 +178,7 @@ def newest_rows(
         }
     )
     table = historical(pipeline, settings, asked)
-    _check_columns(pipeline, tuple(table.column_names), inputs, "the model")
+    check_columns(pipeline, tuple(table.column_names), inputs, "the model")
     table = table.select(list(inputs)).cast(pa.schema([(name, pa.float32()) for name in inputs]), safe=False)
     whole = np.isfinite(np.column_stack([table[name].to_numpy() for name in inputs])).all(axis=1)
     if not whole.any():
@@ -184,23 +187,6 @@ def newest_rows(
             "the features first, for a model is tried on them before it is registered"
         )
     return table.take(pa.array(np.flatnonzero(whole))).combine_chunks()
-
-
-def _check_inputs(pipeline: Pipeline, settings: Settings, inputs: Sequence[str], what: str) -> None:
-    from features.store import open_service
-
-    _, service = open_service(pipeline, settings)
-    known = [field.name for projection in service.feature_view_projections for field in projection.features]
-    _check_columns(pipeline, known, inputs, what)
-
-
-def _check_columns(pipeline: Pipeline, known: Sequence[str], inputs: Sequence[str], what: str) -> None:
-    foreign = [name for name in inputs if name not in known]
-    if foreign or len(set(inputs)) != len(inputs):
-        raise ModelError(
-            f"{what} reads {', '.join(foreign) or 'a column twice'}, which FeatureService {pipeline.features} does not "
-            f"have (it has {', '.join(known)}): train on these features, or add the others to the service"
-        )
 
 
 def own_form(what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str]) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from almanac.clock import format_time, need_utc, parse_time
-from almanac.errors import DataError, UsageError
+from almanac.errors import DataError, ModelError, UsageError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
@@ -88,6 +88,20 @@ def check_watermark(pipeline: Pipeline, cutoff: datetime, as_of: datetime) -> No
         )
 
 
+def check_columns(pipeline: Pipeline, known: Collection[str], inputs: Sequence[str], what: str) -> None:
+    """Refuse a model that reads what the pipeline's FeatureService does not have.
+
+    Raises:
+        ModelError: names the columns and what there is.
+    """
+    foreign = [name for name in inputs if name not in known]
+    if foreign or len(set(inputs)) != len(inputs):
+        raise ModelError(
+            f"{what} reads {', '.join(foreign) or 'a column twice'}, which FeatureService {pipeline.features} does not "
+            f"have (it has {', '.join(known)}): train on these features, or add the others to the service"
+        )
+
+
 def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: datetime, now: datetime) -> Plan:
     """Open (or resume) the generation of one run.
 
@@ -107,14 +121,17 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
 def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: tuple[str, datetime], now: datetime) -> Plan:
     from almanac.scoring import Scorer
     from features.ingest import refresh
+    from features.store import service_columns
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
     run_key, moment = run
     version = Registry(settings.models_dir).resolve(pipeline.model)
-    Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
+    scorer = Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
     with record.step("features"):
         ingested = refresh(pipeline, settings, moment, window=FEATURE_WINDOW)
+        if pipeline.source is None:
+            check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, f"model {version.id}")
     check_watermark(pipeline, moment, ingested.as_of)
     shards = pipeline.shards()
     with PostgresStore(settings.need("postgres_url")) as store:

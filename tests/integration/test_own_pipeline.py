@@ -20,11 +20,12 @@ from almanac.blocks import decode
 from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
 from almanac.errors import FeatureError, ModelError
+from almanac.manifest import Description, Input
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
 from features.online import materialize
-from jobs.adding import add_lightgbm, add_onnx
+from jobs.adding import add_lightgbm, add_onnx, own_form
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, plan
 from jobs.publish import clean_up, publish
@@ -277,3 +278,22 @@ def test_a_model_from_elsewhere_is_tried_on_the_newest_rows(own: Own, tmp_path: 
     foreign = replace(own.pipeline, features="weather_v1")
     with pytest.raises(FeatureError, match="has the join keys cell_id, pipeline bikes predicts for station"):
         add_onnx(foreign, own.settings, graph, inputs=(), now=utc_now(), progress=progress)
+
+
+def test_a_model_on_other_features_stops_the_run_before_anything_is_written(own: Own, published: Publication) -> None:
+    registry = Registry(own.settings.models_dir)
+    mine = registry.resolve(own.pipeline.model)
+    fields = {name: getattr(mine.manifest, name) for name in Description.__struct_fields__}
+    graph = own_form("m.onnx", mine.read("model.onnx"), own.pipeline, ("rides", "open", "rides_day", "temperature"))
+    inputs = tuple(Input(name=name) for name in ("rides", "open", "rides_day", "temperature"))
+    other = registry.register(
+        "others", {"model.onnx": graph}, Description(**{**fields, "inputs": inputs}), now=utc_now()
+    )
+    registry.set_alias("others", "champion", other.version)
+    pipeline = replace(own.pipeline, model="others@champion")
+    with pytest.raises(
+        ModelError, match="model others-v1 reads temperature, which FeatureService bikes_v1"
+    ):
+        plan(pipeline, own.settings, run_key="others", cutoff=utc_now(), now=utc_now())
+    with PostgresStore(own.settings.need("postgres_url")) as store:
+        assert "others" not in {found.run_key for found in store.generations("bikes")}
