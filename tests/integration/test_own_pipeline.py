@@ -291,9 +291,7 @@ def test_a_model_on_other_features_stops_the_run_before_anything_is_written(own:
     )
     registry.set_alias("others", "champion", other.version)
     pipeline = replace(own.pipeline, model="others@champion")
-    with pytest.raises(
-        ModelError, match="model others-v1 reads temperature, which FeatureService bikes_v1"
-    ):
+    with pytest.raises(ModelError, match="model others-v1 reads temperature, which FeatureService bikes_v1"):
         plan(pipeline, own.settings, run_key="others", cutoff=utc_now(), now=utc_now())
     with PostgresStore(own.settings.need("postgres_url")) as store:
         assert "others" not in {found.run_key for found in store.generations("bikes")}
