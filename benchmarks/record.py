@@ -87,7 +87,7 @@ def capacity(found: dict[str, dict[str, Any]]) -> str:
         stored = batch["stored"]
         add("Postgres, one cell of one generation (4 outputs)", stored["postgres_bytes_per_cell"], "bytes", "batch")
         add("Redis, one cell of one generation (4 outputs)", stored["redis_bytes_per_cell"], "bytes", "batch")
-        add("memory of a batch process at its greatest", batch["memory_mb"]["job"], "MB", "batch")
+        add("memory of a batch process after its runs", batch["memory_mb"]["job"], "MB", "batch")
     if lookup := found.get("lookup"):
         add("lookup, one cell", lookup["one"]["ours"]["rate"], "requests/s", "lookup")
         add("lookup, a hundred cells", lookup["hundred"]["ours"]["rate"], "requests/s", "lookup")
