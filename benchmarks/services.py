@@ -23,6 +23,9 @@ from benchmarks.reference import World
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.05
+IDLE_LOOK_SECONDS = 0.3
+IDLE_PERCENT_MAX = 3.0  # of one core
+IDLE_SECONDS_MAX = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +100,18 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def running_lookup(world: World, port: int, core: int) -> Iterator[Service]:
-    """The lookup service as `almanac up` starts it."""
+    """The lookup service as `almanac up` starts it, once it has loaded what it loads after its start."""
     words = ["-m", "serving_cache.lookup"]
     with running_service(words, world, port, core, ready="/readyz", ALMANAC_LOOKUP_PORT=str(port)) as service:
+        wait_idle(service)
         yield service
+
+
+def wait_idle(service: Service) -> None:
+    """Wait until the process does nothing any more, or for `IDLE_SECONDS_MAX`: its model is loaded while it listens."""
+    process, give_up_at = psutil.Process(service.process.pid), time.monotonic() + IDLE_SECONDS_MAX
+    while process.cpu_percent(IDLE_LOOK_SECONDS) > IDLE_PERCENT_MAX and time.monotonic() < give_up_at:
+        pass
 
 
 @contextmanager
