@@ -108,10 +108,6 @@ class AirflowApi:
         """Whether Airflow begins nothing of this DAG: what is triggered waits."""
         return bool(self.call("GET", f"/dags/{dag}")["is_paused"])
 
-    def is_paused(self, dag: str) -> bool:
-        """Whether Airflow begins nothing of this DAG: what is triggered waits."""
-        return bool(self.call("GET", f"/dags/{dag}")["is_paused"])
-
     def run_state(self, dag: str, run: str) -> str:
         """`queued`, `running`, `success` or `failed`."""
         return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
