@@ -97,7 +97,7 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
         for view, latest in found:
             if len(latest):
                 store.write_to_online_store(view.name, latest)
-    write_plans(store, settings, [service])  # an emptied Redis has it back with the features
+        write_plans(store, settings, [service])  # an emptied Redis has it back with the features
     return sum(len(latest) for _, latest in found)
 
 

@@ -86,7 +86,11 @@ def why_not(bootstrap: str) -> str | None:
 def _format(command: tuple[str, ...], state_dir: Path, folder: Path, configuration: Path) -> None:
     cluster = secret(state_dir, "kafka-cluster", lambda: urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
     done = subprocess.run(
-        [*command, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(configuration)],
+        # An id may begin with a hyphen, which an argument of its own may not.
+        [
+            *command, "kafka.tools.StorageTool", "format", "--ignore-formatted", f"--cluster-id={cluster}",
+            "-c", str(configuration),
+        ],
         capture_output=True, text=True, timeout=FORMAT_SECONDS_MAX, cwd=folder, env=environment(),
     )  # fmt: skip
     if done.returncode != 0:

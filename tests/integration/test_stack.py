@@ -141,6 +141,7 @@ def stack() -> Iterator[Stack]:
 
 
 def test_up_status_stop_start_down(stack: Stack) -> None:
+    secret(stack.state_dir, "kafka-cluster", lambda: "-m0Xk3dPRGy4mS2eTn8vNw")  # one id in 64 looks like an option
     stack.up("postgres,redis,kafka")
 
     done = stack.run("status", "--json")

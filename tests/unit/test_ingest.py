@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from almanac.errors import SourceError, Unavailable
+from almanac.errors import FeatureError, SourceError, Unavailable
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features import files, ingest
@@ -157,9 +157,9 @@ def test_small_steps_give_the_same_rows(settings: Settings, monkeypatch: pytest.
         )
 
 
-def test_a_pipeline_without_source_has_nothing_to_do(settings: Settings) -> None:
-    done = refresh(replace(TINY, source=None), settings, NOW, window=timedelta(hours=2))
-    assert (done.as_of, done.rows) == (AS_OF, 0)
+def test_a_pipeline_without_source_needs_files_that_others_wrote(settings: Settings) -> None:
+    with pytest.raises(FeatureError, match="no file is: write it"):
+        refresh(replace(TINY, source=None, stream=None), settings, NOW, window=timedelta(hours=2))
     assert not settings.features_dir.exists()
 
 

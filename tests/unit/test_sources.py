@@ -122,7 +122,7 @@ def test_other_units_are_not_simulated() -> None:
 
 def test_a_pipeline_without_source_says_so() -> None:
     with pytest.raises(DeclarationError, match="declares no source"):
-        open_source(replace(TINY, source=None), load_settings())
+        open_source(replace(TINY, source=None, stream=None), load_settings())
 
 
 # --- files
