@@ -25,6 +25,7 @@ from almanac.settings import PROJECT_ROOT, load_settings, settings
 from almanac.stack import health, leftovers
 from almanac.stack.health import ProgramStatus
 from almanac.stack.places import Places
+from almanac.stack.server import secret
 
 COMMAND_SECONDS_MAX = 150
 WAIT_SECONDS_MAX = 30
@@ -151,8 +152,8 @@ def test_up_status_stop_start_down(stack: Stack) -> None:
     assert found["healthy"]
     assert [one["name"] for one in found["programs"]] == ["postgres", "redis", "kafka"]
     assert all(one["restarts"] == 0 and one["pid"] and one["since"] for one in found["programs"])
-    for secret in json.loads((stack.state_dir / "secrets.json").read_text()).values():
-        assert secret not in done.stdout
+    for hidden in json.loads((stack.state_dir / "secrets.json").read_text()).values():
+        assert hidden not in done.stdout
     for private in (stack.places.endpoints, stack.places.programs, stack.state_dir / "secrets.json"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o600
     endpoints = stack.endpoints()
