@@ -40,7 +40,8 @@ MANAGED: Mapping[str, Managed] = {
         Managed(name="kafka", start_seconds=3, stop_seconds=20),
         # Airflow imports for long before it can fail: earlier exits count as failed starts.
         *(Managed(name=name, start_seconds=10, stop_seconds=15) for name in AIRFLOW_PROGRAMS),
-        *(Managed(name=name) for name in MODULES),
+        # The stream finishes or abandons its batch: it takes 25 s for that, at most.
+        *(Managed(name=name, stop_seconds=30 if name == "stream" else 10) for name in MODULES),
     )
 }
 # Stopped in this order; those of one stage at once.

@@ -33,8 +33,8 @@ USER = "almanac"
 MANAGER = Path(__file__).resolve().with_name("manager.py")
 LOG_BYTES_MAX = "5MB"
 LOG_BACKUPS = 2
-# Each further attempt waits a second longer: about four minutes of attempts, then FATAL.
-START_RETRIES = 20
+# Each further attempt waits a second longer, up to the manager's three: about four minutes of attempts, then FATAL.
+START_RETRIES = 80
 
 # Paths come in by the environment, because this format cuts values at " #" and " ;".
 CONFIGURATION = """\
