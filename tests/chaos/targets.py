@@ -185,7 +185,8 @@ class Run:
         def missing() -> str | None:
             for found in self._tasks():
                 if (found["task_id"], found["map_index"]) == (task["task_id"], task["map_index"]):
-                    if found["id"] == task["id"] and found["try_number"] == task["try_number"]:
+                    same = found["id"] == task["id"] and found["try_number"] == task["try_number"]
+                    if same and found["state"] != "success":  # success: it had said so when it was killed
                         return f"{task['task_id']} is {found['state']}"
                     if found["state"] not in ("running", "success"):
                         return f"{task['task_id']} is {found['state']}, to be tried again"
