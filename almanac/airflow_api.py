@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import httpx
 
+from almanac.closing import Closing
 from almanac.errors import Unavailable, UsageError
 from almanac.settings import Settings
 
@@ -40,7 +40,7 @@ class TaskState:
         return f"{self.task} [{self.label}]" if self.label else self.task
 
 
-class AirflowApi:
+class AirflowApi(Closing):
     """A session with one Airflow API server."""
 
     def __init__(self, settings: Settings) -> None:
@@ -50,12 +50,8 @@ class AirflowApi:
         self._client = httpx.Client(base_url=self._base, timeout=REQUEST_TIMEOUT_SECONDS)
         self._token: str | None = None
 
-    def __enter__(self) -> AirflowApi:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:

@@ -6,9 +6,7 @@ lookup service reads the same tables by its own connections (`layout.py` names t
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from almanac.closing import Closing
 from serving_cache.postgres_client import Client
 from serving_cache.postgres_publish import Publishing
 from serving_cache.postgres_reading import Blocks, Reading
@@ -18,7 +16,7 @@ from serving_cache.records import Attempt, GenerationStart, StagedPartition
 __all__ = ["Attempt", "GenerationStart", "PostgresStore", "StagedPartition"]
 
 
-class PostgresStore(Blocks, Publishing, Reading, Retention):
+class PostgresStore(Blocks, Publishing, Reading, Retention, Closing):
     """The generation store in Postgres, over one connection that opens when first needed.
 
     Every method raises `Unavailable` when Postgres does not answer in time, and
@@ -33,14 +31,6 @@ class PostgresStore(Blocks, Publishing, Reading, Retention):
 
     def __init__(self, url: str) -> None:
         self._client = Client(url)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; using the store again opens another."""

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from psycopg import sql
 
 from almanac.clock import need_utc
+from almanac.closing import Closing
 from almanac.pipeline import Pipeline
 from almanac.quality import SUMS, Sums, horizons, sample_threshold
 from serving_cache.layout import child_name
@@ -158,7 +158,7 @@ class Settling:
         )
 
 
-class PredictionLog:
+class PredictionLog(Closing):
     """The prediction log and the outcomes, over one connection that opens when first needed.
 
     Every method raises `Unavailable` when Postgres does not answer in time, and
@@ -170,14 +170,6 @@ class PredictionLog:
 
     def __init__(self, url: str) -> None:
         self._client = Client(url)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""

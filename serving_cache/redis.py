@@ -11,14 +11,14 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from almanac.closing import Closing
 from almanac.decisions import newest
 from almanac.errors import BlockError, Unavailable, UsageError
 from serving_cache import redis_scripts as scripts
@@ -65,7 +65,7 @@ class Emptied(Unavailable):
     """Redis was emptied while it was written; write everything again."""
 
 
-class RedisStore:
+class RedisStore(Closing):
     """The generation store's cache.
 
     Every method raises `Unavailable` when Redis does not answer in time, and
@@ -94,14 +94,6 @@ class RedisStore:
         self._move_pointer = self._redis.register_script(scripts.MOVE_POINTER)
         self._let_go = self._redis.register_script(scripts.LET_GO)
         self._put_overlays = self._redis.register_script(scripts.PUT_OVERLAYS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections; using the store again opens others."""
