@@ -13,24 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
-from almanac.errors import AlmanacError, FeatureError, UsageError
+from almanac.errors import AlmanacError, FeatureError
 from almanac.partitioning import EntityKey
 from features.online_reading import PLAN_TABLE, Reader, decode_plan, plan_key
-from serving_cache.lookup.places import PlaceDown, PlaceUnusable
+from serving_cache.lookup.places import PlaceUnusable
+from serving_cache.lookup.redis_client import open_redis, redis_failures
 from serving_cache.lookup.write_back import in_own_thread
 
 FEATURES_LIMIT_SECONDS = 0.2
 CONNECTIONS_MAX = 16
-SOCKET_SECONDS_MAX = 1.0
 PLAN_ABSENT_KEPT_SECONDS = 2.0  # before the record is asked again for a plan that it did not have
-RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
 REGISTRY_SCHEMA = "feast"
 
 Row = Sequence[bytes | None]
@@ -65,19 +57,7 @@ class OnlineFeatures:
         self._recorded = recorded
         self._readers: dict[str, tuple[bytes, Reader]] = {}
         self._absent_until: dict[str, float] = {}
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS_MAX,
-                timeout=limit_seconds,
-                socket_timeout=SOCKET_SECONDS_MAX,
-                socket_connect_timeout=SOCKET_SECONDS_MAX,
-                retry=Retry(NoBackoff(), RETRIES_MAX),
-                protocol=2,
-            )
-        except ValueError:
-            raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
-        self._redis = Redis(connection_pool=pool)
+        self._redis = open_redis(url, connections_max=CONNECTIONS_MAX, wait_seconds=limit_seconds)
 
     async def read(self, service: str, entities: Sequence[EntityKey]) -> Read:
         """The features of these entities; one whose key this plan cannot have is left out.
@@ -87,11 +67,8 @@ class OnlineFeatures:
             PlaceUnusable: there is no plan, or none that this process can read; Redis answered with an error.
         """
         try:
-            return await self._read(service, entities)
-        except (RedisConnectionError, RedisTimeoutError, OSError):
-            raise PlaceDown("redis cannot be reached") from None
-        except RedisError as error:
-            raise PlaceUnusable(f"redis answered with an error ({type(error).__name__})") from None
+            with redis_failures():
+                return await self._read(service, entities)
         except FeatureError as error:
             raise PlaceUnusable(str(error)) from None
 

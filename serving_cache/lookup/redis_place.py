@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from almanac.blocks import Block, decode
-from almanac.errors import BlockError, UsageError
+from almanac.errors import BlockError
 from almanac.ladder import Candidate, Candidates
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
@@ -26,12 +21,11 @@ from serving_cache.lookup.candidates import (
     need_same_partitions,
 )
 from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
+from serving_cache.lookup.redis_client import open_redis, redis_failures
 from serving_cache.records import ManifestEntry, Pointer
 
 REDIS_LIMIT_SECONDS = 0.1
 CONNECTIONS_MAX = 32
-SOCKET_SECONDS_MAX = 1.0
-RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
 
 
 @dataclass(frozen=True)
@@ -67,19 +61,7 @@ class RedisPlace:
 
     def __init__(self, url: str, *, limit_seconds: float = REDIS_LIMIT_SECONDS) -> None:
         self.limit_seconds = limit_seconds
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS_MAX,
-                timeout=limit_seconds,
-                socket_timeout=SOCKET_SECONDS_MAX,  # `Guarded` keeps the limit; this ends what it gave up on
-                socket_connect_timeout=SOCKET_SECONDS_MAX,
-                retry=Retry(NoBackoff(), RETRIES_MAX),
-                protocol=2,
-            )
-        except ValueError:
-            raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
-        self._redis = Redis(connection_pool=pool)
+        self._redis = open_redis(url, connections_max=CONNECTIONS_MAX, wait_seconds=limit_seconds)
 
     async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
         """Everything Redis holds about these entities, by one pointer.
@@ -89,21 +71,19 @@ class RedisPlace:
             PlaceUnusable: it holds no pointer, or something unreadable.
         """
         try:
-            return await self._read(pipeline, entities)
-        except (RedisConnectionError, RedisTimeoutError, OSError):
-            raise PlaceDown("redis cannot be reached") from None
-        except RedisError as error:
-            raise PlaceUnusable(f"redis answered with an error ({type(error).__name__})") from None
+            with redis_failures():
+                return await self._read(pipeline, entities)
         except BlockError:
             raise PlaceUnusable("redis holds something unreadable") from None
 
     async def current(self, pipeline: Pipeline) -> dict[str, object] | None:
         """The current generation, for people."""
         try:
-            return generation_summary(self._pointer(pipeline, await self._redis.get(layout.pointer_key(pipeline.name))))
-        except (RedisConnectionError, RedisTimeoutError, OSError):
-            raise PlaceDown("redis cannot be reached") from None
-        except (RedisError, BlockError):
+            with redis_failures():
+                return generation_summary(
+                    self._pointer(pipeline, await self._redis.get(layout.pointer_key(pipeline.name)))
+                )
+        except BlockError:
             raise PlaceUnusable("redis holds something unreadable") from None
 
     async def check(self) -> None:
