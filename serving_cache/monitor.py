@@ -9,13 +9,11 @@ log, at `/alerts`, in `almanac status` and to `ALMANAC_ALERT_WEBHOOK_URL`.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import product
-from types import FrameType
 
 from almanac import metrics
 from almanac.errors import AlmanacError
@@ -25,6 +23,7 @@ from almanac.pipeline import Pipeline
 from almanac.quality import SOURCES, Sums, horizons
 from almanac.settings import Settings
 from almanac.steady import SystemClock
+from serving_cache.daemon import run_until_stopped
 from serving_cache.monitor_alerts import Alerts, Webhook
 from serving_cache.monitor_reading import Eyes, PipelineState
 from serving_cache.records import Pointer, State
@@ -38,10 +37,6 @@ SILENT_SECONDS_MAX = 60.0
 HUNG_SECONDS_MAX = 300.0
 """A look has time limits far below this; one that takes longer hangs."""
 PARTITION_STATES = ("planned", "staged", "quarantined")
-
-
-class Stopped(BaseException):
-    """A signal asked the process to end."""
 
 
 class Monitor:
@@ -220,30 +215,10 @@ def watch(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
         eyes.close()
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Stopped
-
-
 def main() -> int:
     """Watch every declared pipeline until a signal comes; returns the exit code."""
-    from almanac import logs
-    from almanac.declarations import pipelines
-    from almanac.settings import settings
-
-    try:
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)
-        found = settings()
-        logs.configure("monitor", found.log_format)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold URLs
-        watch(found, pipelines().values())
-    except Stopped:
-        log.info("monitor stopped")
-    except AlmanacError as error:
-        print(f"monitor: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold URLs
+    return run_until_stopped("monitor", watch)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
         partitions: number of partitions of the newest run by state.
         stage_seconds: time of the newest run's stages, by stage.
         recorded: stage times that were not seen at the look before.
-        read_at: the moment of the look by the clock of the place.
         errors: sums by output and source over `ERRORS_SPAN`; None if they were not read at this look.
     """
 
@@ -46,7 +45,6 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     partitions: Mapping[str, int] = {}
     stage_seconds: Mapping[str, float] = {}
     recorded: tuple[StageTime, ...] = ()
-    read_at: datetime | None = None
     errors: Mapping[tuple[str, str], Sums] | None = None
 
 
@@ -108,7 +106,6 @@ class Eyes:
             partitions=dict(partitions),
             stage_seconds={} if newest is None else seconds_by_stage(self._client, name, newest),
             recorded=self._new_records(name, now),
-            read_at=now,
             errors=self._errors(name, now),
         )
 

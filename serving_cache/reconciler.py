@@ -11,18 +11,18 @@ logs a line whenever a pipeline's state changes, and no other; `/metrics` and
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import FrameType
 
 from almanac import metrics
 from almanac.clock import utc_now
 from almanac.errors import AlmanacError, BlockError, Unavailable
 from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from serving_cache.daemon import run_until_stopped
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_overlays, sync_redis
@@ -36,10 +36,6 @@ HUNG_SECONDS_MAX = 300.0
 """A step has time limits far below this; one that takes longer hangs."""
 OVERLAY_MARGIN = timedelta(minutes=2)
 """Overlays stored this long before the last proof are brought again: transactions commit late, clocks differ."""
-
-
-class Stopped(BaseException):
-    """A signal asked the process to end. Every step may be cut short anywhere."""
 
 
 @dataclass
@@ -155,42 +151,34 @@ def run(reconciler: Reconciler) -> None:
         time.sleep(wait_seconds)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Stopped
+def reconcile(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
+    """Keep Redis in step until a signal comes.
+
+    Raises:
+        AlmanacError: a setting is missing or cannot be used.
+    """
+    with (
+        PostgresStore(settings.need("postgres_url")) as postgres,
+        RedisStore(settings.need("redis_url")) as cache,
+    ):
+        reconciler = Reconciler(pipelines, postgres, cache)
+        server = metrics.serve(
+            settings.metrics_port,
+            process="reconciler",
+            host=settings.metrics_host,
+            why_not_ready=reconciler.why_not_ready,
+            why_not_live=reconciler.why_not_live,
+        )
+        try:
+            run(reconciler)
+        finally:
+            if server is not None:
+                server.close()
 
 
 def main() -> int:
-    """Reconcile every declared pipeline until a signal comes."""
-    from almanac import logs
-    from almanac.declarations import pipelines
-    from almanac.settings import settings
-
-    try:
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)
-        found = settings()
-        logs.configure("reconciler", found.log_format)
-        with PostgresStore(found.need("postgres_url")) as postgres, RedisStore(found.need("redis_url")) as cache:
-            reconciler = Reconciler(pipelines().values(), postgres, cache)
-            server = metrics.serve(
-                found.metrics_port,
-                process="reconciler",
-                host=found.metrics_host,
-                why_not_ready=reconciler.why_not_ready,
-                why_not_live=reconciler.why_not_live,
-            )
-            try:
-                run(reconciler)
-            finally:
-                if server is not None:
-                    server.close()
-    except Stopped:
-        log.info("reconciler stopped")
-    except AlmanacError as error:
-        print(f"reconciler: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    """Reconcile every declared pipeline until a signal comes; returns the exit code."""
+    return run_until_stopped("reconciler", reconcile)
 
 
 if __name__ == "__main__":
