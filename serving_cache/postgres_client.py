@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from almanac.closing import Closing
 from almanac.errors import AlmanacError, BlockError, Unavailable, UsageError
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -75,7 +75,7 @@ def translated(error: Exception, sqlstate: str | None, where: str) -> AlmanacErr
     return BlockError(f"Postgres at {where} refused what was written ({first}); nothing of it was stored")
 
 
-class Client:
+class Client(Closing):
     """One connection for one process; threads take turns.
 
     A pool would not help: batch steps and sinks write one thing at a time, and
@@ -89,14 +89,6 @@ class Client:
         self._used = 0.0
         self._lock = threading.RLock()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         with self._lock:
@@ -105,9 +97,16 @@ class Client:
                 self._connection = None
 
     def query(self, statement: Any, parameters: Any = None) -> list[Any]:
-        """Run one statement outside a transaction and return its rows."""
+        """Run one statement outside a transaction and return its rows.
+
+        A connection that the server ended while it was idle is replaced, once: the
+        server says so (57P01) in place of the statement's result, so nothing of it was done.
+        """
         with self.session() as connection:
-            cursor = connection.execute(statement, parameters)
+            try:
+                cursor = connection.execute(statement, parameters)
+            except psycopg.errors.AdminShutdown:
+                cursor = self._open().execute(statement, parameters)
             return cursor.fetchall() if cursor.description is not None else []
 
     @contextmanager

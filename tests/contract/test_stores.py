@@ -16,6 +16,7 @@ from almanac.decisions import newest
 from almanac.errors import PredictionError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
+from serving_cache.postgres_client import Client
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_redis
@@ -238,3 +239,11 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
 def test_a_url_that_cannot_be_read_is_refused(store: type[PostgresStore] | type[RedisStore], url: str) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         store(url)
+
+
+def test_a_connection_that_postgres_ended_while_idle_is_replaced_without_a_word(postgres_url: str) -> None:
+    with Client(postgres_url) as client, Client(postgres_url) as admin:
+        ((first,),) = client.query("SELECT pg_backend_pid()")
+        admin.query("SELECT pg_terminate_backend(%s, 5000)", (first,))
+        ((second,),) = client.query("SELECT pg_backend_pid()")
+        assert second != first
