@@ -16,9 +16,8 @@ What is accepted of ONNX, and made into this project's own form:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,9 @@ from almanac.registry import FILE_BYTES_MAX, GOLDEN_FILE, MODEL_FILE, ModelVersi
 from almanac.scoring import COLUMNS_KEY, INPUT_NAME, Scorer, check_self_contained
 from almanac.settings import Settings
 from features.store import service_columns
-from jobs.convert import Fitted, Link, Recipe, exact_thresholds, to_onnx
-from jobs.evaluate import EXPECTED, GOLDEN_ROWS, golden_rows, prove
+from jobs.convert import Fitted, Link, Recipe, exact_thresholds
+from jobs.evaluate import EXPECTED, GOLDEN_ROWS
+from jobs.fitting import Made, Progress, libraries, make, proved
 from jobs.plan import check_columns
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     import onnx
     import pyarrow as pa
 
-LIBRARIES = ("lightgbm", "onnx", "onnxmltools", "onnxruntime", "feast", "numpy")
 LINKS: dict[str, Link] = {
     "binary": "sigmoid",
     "cross_entropy": "sigmoid",
@@ -53,8 +52,6 @@ LINKS: dict[str, Link] = {
 }
 """LightGBM's objectives whose answer is one number, and what stands between the trees' sum and it."""
 PREFIX = "given/"
-
-Progress = Callable[[str], None]
 
 
 def add_onnx(
@@ -78,9 +75,8 @@ def add_onnx(
     answers = scorer.score(rows)  # refuses what is not finite
     for output, values in answers.items():
         rows = rows.append_column(EXPECTED + output, _doubles(values))
-    golden = _parquet(rows)
-    files = {MODEL_FILE: data, GOLDEN_FILE: golden}
-    return _register(pipeline, settings, files, scorer, golden, told=f"brought along: {file.name}", now=now)
+    files = {MODEL_FILE: data, GOLDEN_FILE: _parquet(rows)}
+    return _register(pipeline, settings, proved(pipeline, files), f"brought along: {file.name}", now=now)
 
 
 def add_lightgbm(
@@ -110,31 +106,18 @@ def add_lightgbm(
     recipe = Recipe(inputs=inputs, differences=())
     fitted = [_fitted(output, booster, texts[output]) for output, booster in boosters.items()]
     rows = newest_rows(pipeline, settings, inputs, now=now, progress=progress)
-    golden = golden_rows(recipe, fitted, rows, pipeline.training.seed)
-    files = {MODEL_FILE: to_onnx(recipe, fitted), GOLDEN_FILE: golden}
-    files |= {f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}
-    scorer = Scorer.open(files[MODEL_FILE], pipeline.model_name, entity=pipeline.entity)
-    told = f"brought along: {files_named}"
-    return _register(pipeline, settings, files, scorer, golden, told=told, now=now)
+    made = make(pipeline, recipe, fitted, rows)
+    return _register(pipeline, settings, made, f"brought along: {files_named}", now=now)
 
 
-def _register(
-    pipeline: Pipeline,
-    settings: Settings,
-    files: Mapping[str, bytes],
-    scorer: Scorer,
-    golden: bytes,
-    *,
-    told: str,
-    now: datetime,
-) -> ModelVersion:
+def _register(pipeline: Pipeline, settings: Settings, made: Made, told: str, *, now: datetime) -> ModelVersion:
+    scorer = made.scorer
     if scorer.outputs != pipeline.output_names:
         raise ModelError(
             f"the model answers {', '.join(scorer.outputs)}, pipeline {pipeline.name} declares "
             f"{', '.join(pipeline.output_names)}: name and order its outputs like these"
         )
     check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, told)
-    parity = prove(scorer, golden)
     description = Description(
         features=pipeline.features,
         inputs=tuple(Input(name=name) for name in scorer.inputs),
@@ -143,13 +126,13 @@ def _register(
         held_out=None,
         rows=0,
         seed=0,
-        parity=parity,
+        parity=made.parity,
         metrics={},
         references={},
-        libraries={name: library_version(name) for name in LIBRARIES},
+        libraries=libraries(),
         data=told,
     )
-    return Registry(settings.models_dir).register(pipeline.model_name, files, description, now=now)
+    return Registry(settings.models_dir).register(pipeline.model_name, made.files, description, now=now)
 
 
 def newest_rows(

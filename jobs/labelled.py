@@ -15,10 +15,8 @@ held-out window began: its moment lies an output's horizon before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version as library_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,16 +26,16 @@ from almanac.clock import format_time
 from almanac.errors import FeatureError, UsageError
 from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
 from almanac.pipeline import Output, Pipeline
-from almanac.registry import GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
+from almanac.registry import ModelVersion
 from almanac.scoring import Scorer
 from almanac.settings import Settings
-from jobs.convert import Fitted, Floats, Recipe, exact_thresholds, to_onnx
-from jobs.evaluate import as_matrix, golden_rows, prove
+from jobs.convert import Fitted, Floats, Recipe
+from jobs.evaluate import as_matrix
+from jobs.fitting import Progress, boost, libraries, make, register
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LIBRARIES = ("lightgbm", "onnx", "onnxmltools", "onnxruntime", "feast", "numpy")
 LABELS_MAX = 5_000_000
 """Labels read into memory: some hundred MB."""
 ROWS_AT_ONCE_MAX = 100_000
@@ -48,9 +46,7 @@ MEASURED_ROWS_MIN = 10
 LEAF_ROWS_MIN = 20
 LEAF_SHARE = 2_000
 """A leaf holds at least one in so many training rows."""
-THREADS = 2
 
-Progress = Callable[[str], None]
 Numbers = NDArray[np.float64]
 
 
@@ -97,19 +93,11 @@ def train_on_labels(pipeline: Pipeline, settings: Settings, *, now: datetime, pr
         baselines[output.name] = {"mean": float(truth.mean()), "median": float(np.median(truth))}
         fitted.append(_fit(pipeline, output, recipe, training.inputs[chosen], truth))
     progress("converting to ONNX, proving it on golden rows")
-    golden = golden_rows(recipe, fitted, training.table, pipeline.training.seed)
-    files = {MODEL_FILE: to_onnx(recipe, fitted), GOLDEN_FILE: golden}
-    files |= {f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}
-    scorer = Scorer.open(files[MODEL_FILE], pipeline.model_name, entity=pipeline.entity, threads=THREADS)
-    parity = prove(scorer, golden)
+    made = make(pipeline, recipe, fitted, training.table)
     progress(f"measuring on {len(held_out):,} held-out rows")
-    metrics = measure(pipeline, scorer, held_out, baselines)
-    description = _describe(pipeline, training, held_out, parity, metrics, told)
-    registry = Registry(settings.models_dir)
-    registered = registry.register(pipeline.model_name, files, description, now=now)
-    registry.set_alias(pipeline.model_name, pipeline.model_alias, registered.version)
-    progress(f"registered {registered.id}; {pipeline.model} names it")
-    return registered
+    metrics = measure(pipeline, made.scorer, held_out, baselines)
+    description = _describe(pipeline, training, held_out, made.parity, metrics, told)
+    return register(pipeline, settings, made, description, now=now, progress=progress)
 
 
 def prepare(
@@ -203,29 +191,20 @@ def _last_known(held_out: Labelled, output: Output) -> int:
 
 def _fit(pipeline: Pipeline, output: Output, recipe: Recipe, inputs: Floats, truth: Numbers) -> Fitted:
     """Step 3 for one output: LightGBM with the declared objective, deterministic."""
-    import lightgbm
-
     size = pipeline.training
     if size.objective == "binary" and set(np.unique(truth)) - {0.0, 1.0}:
         raise FeatureError(f"labels of {output.name} are not 0 or 1, as the objective binary needs: write 0 or 1")
-    parameters: dict[str, Any] = {
-        "objective": size.objective,
-        "num_leaves": size.leaves,
-        "learning_rate": size.learning_rate,
-        "min_child_samples": max(min(LEAF_ROWS_MIN, len(truth) // 4), len(truth) // LEAF_SHARE),
-        "feature_fraction": 0.8,
-        "bagging_fraction": 0.8,
-        "bagging_freq": 1,
-        "lambda_l2": 1.0,
-        "use_missing": False,
-        "seed": size.seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": THREADS,
-        "verbosity": -1,
-    }
-    data = lightgbm.Dataset(inputs, truth, feature_name=list(recipe.inputs), params=parameters)
-    booster = exact_thresholds(lightgbm.train(parameters, data, num_boost_round=size.trees))
+    booster = boost(
+        size,
+        inputs,
+        truth,
+        recipe.inputs,
+        objective=size.objective,
+        min_child_samples=max(min(LEAF_ROWS_MIN, len(truth) // 4), len(truth) // LEAF_SHARE),
+        feature_fraction=0.8,
+        bagging_fraction=0.8,
+        lambda_l2=1.0,
+    )
     link: Any = "sigmoid" if size.objective == "binary" else "identity"
     return Fitted(output=output.name, booster=booster, reference=Reference(weights={}, damping=1.0), link=link)
 
@@ -271,7 +250,7 @@ def _describe(
         parity=parity,
         metrics=metrics,
         references={},
-        libraries={name: library_version(name) for name in LIBRARIES},
+        libraries=libraries(),
         data=told,
     )
 

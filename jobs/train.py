@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import version as library_version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +22,19 @@ from almanac.clock import HOUR
 from almanac.errors import FeatureError, UsageError
 from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
 from almanac.pipeline import Output, Pipeline
-from almanac.registry import GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
-from almanac.scoring import Scorer
+from almanac.registry import ModelVersion
 from almanac.settings import Settings
 from features.grid import CARRIED, differences, same_hour_column
-from jobs.convert import Fitted, Floats, Recipe, exact_thresholds, to_onnx
+from jobs import fitting
+from jobs.convert import Fitted, Floats, Recipe
 from jobs.dataset import Rows, Split, Truth, features, horizon_hours, read_truth, sample, split
-from jobs.evaluate import as_matrix, golden_rows, measure, prove
+from jobs.evaluate import as_matrix, measure
+from jobs.fitting import Progress, libraries, make, register
 
 if TYPE_CHECKING:
     import lightgbm
     import pyarrow as pa
 
-LIBRARIES = ("lightgbm", "onnx", "onnxmltools", "onnxruntime", "feast", "numpy")
 LEAF_SHARE = 400
 """A leaf holds at least one in so many training rows: neighbouring cells and hours are near copies of each other."""
 LEAF_ROWS_MIN = 20
@@ -43,9 +42,6 @@ AS_NOW_HOURS = 3
 PERSISTING_SHARE = 0.3
 DAMPING_A_DAY = 0.5
 """A change predicted a day ahead is believed by half, and by so much more or less as it is nearer or further."""
-THREADS = 2
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +83,11 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
         progress(f"fitting {output.name}")
         fitted.append(_fit(pipeline, output, data, matrix))
     progress("converting to ONNX, proving it on golden rows")
-    golden = golden_rows(data.recipe, fitted, data.table, pipeline.training.seed)
-    files = {MODEL_FILE: to_onnx(data.recipe, fitted), GOLDEN_FILE: golden}
-    files |= {f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}
-    scorer = Scorer.open(files[MODEL_FILE], pipeline.model_name, entity=pipeline.entity, threads=THREADS)
-    parity = prove(scorer, golden)
+    made = make(pipeline, data.recipe, fitted, data.table)
     progress("measuring on every cell and hour of the held-out window")
-    metrics = measure(pipeline, settings, scorer, data.truth, data.cut)
-    description = _describe(pipeline, data, fitted, parity, metrics)
-    registry = Registry(settings.models_dir)
-    registered = registry.register(pipeline.model_name, files, description, now=now)
-    registry.set_alias(pipeline.model_name, pipeline.model_alias, registered.version)
-    progress(f"registered {registered.id}; {pipeline.model} names it")
-    return registered
+    metrics = measure(pipeline, settings, made.scorer, data.truth, data.cut)
+    description = _describe(pipeline, data, fitted, made.parity, metrics)
+    return register(pipeline, settings, made, description, now=now, progress=progress)
 
 
 def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Progress) -> Data:
@@ -161,30 +149,19 @@ def reference_for(variable: str, hours: int) -> Reference:
 
 def boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
     """LightGBM on the absolute error, deterministic, strongly regularised: a month of weather is few cases."""
-    import lightgbm
-
-    size = pipeline.training
-    parameters: dict[str, Any] = {
-        "objective": "regression_l1",
-        "num_leaves": size.leaves,
-        "learning_rate": size.learning_rate,
-        "min_child_samples": max(LEAF_ROWS_MIN, len(columns) // LEAF_SHARE),
-        "extra_trees": True,
-        "feature_fraction": 0.3,
-        "bagging_fraction": 0.5,
-        "bagging_freq": 1,
-        "lambda_l2": 10.0,
-        "max_bin": 63,
-        "use_missing": False,
-        "seed": size.seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": THREADS,
-        "verbosity": -1,
-    }
-    names = [f"column_{index}" for index in range(len(recipe.columns))]
-    data = lightgbm.Dataset(columns, change, feature_name=names, params=parameters)
-    return exact_thresholds(lightgbm.train(parameters, data, num_boost_round=size.trees))
+    return fitting.boost(
+        pipeline.training,
+        columns,
+        change,
+        [f"column_{index}" for index in range(len(recipe.columns))],
+        objective="regression_l1",
+        min_child_samples=max(LEAF_ROWS_MIN, len(columns) // LEAF_SHARE),
+        extra_trees=True,
+        feature_fraction=0.3,
+        bagging_fraction=0.5,
+        lambda_l2=10.0,
+        max_bin=63,
+    )
 
 
 def _describe(
@@ -205,6 +182,6 @@ def _describe(
         parity=parity,
         metrics=metrics,
         references={one.output: one.reference for one in fitted},
-        libraries={name: library_version(name) for name in LIBRARIES},
+        libraries=libraries(),
         data=data.source,
     )
