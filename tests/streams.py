@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from almanac.clock import format_time, utc_now
+from almanac.errors import Unavailable
 from almanac.manifest import Description, Input, Parity, Window
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline, Stream
@@ -118,12 +119,17 @@ def caught_up(settings: Settings, group: str, topic: str) -> bool:
 
 
 def eventually(what: Callable[[], Any], told: Callable[[], str] = str) -> Any:
-    """Ask until there is something to be had; then return it."""
+    """Ask until there is something to be had; then return it. A server that is away for the moment has nothing."""
     give_up_at = time.monotonic() + WAIT_SECONDS_MAX
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, f"not within {WAIT_SECONDS_MAX} s: {told()}"
+    away = ""
+    while True:
+        try:
+            if found := what():
+                return found
+        except Unavailable as error:
+            away = f"; {error}"
+        assert time.monotonic() < give_up_at, f"not within {WAIT_SECONDS_MAX} s: {told()}{away}"
         time.sleep(0.1)
-    return found
 
 
 def register_model(settings: Settings, pipeline: Pipeline, bias: float, *, columns: tuple[str, ...] = COLUMNS) -> str:

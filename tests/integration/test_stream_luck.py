@@ -7,7 +7,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +20,7 @@ import pytest
 from confluent_kafka.admin import NewTopic
 
 from almanac.clock import utc_now
-from almanac.errors import Unavailable, UsageError
+from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 from almanac.settings import settings as of_this_process
@@ -232,11 +232,9 @@ def test_redis_and_postgres_go_away_and_return_and_nothing_is_lost_or_doubled(
                 model = f"{tiny.name}-v1"
 
                 def stored(cell: int) -> bool:
-                    with suppress(Unavailable):  # this test's own connections went away with the servers
-                        found = {overlay.entity: overlay for overlay in store.overlays(tiny.name, model, LONG_AGO)}
-                        mine = found.get(str(cell))
-                        return mine is not None and cache.overlays(tiny.name, str(cell)).get(model) == mine
-                    return False
+                    found = {overlay.entity: overlay for overlay in store.overlays(tiny.name, model, LONG_AGO)}
+                    mine = found.get(str(cell))
+                    return mine is not None and cache.overlays(tiny.name, str(cell)).get(model) == mine
 
                 on.send(event(1, 271.0, utc_now()))
                 eventually(lambda: stored(1))
