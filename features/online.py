@@ -154,20 +154,37 @@ class OnlineFeatures:
         """
         import pyarrow as pa
 
-        tables = [
-            self._read(list(entities[start : start + READ_ENTITIES_MAX]), at)
-            for start in range(0, len(entities), READ_ENTITIES_MAX)
-        ]
+        tables = [self._read(part, at) for part in _parts(entities)]
         return pa.concat_tables(tables or [self._table([], {}, [])]).combine_chunks()
 
+    def read_with_moments(self, entities: Sequence[EntityKey]) -> tuple[pa.Table, dict[str, list[datetime | None]]]:
+        """As `read`, whatever has expired, and each entity's event time by view; None where it has no row.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        import pyarrow as pa
+
+        tables = [self._table([], {}, [])]
+        moments: dict[str, list[datetime | None]] = {view.name: [] for view in self._reader.plan.views}
+        for part in _parts(entities):
+            rows = self._rows(part)
+            tables.append(self._table(part, self._reader.decode(rows, _LONG_AGO).columns, [None] * len(part)))
+            for name, found in self._reader.moments(rows).items():
+                moments[name] += found
+        return pa.concat_tables(tables).combine_chunks(), moments
+
     def _read(self, entities: list[EntityKey], at: datetime | None) -> pa.Table:
+        rows = self._rows(entities)
+        found = self._reader.decode(rows, _LONG_AGO if at is None else at)
+        return self._table(entities, found.columns, self._reader.newest_unobserved(rows) if self._dated else [])
+
+    def _rows(self, entities: list[EntityKey]) -> Any:
         """One trip to Redis, without Feast: its own reading takes most of the time that the stream has for an event."""
         with redis_errors(), self._redis().pipeline(transaction=False) as trip:
             for entity in entities:
                 trip.hmget(self._reader.key(entity), self._reader.fields)
-            rows = trip.execute()
-        found = self._reader.decode(rows, _LONG_AGO if at is None else at)
-        return self._table(entities, found.columns, self._reader.newest_unobserved(rows) if self._dated else [])
+            return trip.execute()
 
     def _redis(self) -> Any:
         """The connection that Feast's store writes with, and its time limits."""
@@ -216,6 +233,11 @@ class OnlineFeatures:
         frame[CREATED_TIMESTAMP] = utc_now()
         with redis_errors():
             self._store.push(self._push_source, frame, to=PushMode.ONLINE)
+
+
+def _parts(entities: Sequence[EntityKey]) -> Iterator[list[EntityKey]]:
+    for start in range(0, len(entities), READ_ENTITIES_MAX):
+        yield list(entities[start : start + READ_ENTITIES_MAX])
 
 
 @contextmanager

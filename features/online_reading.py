@@ -194,6 +194,14 @@ class Reader:
             lacking=tuple(tuple(found) for found in lacking),
         )
 
+    def moments(self, rows: Sequence[Sequence[bytes | None]]) -> dict[str, list[datetime | None]]:
+        """Event time of each row by view, expired or not; None where the view has no row."""
+        found, at = {}, 0
+        for view in self.plan.views:
+            found[view.name] = [_timestamp(row[at]) for row in rows]
+            at += 1 + len(view.columns)
+        return found
+
     def newest_unobserved(self, rows: Sequence[Sequence[bytes | None]]) -> list[datetime | None]:
         """The newest event time of each row among the views that no event pushes, expired or not; None without any."""
         places, at = [], 0

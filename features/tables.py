@@ -79,13 +79,13 @@ class Table:
         Raises:
             FeatureError: there are more than `rows_max`, or the files cannot be read.
         """
-        names = [f"{_quoted(self.key)}", f"{_quoted(self.moment)} AS event_timestamp", *map(_quoted, columns)]
-        whole = " AND ".join(f"{_quoted(name)} IS NOT NULL" for name in (self.key, *columns))
-        when = f"{_quoted(self.moment)} BETWEEN {_literal(since)} AND {_literal(until)}"
-        with _asked(self) as (connection, rows):
+        names = [f"{quoted(self.key)}", f"{quoted(self.moment)} AS event_timestamp", *map(quoted, columns)]
+        whole = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in (self.key, *columns))
+        when = f"{quoted(self.moment)} BETWEEN {literal(since)} AND {literal(until)}"
+        with opened(self) as (connection, rows):
             found: pa.Table = connection.sql(
                 f"SELECT {', '.join(names)} FROM {rows} WHERE {whole} AND {when} "  # noqa: S608
-                f"ORDER BY event_timestamp, {_quoted(self.key)} LIMIT {rows_max + 1}",
+                f"ORDER BY event_timestamp, {quoted(self.key)} LIMIT {rows_max + 1}",
                 params=[self.files],
             ).to_arrow_table()
         if len(found) > rows_max:
@@ -271,10 +271,10 @@ def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> 
     changing = [table for table in tables if table.ttl is not None] or list(tables)
     newest: list[int] = []
     for table in changing:
-        with _asked(table) as (connection, rows):
-            moment = _quoted(table.moment)
+        with opened(table) as (connection, rows):
+            moment = quoted(table.moment)
             found = connection.execute(
-                f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {_literal(cutoff)}",  # noqa: S608
+                f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(cutoff)}",  # noqa: S608
                 [table.files],
             ).fetchone()
             newest += [found[0]] if found and found[0] is not None else []
@@ -296,8 +296,8 @@ def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
         FeatureError: names view, files and keys.
     """
     for table in tables:
-        with _asked(table) as (connection, rows):
-            usable, key, moment = _usable(table, as_of), _quoted(table.key), _quoted(table.moment)
+        with opened(table) as (connection, rows):
+            usable, key, moment = _usable(table, as_of), quoted(table.key), quoted(table.moment)
             nulls = connection.execute(
                 f"SELECT count(*) FROM {rows} WHERE {key} IS NULL AND {usable}",  # noqa: S608
                 [table.files],
@@ -330,10 +330,10 @@ def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> It
         FeatureError: a key cannot be an entity's.
     """
     first = tables[0]
-    with _asked(first) as (connection, rows):
+    with opened(first) as (connection, rows):
         asked = [
-            f"SELECT {_quoted(table.key)} AS key FROM {rows} "  # noqa: S608
-            f"WHERE {_quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
+            f"SELECT {quoted(table.key)} AS key FROM {rows} "  # noqa: S608
+            f"WHERE {quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
             for table in tables
         ]
         query = f"SELECT DISTINCT key FROM ({' INTERSECT '.join(f'({part})' for part in asked)}) ORDER BY key"  # noqa: S608
@@ -346,21 +346,23 @@ def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> It
 
 
 def _usable(table: Table, as_of: datetime) -> str:
-    moment = _quoted(table.moment)
-    until = f"{moment} <= {_literal(as_of)}"
-    return until if table.ttl is None else f"{until} AND {moment} >= {_literal(as_of - table.ttl)}"
+    moment = quoted(table.moment)
+    until = f"{moment} <= {literal(as_of)}"
+    return until if table.ttl is None else f"{until} AND {moment} >= {literal(as_of - table.ttl)}"
 
 
-def _literal(moment: datetime) -> str:
+def literal(moment: datetime) -> str:
+    """A moment as DuckDB reads it."""
     return f"TIMESTAMPTZ '{need_utc(moment).isoformat(sep=' ')}'"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A column's name as DuckDB reads it."""
     return '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager
-def _asked(table: Table) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+def opened(table: Table) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     """A DuckDB of its own, and what stands in FROM; its errors become ours."""
     import duckdb
 
