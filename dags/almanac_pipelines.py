@@ -143,7 +143,7 @@ def build(pipeline: Pipeline) -> DAG:
         @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
         def materialize(planned: dict[str, Any]) -> None:
             from almanac.settings import settings
-            from features.online import materialize as materialize_features
+            from features.materialize import materialize as materialize_features
             from jobs.plan import Plan
             from jobs.stages import stage
 

@@ -109,7 +109,7 @@ def materialize(pipeline: str) -> None:
     from almanac.declarations import pipeline as declared
     from almanac.settings import settings
     from features.ingest import refresh
-    from features.online import materialize as materialize_features
+    from features.materialize import materialize as materialize_features
     from jobs.plan import FEATURE_WINDOW
 
     found = declared(pipeline)

@@ -18,8 +18,9 @@ from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.grid import VIEWS
 from features.ingest import refresh
+from features.materialize import materialize
 from features.offline import historical
-from features.online import OnlineFeatures, materialize, observation_row
+from features.online import OnlineFeatures, observation_row
 from features.sources import open_source
 from features.store import open_service, redis_connection
 from pipelines.weather import weather

@@ -16,8 +16,9 @@ import redis
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
+from features.materialize import materialize
 from features.offline import historical
-from features.online import OnlineFeatures, materialize, observation_row
+from features.online import OnlineFeatures, observation_row
 from features.online_reading import (
     PLAN_TABLE,
     Features,

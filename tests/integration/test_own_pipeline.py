@@ -24,7 +24,7 @@ from almanac.manifest import Description, Input
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
-from features.online import materialize
+from features.materialize import materialize
 from jobs.adding import add_lightgbm, add_onnx, own_form
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, plan
