@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
+from almanac.integrity import Integrity as Integrity
 from almanac.partitioning import Buckets, Grid, Partitioning
 from almanac.training import Training as Training
 
@@ -208,6 +209,7 @@ class Pipeline:
         generations_kept: whole generations kept besides the current one.
         shard_partitions: partitions that one Airflow task scores.
         training: how `almanac train` makes the model.
+        integrity: how its features are checked.
         owner, description, tags: shown in the Airflow UI.
 
     Raises:
@@ -231,6 +233,7 @@ class Pipeline:
     generations_kept: int = 3
     shard_partitions: int = 12
     training: Training = field(default_factory=Training)
+    integrity: Integrity = field(default_factory=Integrity)
     owner: str = "almanac"
     description: str = ""
     tags: tuple[str, ...] = ()
@@ -297,6 +300,7 @@ class Pipeline:
         need_a("source", self.source, (GridObservations, type(None)), "give GridObservations(…), or leave it out")
         need_a("stream", self.stream, (Stream, type(None)), "give Stream(topic=…), or leave it out")
         need_a("training", self.training, Training, "give Training(…)")
+        need_a("integrity", self.integrity, Integrity, "give Integrity(…)")
         need_number("coverage_min", self.coverage_min, 0, 1)
         need_number("generations_kept", self.generations_kept, 1, math.inf, whole=True)
         need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
