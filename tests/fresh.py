@@ -11,11 +11,11 @@ import numpy as np
 import redis
 from onnx import TensorProto, helper, numpy_helper
 
-from almanac.manifest import Description, Input, Parity, Window
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY
 from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, field_of, plan_key
+from tests.models import description
 
 COLUMNS = ("t2m", "lag_1h", "latitude")
 TTL_SECONDS = 6 * 3600.0
@@ -82,22 +82,11 @@ def varint(number: int) -> bytes:
 
 def register_model(root: Path, pipeline: Pipeline, weights: tuple[float, ...] = (1.0, 0.5, 0.0)) -> ModelVersion:
     """A model whose every output is the weighted sum of `COLUMNS`, under the pipeline's alias."""
-    description = Description(
-        features=pipeline.features,
-        inputs=tuple(Input(name=name) for name in COLUMNS),
-        outputs=pipeline.output_names,
-        training=Window(start=_MOMENT, end=_MOMENT),
-        held_out=Window(start=_MOMENT, end=_MOMENT),
-        rows=1,
-        seed=1,
-        parity=Parity(rows=1, difference_max=0, tolerance=1e-3),
-        metrics={},
-        references={},
-        libraries={},
-    )
     registry = Registry(root)
     files = {"model.onnx": graph(pipeline.output_names, weights)}
-    version = registry.register(pipeline.model_name, files, description, now=_MOMENT)
+    version = registry.register(
+        pipeline.model_name, files, description(pipeline.features, COLUMNS, pipeline.output_names), now=_MOMENT
+    )
     registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)
     return version
 

@@ -7,17 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from almanac.clock import format_time, utc_now
 from almanac.errors import Unavailable
-from almanac.manifest import Description, Input, Parity, Window
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline, Stream
 from almanac.registry import Registry
@@ -26,11 +26,15 @@ from pipelines.weather import weather
 from streaming.connection import consumed, open_reader
 from streaming.publish import Outgoing
 from streaming.records import Consumed
+from streaming.sink import Hold
+from tests.models import description
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = Grid(rows=4, cols=5, tile=2)
 COLUMNS = ("t2m", "lag_1h", "latitude")
 """Input columns of the tests' models; the observation first."""
+SMALL = Hold(seconds=0.2, records=100, bytes=1_000_000)
+"""So that an archive sink writes at once."""
 READ_SECONDS_MAX = 60
 WAIT_SECONDS_MAX = 90
 BEGUN = "answers signals"
@@ -75,6 +79,18 @@ def almanac(variables: dict[str, str], *words: str, given: bytes = b"") -> subpr
         [sys.executable, "-m", "almanac.cli", *words], env=variables, input=given, capture_output=True, timeout=90
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class FeaturesInMemory:
+    """The same features for every cell: for streams whose test is not about them."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        self._entity = pipeline.entity
+
+    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
+        """As `OnlineFeatures` does."""
+        columns = {name: pa.array([1.0] * len(entities), pa.float32()) for name in COLUMNS}
+        return pa.table({self._entity: pa.array(entities, pa.int64()), **columns})
 
 
 def event(cell: int, value: float, observed_at: datetime | None = None) -> Outgoing:
@@ -136,23 +152,10 @@ def register_model(settings: Settings, pipeline: Pipeline, bias: float, *, colum
     """Register and alias a model that answers the observation, plus the hours ahead, plus `bias`. Returns its id."""
     outputs = pipeline.output_names
     registry = Registry(settings.models_dir)
-    span = Window(start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC))
     version = registry.register(
         pipeline.model_name,
         {"model.onnx": _graph(columns, {output: bias + hours_ahead(output) for output in outputs})},
-        Description(
-            features=pipeline.features,
-            inputs=tuple(Input(name=column) for column in columns),
-            outputs=outputs,
-            training=span,
-            held_out=span,
-            rows=1,
-            seed=1,
-            parity=Parity(rows=1, difference_max=0.0, tolerance=0.01),
-            metrics={},
-            references={},
-            libraries={},
-        ),
+        description(pipeline.features, columns, outputs),
         now=utc_now(),
     )
     registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)

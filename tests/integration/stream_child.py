@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 import pyarrow as pa
 
 from almanac.declarations import pipeline
-from almanac.pipeline import Pipeline
-from almanac.settings import Settings, settings
+from almanac.settings import settings
 from features.archive import Archive
 from features.online import observation_row
 from serving_cache.postgres import PostgresStore
@@ -27,25 +23,11 @@ from streaming import worker
 from streaming.archiving import Archiving
 from streaming.process import Crew
 from streaming.report import Report
-from streaming.sink import Hold, Overlays, Sink
-from tests.streams import BEGUN, COLUMNS
+from streaming.sink import Overlays, Sink
+from tests.streams import BEGUN, SMALL, FeaturesInMemory
 
 worker.BATCH_RECORDS_MAX = 20
 worker.CONSUME_SECONDS_MAX = 0.02
-
-
-SMALL = Hold(seconds=0.2, records=100, bytes=1_000_000)
-
-
-class FeaturesInMemory:
-    """The same features for every cell."""
-
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
-        self._entity = pipeline.entity
-
-    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
-        columns = {name: pa.array([1.0] * len(entities), pa.float32()) for name in COLUMNS}
-        return pa.table({self._entity: pa.array(entities, pa.int64()), **columns})
 
 
 def main(name: str) -> None:

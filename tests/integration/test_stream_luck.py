@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -48,8 +48,9 @@ from streaming.topics import ensure_topics
 from streaming.worker import Surroundings, Worker
 from tests.generations import new_name
 from tests.streams import (
-    COLUMNS,
+    SMALL,
     WAIT_SECONDS_MAX,
+    FeaturesInMemory,
     caught_up,
     event,
     eventually,
@@ -64,18 +65,6 @@ pytestmark = [
 ]
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-SMALL = Hold(seconds=0.2, records=100, bytes=1_000_000)
-
-
-class FeaturesInMemory:
-    """The same features for every cell."""
-
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
-        self._entity = pipeline.entity
-
-    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
-        columns = {name: pa.array([1.0] * len(entities), pa.float32()) for name in COLUMNS}
-        return pa.table({self._entity: pa.array(entities, pa.int64()), **columns})
 
 
 class Hooked(Worker):

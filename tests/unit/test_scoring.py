@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from almanac import scoring
 from almanac.errors import FeatureError, ModelError, PredictionError
-from almanac.manifest import Description, Input, Parity, Window
+from almanac.manifest import Input
 from almanac.partitioning import Grid
 from almanac.pipeline import Freshness, Pipeline, horizons, hours
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY, Scorer
+from tests.models import description
 
 PIPELINE = Pipeline(
     name="small",
@@ -72,23 +73,10 @@ def graph(
 @pytest.fixture
 def register(tmp_path: Path) -> Callable[..., ModelVersion]:
     def made(model: onnx.ModelProto | bytes | None = None, **changes: object) -> ModelVersion:
-        description = Description(
-            features="small_v1",
-            inputs=tuple(Input(name=name) for name in COLUMNS),
-            outputs=PIPELINE.output_names,
-            training=Window(start=MOMENT, end=MOMENT),
-            held_out=Window(start=MOMENT, end=MOMENT),
-            rows=1,
-            seed=1,
-            parity=Parity(rows=1, difference_max=0, tolerance=1e-3),
-            metrics={},
-            references={},
-            libraries={},
-        )
         model = graph() if model is None else model
         data = model if isinstance(model, bytes) else model.SerializeToString()
-        description = msgspec.structs.replace(description, **changes)
-        return Registry(tmp_path).register("small", {"model.onnx": data}, description, now=MOMENT)
+        described = msgspec.structs.replace(description("small_v1", COLUMNS, PIPELINE.output_names), **changes)
+        return Registry(tmp_path).register("small", {"model.onnx": data}, described, now=MOMENT)
 
     return made
 
