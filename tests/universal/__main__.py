@@ -1,0 +1,45 @@
+"""`make feast-tests`: a configuration's tests of Feast, with real servers, and a table of what they came to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from almanac.stack.servers import running_postgres, running_redis
+from tests.universal import harness
+
+OFFLINE = ["integration/offline_store", "integration/materialization/test_universal_materialization.py"]
+PATHS = {
+    "offline": OFFLINE,
+    "feast_duckdb": OFFLINE,
+    "online": ["integration/online_store"],
+}
+
+
+def main() -> int:
+    """Run and print; 0 if nothing failed."""
+    parser = argparse.ArgumentParser(prog="make feast-tests", description=__doc__)
+    parser.add_argument("store", choices=sorted(PATHS))
+    parser.add_argument("--path", action="append", help="below the checkout's sdk/python/tests; may be repeated")
+    parser.add_argument("options", nargs="*", help="words for pytest, after --")
+    asked = parser.parse_args()
+    repository = harness.checkout()
+    if repository is None:
+        print("almanac: set FEAST_REPO to a checkout of Feast's repository", file=sys.stderr)
+        return 2
+    with TemporaryDirectory(prefix="almanac-feast-") as scratch:
+        folders = [Path(scratch) / name for name in ("postgres", "redis")]
+        folders[1].mkdir()
+        with running_postgres(folders[0]) as postgres, running_redis(folders[1]) as redis:
+            paths = asked.path or PATHS[asked.store]
+            outcome = harness.run(repository, asked.store, paths, postgres=postgres, redis=redis, options=asked.options)
+    for name in outcome.passed:
+        print(f"passed  {name}")
+    print(outcome.report())
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
