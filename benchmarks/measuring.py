@@ -64,6 +64,7 @@ class Options:
         peers: whether peers run; they need an installation of their own at the first use.
         profile: say where the time of ours goes instead of measuring.
         rows: size of the world; 0 for the benchmark's own.
+        parts: which parts to run, of a benchmark that has some; none for all.
     """
 
     quick: bool
@@ -71,14 +72,15 @@ class Options:
     peers: bool
     profile: bool
     rows: int
+    parts: tuple[str, ...] = ()
 
     def size(self, full: int, quick: int) -> int:
         """The asked size, or the benchmark's own."""
         return self.rows or (quick if self.quick else full)
 
 
-def options(description: str | None, *, rounds: int) -> Options:
-    """Read the command line; `ALMANAC_BENCH_QUICK=1` is the same as `--quick`."""
+def options(description: str | None, *, rounds: int, parts: Sequence[str] = ()) -> Options:
+    """Read the command line; `ALMANAC_BENCH_QUICK=1` is the same as `--quick`. `parts`: what `--part` may name."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -87,6 +89,8 @@ def options(description: str | None, *, rounds: int) -> Options:
     parser.add_argument("--rows", type=int, default=0, help="rows, cells or events (default: see above)")
     parser.add_argument("--no-peers", action="store_true", help="leave out what needs an installation of its own")
     parser.add_argument("--profile", action="store_true", help="print where our time goes, and measure nothing else")
+    if parts:
+        parser.add_argument("--part", action="append", choices=parts, help="run this part (again for more of them)")
     given = parser.parse_args()
     quick = given.quick or os.environ.get("ALMANAC_BENCH_QUICK") == "1"
     chosen = given.rounds or (1 if quick else rounds)
@@ -96,6 +100,7 @@ def options(description: str | None, *, rounds: int) -> Options:
         peers=not given.no_peers,
         profile=given.profile,
         rows=max(given.rows, 0),
+        parts=tuple(getattr(given, "part", None) or ()),
     )
 
 
