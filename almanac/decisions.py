@@ -64,20 +64,29 @@ class PublishDecision:
 
 
 def decide_publish(
-    *, staged: int, planned: int, coverage_min: float, as_of: datetime, current_as_of: datetime | None
+    *,
+    staged: int,
+    planned: int,
+    coverage_min: float,
+    as_of: datetime,
+    current_as_of: datetime | None,
+    backfill: bool = False,
 ) -> PublishDecision:
     """Decide a generation's outcome when it is published.
 
     Args:
-        staged: partitions this run itself covers, of `planned` in all.
+        staged: partitions this run covers, scored or found unchanged, of `planned` in all.
         coverage_min: least share that it must cover.
         current_as_of: as_of of the generation that readers read now; None if there is none.
+        backfill: the run was for the past from the beginning, even if readers have nothing.
     """
     coverage = staged / planned if planned else 0.0
     if coverage < coverage_min:
         return PublishDecision(
             "rejected", coverage, f"covers {staged} of {planned} partitions, below coverage_min {coverage_min:g}"
         )
+    if backfill:
+        return PublishDecision("archived", coverage, "a backfill: generations of the past are archived")
     if current_as_of is not None and as_of < current_as_of:
         return PublishDecision("archived", coverage, "a backfill: the current generation is from a later as_of")
     return PublishDecision("current", coverage, "")

@@ -34,9 +34,10 @@ from serving_cache.postgres_staging import reject_generation
 from serving_cache.records import Attempt, GenerationRecord, Publication, State
 
 _MANIFEST_STAGED = """
-INSERT INTO generation_partitions (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at)
-SELECT pipeline, generation, partition, generation, block_hash, rows, as_of, computed_at
-FROM ledger WHERE pipeline = %(pipeline)s AND generation = %(generation)s AND state = 'staged'
+INSERT INTO generation_partitions
+    (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, input_digest)
+SELECT pipeline, generation, partition, coalesce(origin, generation), block_hash, rows, as_of, computed_at, input_digest
+FROM ledger WHERE pipeline = %(pipeline)s AND generation = %(generation)s AND state IN ('staged', 'unchanged')
 """
 
 _MANIFEST_CARRIED = """
@@ -47,7 +48,7 @@ SELECT m.pipeline, l.generation, m.partition, m.origin, m.block_hash, m.rows, m.
     END
 FROM ledger l JOIN generation_partitions m ON m.pipeline = l.pipeline AND m.partition = l.partition
 JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin
-WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.state <> 'staged'
+WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.state NOT IN ('staged', 'unchanged')
     AND m.generation = %(current)s AND o.outputs = %(outputs)s AND o.partitioning = %(partitioning)s
 """
 
@@ -147,8 +148,9 @@ def _decide(
     connection: Connection, attempt: Attempt, pipeline: Pipeline, current: GenerationRecord | None
 ) -> PublishDecision:
     row = connection.execute(
-        "SELECT count(*) FILTER (WHERE l.state = 'staged'), count(*), g.as_of FROM ledger l "
-        "JOIN generations g USING (pipeline, generation) WHERE pipeline = %s AND generation = %s GROUP BY g.as_of",
+        "SELECT count(*) FILTER (WHERE l.state IN ('staged', 'unchanged')), count(*), g.as_of, g.backfill "
+        "FROM ledger l JOIN generations g USING (pipeline, generation) WHERE pipeline = %s AND generation = %s "
+        "GROUP BY g.as_of, g.backfill",
         (attempt.pipeline, attempt.generation),
     ).fetchone()
     assert row is not None  # noqa: S101  (a generation is opened with its ledger)
@@ -158,6 +160,7 @@ def _decide(
         coverage_min=pipeline.coverage_min,
         as_of=row[2],
         current_as_of=None if current is None else current.as_of,
+        backfill=row[3],
     )
 
 

@@ -115,7 +115,9 @@ def _unreferenced(connection: Connection, pipeline: str) -> list[int]:
     existing = [int(name[len(prefix) :]) for (name,) in tables if re.fullmatch(r"\d+", name[len(prefix) :])]
     origins: dict[int, set[int]] = {}
     for generation, origin in connection.execute(
-        "SELECT DISTINCT generation, origin FROM generation_partitions WHERE pipeline = %s", (pipeline,)
+        "SELECT generation, origin FROM generation_partitions WHERE pipeline = %s UNION "
+        "SELECT generation, origin FROM ledger WHERE pipeline = %s AND origin IS NOT NULL",
+        (pipeline, pipeline),
     ):
         origins.setdefault(generation, set()).add(origin)
     unfinished = connection.execute(

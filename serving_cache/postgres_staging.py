@@ -1,4 +1,4 @@
-"""Filling a generation: open it, claim partitions in the ledger, write their rows, or give it up."""
+"""Filling a generation: open it, claim partitions and write their rows, or give it up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from almanac.errors import BlockError, PredictionError, UsageError
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection, translated
+from serving_cache.postgres_ledger import Ledger, shortened
 from serving_cache.postgres_rows import (
-    StoreBase,
     check_token,
     lock_pointer,
     need_staged,
@@ -26,23 +26,23 @@ from serving_cache.postgres_rows import (
 )
 from serving_cache.records import Attempt, GenerationStart, StagedPartition
 
-REASON_CHARACTERS_MAX = 500
 STAGE_ROWS_MAX = 8_000_000
 
 # What one attempt quarantined only a later one may score again: a task that was thought dead and is not shares its
 # token with its successor, and must not bring back what a gate has thrown out meanwhile.
 _CLAIM = """
-UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '',
-    as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, updated_at = clock_timestamp()
-FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[])
-    AS v(partition, block_hash, rows, as_of, computed_at)
+UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '', report = '',
+    as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, input_digest = v.input_digest,
+    updated_at = clock_timestamp()
+FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[], $9::text[])
+    AS v(partition, block_hash, rows, as_of, computed_at, input_digest)
 WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition
     AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < $3)
 RETURNING l.partition
 """
 
 
-class Staging(StoreBase):
+class Staging(Ledger):
     """The part of `PostgresStore` that batch runs write with."""
 
     def begin_generation(self, pipeline: Pipeline, start: GenerationStart, *, now: datetime) -> Attempt:
@@ -81,22 +81,6 @@ class Staging(StoreBase):
             raise unknown_generation(pipeline, generation)
         return Attempt(pipeline=pipeline, generation=generation, token=rows[0][0])
 
-    def pending(self, attempt: Attempt, partitions: Sequence[int]) -> list[int]:
-        """Those of the partitions that this attempt has not decided about yet, in the order given.
-
-        Raises:
-            Superseded: another attempt has taken over.
-        """
-        with self._client.transaction() as connection:
-            check_token(connection, attempt, exclusive=False)
-            rows = connection.execute(
-                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND partition = ANY(%s) "
-                "AND (state = 'planned' OR state = 'quarantined' AND token < %s)",
-                (attempt.pipeline, attempt.generation, list(partitions), attempt.token),
-            ).fetchall()
-        waiting = {row[0] for row in rows}
-        return [partition for partition in partitions if partition in waiting]
-
     def stage(self, attempt: Attempt, staged: Sequence[StagedPartition]) -> list[int]:
         """Write partitions into the generation; returns those that were not decided about before.
 
@@ -125,37 +109,6 @@ class Staging(StoreBase):
                 cursor.adbc_ingest(child_name(attempt.pipeline, attempt.generation), table, mode="append")
             connection.commit()
         return claimed
-
-    def quarantine(self, attempt: Attempt, partition: int, reason: str, *, staged_too: bool = True) -> bool:
-        """Mark a partition as bad, and take out its rows if it was staged; returns whether it did.
-
-        Publishing carries the partition's last good block forward.
-
-        Args:
-            staged_too: False leaves a partition alone that is staged by now. Two tasks may score the same shard under
-                one token (the first was thought dead): what is decided first about a partition stands.
-
-        Raises:
-            Superseded: another attempt has taken over.
-            UsageError: the generation has its outcome already, or did not plan this partition.
-        """
-        child = sql.Identifier(child_name(attempt.pipeline, attempt.generation))
-        with self._client.transaction() as connection:
-            need_staged(attempt, check_token(connection, attempt, exclusive=False))
-            changed = connection.execute(
-                "UPDATE ledger SET state = 'quarantined', token = %s, block_hash = NULL, rows = 0, reason = %s, "
-                "updated_at = clock_timestamp() WHERE pipeline = %s AND generation = %s AND partition = %s "
-                "AND (%s OR state <> 'staged')",
-                (attempt.token, shortened(reason), attempt.pipeline, attempt.generation, partition, staged_too),
-            ).rowcount
-            if not changed and not staged_too and _is_planned(connection, attempt, partition):
-                return False
-            if not changed:
-                raise UsageError(
-                    f"generation {attempt.generation} of {attempt.pipeline} did not plan partition {partition}"
-                )
-            connection.execute(sql.SQL("DELETE FROM {} WHERE partition = %s").format(child), (partition,))
-        return True
 
     def reject(self, attempt: Attempt, reason: str) -> None:
         """Give a staged generation up and drop its rows; one already rejected stays as it is.
@@ -202,23 +155,9 @@ class Staging(StoreBase):
             raise translated(error, error.sqlstate, self._client.where) from error
 
 
-def _is_planned(connection: Connection, attempt: Attempt, partition: int) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM ledger WHERE pipeline = %s AND generation = %s AND partition = %s",
-        (attempt.pipeline, attempt.generation, partition),
-    ).fetchone()
-    return found is not None
-
-
 def quoted(name: str) -> str:
     """An identifier for ADBC, which takes statements as text."""
     return sql.Identifier(name).as_string(None)
-
-
-def shortened(reason: str) -> str:
-    """A reason on one line, of a length that fits a table."""
-    line = " ".join(reason.split())
-    return line if len(line) <= REASON_CHARACTERS_MAX else line[: REASON_CHARACTERS_MAX - 1] + "…"
 
 
 def reject_generation(connection: Connection, pipeline: str, generation: int, reason: str) -> None:
@@ -232,7 +171,7 @@ def reject_generation(connection: Connection, pipeline: str, generation: int, re
 
 def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) -> Attempt | None:
     found = connection.execute(
-        "SELECT generation, cutoff, as_of, model, model_hash, partitioning, outputs, clock_shift_seconds "
+        "SELECT generation, cutoff, as_of, model, model_hash, partitioning, outputs, clock_shift_seconds, code_digest "
         "FROM generations WHERE pipeline = %s AND run_key = %s AND state = 'staged' FOR UPDATE",
         (pipeline.name, start.run_key),
     ).fetchone()
@@ -240,15 +179,17 @@ def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) 
         return None
     wanted = (
         start.cutoff, start.as_of, start.model, start.model_hash, repr(pipeline.partitions),
-        list(pipeline.output_names), start.clock_shift.total_seconds(),
+        list(pipeline.output_names), start.clock_shift.total_seconds(), start.code_digest,
     )  # fmt: skip
     if tuple(found[1:]) != wanted:
         reject_generation(connection, pipeline.name, found[0], "its run was planned anew from other inputs")
         return None
     row = connection.execute(
-        "UPDATE generations SET fencing_token = fencing_token + 1 WHERE pipeline = %s AND generation = %s "
-        "RETURNING fencing_token",
-        (pipeline.name, found[0]),
+        # What was scored before the source changed must not pass for what is there now.
+        "UPDATE generations SET fencing_token = fencing_token + 1, "
+        "source_digest = CASE source_digest WHEN %s THEN source_digest ELSE '' END "
+        "WHERE pipeline = %s AND generation = %s RETURNING fencing_token",
+        (start.source_digest, pipeline.name, found[0]),
     ).fetchone()
     assert row is not None  # noqa: S101  (the row is locked above)
     return Attempt(pipeline=pipeline.name, generation=found[0], token=row[0])
@@ -259,8 +200,9 @@ def _open(
 ) -> Attempt:
     row = connection.execute(
         "INSERT INTO generations (pipeline, generation, run_key, cutoff, as_of, state, model, model_hash, entity, "
-        "outputs, partitioning, partitions, fencing_token, clock_shift_seconds, created_at) "
-        "SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', %s, %s, %s, %s, %s, %s, 1, %s, %s "
+        "outputs, partitioning, partitions, fencing_token, clock_shift_seconds, created_at, code_digest, "
+        "source_digest, backfill) SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', %s, %s, %s, %s, "
+        "%s, %s, 1, %s, %s, %s, %s, %s "
         "FROM generations WHERE pipeline = %s RETURNING generation",
         (
             pipeline.name,
@@ -275,6 +217,9 @@ def _open(
             len(planned),
             start.clock_shift.total_seconds(),
             now,
+            start.code_digest,
+            start.source_digest,
+            start.backfill,
             pipeline.name,
         ),
     ).fetchone()
@@ -356,6 +301,7 @@ def _claims(attempt: Attempt, parts: list[StagedPartition]) -> tuple[Any, ...]:
         [part.block.rows for part in parts],
         [part.as_of.isoformat() for part in parts],
         [part.computed_at.isoformat() for part in parts],
+        [part.input_digest for part in parts],
     )
 
 

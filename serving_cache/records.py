@@ -146,6 +146,9 @@ class GenerationStart:
         run_key: names the run; the same key again resumes its unfinished generation.
         clock_shift: how far a replayed file's clock was moved.
         partitions: every partition the generation should cover.
+        code_digest: of the code and the declaration; empty if nothing is to be carried forward because of it.
+        source_digest: of everything the features are read from; empty if that cannot be told.
+        backfill: made for the past: archived, whatever readers have.
     """
 
     run_key: str
@@ -155,6 +158,9 @@ class GenerationStart:
     model_hash: str
     clock_shift: timedelta
     partitions: tuple[int, ...]
+    code_digest: str = ""
+    source_digest: str = ""
+    backfill: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +174,39 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedPartition:
-    """One partition's predictions on their way into a generation."""
+    """One partition's predictions on their way into a generation.
+
+    Args:
+        input_digest: of the features that they were made from; empty if not known.
+    """
 
     partition: int
     block: Block
     as_of: datetime
     computed_at: datetime
+    input_digest: str = ""
+
+
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run has decided about one partition.
+
+    Args:
+        state: `planned`, `staged`, `unchanged` or `quarantined`.
+        token: the attempt that decided.
+        origin: the generation that wrote its rows.
+        report: where a person finds what a gate found, below the state directory.
+    """
+
+    partition: int
+    state: str
+    token: int
+    block_hash: str
+    rows: int
+    input_digest: str
+    origin: int
+    reason: str
+    report: str
+    updated_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)

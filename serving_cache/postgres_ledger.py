@@ -1,0 +1,184 @@
+"""The ledger: what a run has decided about each partition, each by compare-and-set under its fencing token.
+
+planned -> staged        its rows are written
+planned -> unchanged     its inputs, model and code are those of rows that readers have already
+any     -> quarantined   a gate or the scorer refused it; a later attempt may score it again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from psycopg import sql
+
+from almanac.clock import need_utc
+from almanac.errors import UsageError
+from serving_cache.layout import child_name
+from serving_cache.postgres_client import Connection
+from serving_cache.postgres_rows import StoreBase, check_token, need_staged
+from serving_cache.records import Attempt, LedgerEntry
+
+REASON_CHARACTERS_MAX = 500
+ORIGINS_MAX = 8
+"""Generations whose rows one generation may refer to; what the others wrote is scored again, so that they can go."""
+
+# Rows that readers have, of the current generation: what made them is what would make them now, if these are equal.
+# They must not have been carried forward because something was wrong with them. An origin that few refer to is let go.
+_SAME = """
+SELECT m.partition, m.origin, m.block_hash, m.rows, m.computed_at, m.input_digest
+FROM pointers p
+JOIN generations c ON c.pipeline = p.pipeline AND c.generation = p.generation
+JOIN generation_partitions m ON m.pipeline = p.pipeline AND m.generation = p.generation
+JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin
+JOIN generations g ON g.pipeline = p.pipeline AND g.generation = %(generation)s
+WHERE p.pipeline = %(pipeline)s AND m.input_digest <> '' AND m.reason = ''
+    AND g.as_of >= c.as_of AND NOT g.backfill AND g.generation <> c.generation
+    AND o.model_hash = g.model_hash AND o.code_digest = g.code_digest AND g.code_digest <> ''
+    AND o.outputs = g.outputs AND o.partitioning = g.partitioning
+    AND m.origin IN (
+        SELECT origin FROM generation_partitions WHERE pipeline = %(pipeline)s AND generation = c.generation
+        GROUP BY origin ORDER BY count(*) DESC, origin DESC LIMIT %(origins)s)
+"""
+
+_CARRY = """
+UPDATE ledger AS l SET state = 'unchanged', token = %(token)s, origin = s.origin, block_hash = s.block_hash,
+    rows = s.rows, as_of = g.as_of, computed_at = s.computed_at, input_digest = s.input_digest, reason = '',
+    report = '', updated_at = clock_timestamp()
+FROM ({same}) AS s, generations AS g{given}
+WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = s.partition
+    AND g.pipeline = l.pipeline AND g.generation = l.generation
+    AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < %(token)s){condition}
+RETURNING l.partition
+"""
+_BY_DIGEST = ", unnest(%(partitions)s::int[], %(digests)s::text[]) AS v(partition, digest)"
+_DIGEST_EQUAL = " AND v.partition = l.partition AND v.digest = s.input_digest"
+_SOURCE_EQUAL = """ AND g.source_digest <> '' AND g.source_digest = (
+    SELECT c.source_digest FROM pointers p JOIN generations c USING (pipeline, generation)
+    WHERE p.pipeline = %(pipeline)s)"""
+
+
+class Ledger(StoreBase):
+    """The part of `PostgresStore` that decides about partitions."""
+
+    def pending(self, attempt: Attempt, partitions: Sequence[int]) -> list[int]:
+        """Those of the partitions that this attempt has not decided about yet, in the order given.
+
+        Raises:
+            Superseded: another attempt has taken over.
+        """
+        with self._client.transaction() as connection:
+            check_token(connection, attempt, exclusive=False)
+            rows = connection.execute(
+                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND partition = ANY(%s) "
+                "AND (state = 'planned' OR state = 'quarantined' AND token < %s)",
+                (attempt.pipeline, attempt.generation, list(partitions), attempt.token),
+            ).fetchall()
+        waiting = {row[0] for row in rows}
+        return [partition for partition in partitions if partition in waiting]
+
+    def carry_unchanged(self, attempt: Attempt, digests: Mapping[int, str] | None = None) -> list[int]:
+        """Carry forward by reference what did not change: the rows stay where they are, and speak as of this run.
+
+        A partition is unchanged if the current generation has it, scored from equal
+        features by the same model and code. It keeps its `computed_at`.
+
+        Args:
+            digests: partition to the digest of its features now; None: all partitions, if what the features are read
+                from is as it was when the current generation was planned.
+
+        Returns:
+            The partitions that need not be scored, ascending; those found before are not among them.
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: the generation has its outcome already.
+        """
+        with self._client.transaction() as connection:
+            need_staged(attempt, check_token(connection, attempt, exclusive=False))
+            statement = _CARRY.format(
+                same=_SAME,
+                given="" if digests is None else _BY_DIGEST,
+                condition=_SOURCE_EQUAL if digests is None else _DIGEST_EQUAL,
+            )
+            values = {
+                "pipeline": attempt.pipeline,
+                "generation": attempt.generation,
+                "token": attempt.token,
+                "origins": ORIGINS_MAX,
+                "partitions": list(digests or ()),
+                "digests": list((digests or {}).values()),
+            }
+            return sorted(row[0] for row in connection.execute(sql.SQL(statement), values).fetchall())
+
+    def ledger(self, pipeline: str, generation: int) -> list[LedgerEntry]:
+        """What was decided about each partition of a generation, ascending; empty once retention has dropped it."""
+        rows = self._client.query(
+            "SELECT partition, state, token, coalesce(block_hash, ''), rows, input_digest, "
+            "coalesce(origin, generation), reason, report, updated_at "
+            "FROM ledger WHERE pipeline = %s AND generation = %s ORDER BY partition",
+            (pipeline, generation),
+        )
+        return [
+            LedgerEntry(
+                partition=row[0],
+                state=row[1],
+                token=row[2],
+                block_hash=row[3],
+                rows=row[4],
+                input_digest=row[5],
+                origin=row[6],
+                reason=row[7],
+                report=row[8],
+                updated_at=need_utc(row[9]),
+            )
+            for row in rows
+        ]
+
+    def quarantine(
+        self, attempt: Attempt, partition: int, reason: str, *, report: str = "", staged_too: bool = True
+    ) -> bool:
+        """Mark a partition as bad, and take out its rows if it was staged; returns whether it did.
+
+        Publishing carries the partition's last good block forward.
+
+        Args:
+            report: where a person finds what the gate found, below the state directory.
+            staged_too: False leaves a partition alone that is staged by now. Two tasks may score the same shard under
+                one token (the first was thought dead): what is decided first about a partition stands.
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: the generation has its outcome already, or did not plan this partition.
+        """
+        child = sql.Identifier(child_name(attempt.pipeline, attempt.generation))
+        with self._client.transaction() as connection:
+            need_staged(attempt, check_token(connection, attempt, exclusive=False))
+            changed = connection.execute(
+                "UPDATE ledger SET state = 'quarantined', token = %s, block_hash = NULL, rows = 0, origin = NULL, "
+                "reason = %s, report = %s, updated_at = clock_timestamp() "
+                "WHERE pipeline = %s AND generation = %s AND partition = %s "
+                "AND (%s OR state NOT IN ('staged', 'unchanged'))",
+                (attempt.token, shortened(reason), report, attempt.pipeline, attempt.generation, partition, staged_too),
+            ).rowcount
+            if not changed and not staged_too and _is_planned(connection, attempt, partition):
+                return False
+            if not changed:
+                raise UsageError(
+                    f"generation {attempt.generation} of {attempt.pipeline} did not plan partition {partition}"
+                )
+            connection.execute(sql.SQL("DELETE FROM {} WHERE partition = %s").format(child), (partition,))
+        return True
+
+
+def _is_planned(connection: Connection, attempt: Attempt, partition: int) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM ledger WHERE pipeline = %s AND generation = %s AND partition = %s",
+        (attempt.pipeline, attempt.generation, partition),
+    ).fetchone()
+    return found is not None
+
+
+def shortened(reason: str) -> str:
+    """A reason on one line, of a length that fits a table."""
+    line = " ".join(reason.split())
+    return line if len(line) <= REASON_CHARACTERS_MAX else line[: REASON_CHARACTERS_MAX - 1] + "…"

@@ -1,0 +1,130 @@
+"""The ledger on real Postgres: what did not change is carried forward by reference, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from almanac.pipeline import Pipeline
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import Attempt, State
+from tests.generations import NOON, grid_pipeline, migrated, published_generation, staged_parts, start_of
+
+HOUR = timedelta(hours=1)
+CODE, SOURCE = "code-1", "source-1"
+
+
+@pytest.fixture(scope="module")
+def store(postgres_url: str) -> Iterator[PostgresStore]:
+    with PostgresStore(postgres_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pipeline(postgres_url: str) -> Pipeline:
+    made = grid_pipeline()
+    migrated(postgres_url, made)
+    return made
+
+
+def opened(store: PostgresStore, pipeline: Pipeline, hour: int, **changes: object) -> Attempt:
+    moment = NOON + hour * HOUR
+    fields: dict[str, object] = {"code_digest": CODE, "source_digest": SOURCE, **changes}
+    return store.begin_generation(pipeline, start_of(pipeline, f"run {hour}", moment, **fields), now=moment)
+
+
+def stage(store: PostgresStore, pipeline: Pipeline, attempt: Attempt, hour: int, partitions: range) -> None:
+    parts = staged_parts(pipeline, float(hour), NOON + hour * HOUR, partitions)
+    store.stage(attempt, [replace(part, input_digest=f"d{part.partition}") for part in parts])
+
+
+def test_equal_inputs_are_carried_by_reference_with_the_new_as_of_and_the_old_computed_at(
+    store: PostgresStore, pipeline: Pipeline
+) -> None:
+    first = opened(store, pipeline, 0)
+    assert store.carry_unchanged(first, {0: "d0"}) == []  # there is nothing to carry yet
+    stage(store, pipeline, first, 0, range(16))
+    store.publish(first, pipeline, now=NOON)
+
+    second = opened(store, pipeline, 1)
+    assert store.carry_unchanged(second, {0: "d0", 1: "other", 2: "d2"}) == [0, 2]
+    assert store.carry_unchanged(second, {0: "d0"}) == []  # decided already
+    assert 0 not in store.pending(second, range(16))
+    stage(store, pipeline, second, 1, range(1, 16))
+    published = store.publish(second, pipeline, now=NOON + HOUR)
+    assert (published.state, published.coverage, published.carried) == (State.CURRENT, 1.0, 2)
+    entries = store.manifest(pipeline.name, second.generation)
+    assert (entries[0].origin, entries[0].as_of, entries[0].computed_at) == (first.generation, NOON + HOUR, NOON)
+    assert (entries[0].reason, entries[1].origin) == ("", second.generation)
+
+    # What was carried is carried again, and its rows stay while anything refers to them.
+    third = opened(store, pipeline, 2)
+    assert store.carry_unchanged(third) == list(range(16))
+    for hour in (3, 4, 5):
+        store.retire(replace(pipeline, generations_kept=1), now=NOON + hour * HOUR)
+    published = store.publish(third, pipeline, now=NOON + 2 * HOUR)
+    assert published.rows == 64
+    entry = store.manifest(pipeline.name, third.generation)[0]
+    assert (entry.origin, entry.as_of) == (first.generation, NOON + 2 * HOUR)
+    assert set(store.blocks(pipeline, first.generation, [0])) == {entry.block_hash}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"code_digest": "code-2"}, {"model_hash": "1" * 64}, {"code_digest": ""}, {"backfill": True}],
+    ids=["code", "model", "no code digest", "backfill"],
+)
+def test_other_code_or_model_carries_nothing(
+    store: PostgresStore, pipeline: Pipeline, changes: dict[str, object]
+) -> None:
+    first = opened(store, pipeline, 0)
+    stage(store, pipeline, first, 0, range(16))
+    store.publish(first, pipeline, now=NOON)
+    second = opened(store, pipeline, 1, **changes)
+    assert store.carry_unchanged(second, {0: "d0"}) == []
+    assert store.carry_unchanged(second) == []
+
+
+def test_another_source_or_one_that_changed_between_two_attempts_is_looked_at(
+    store: PostgresStore, pipeline: Pipeline
+) -> None:
+    first = opened(store, pipeline, 0)
+    stage(store, pipeline, first, 0, range(8))
+    first = opened(store, pipeline, 0, source_digest="source-2")  # the retry finds another source
+    stage(store, pipeline, first, 0, range(8, 16))
+    store.publish(first, pipeline, now=NOON)
+    second = opened(store, pipeline, 1, source_digest="source-2")
+    assert store.carry_unchanged(second) == []
+    assert store.carry_unchanged(second, {3: "d3"}) == [3]
+
+
+def test_a_partition_that_was_quarantined_is_scored_again_though_its_inputs_are_the_same(
+    store: PostgresStore, pipeline: Pipeline
+) -> None:
+    first = opened(store, pipeline, 0)
+    stage(store, pipeline, first, 0, range(16))
+    store.publish(first, pipeline, now=NOON)
+    second = opened(store, pipeline, 1)
+    store.quarantine(second, 5, "too cold", report="quarantine/report.html")
+    stage(store, pipeline, second, 1, range(16))
+    store.publish(second, pipeline, now=NOON + HOUR)
+    (entry,) = [entry for entry in store.ledger(pipeline.name, second.generation) if entry.partition == 5]
+    assert (entry.state, entry.reason, entry.report) == ("quarantined", "too cold", "quarantine/report.html")
+    third = opened(store, pipeline, 2)
+    assert store.carry_unchanged(third) == [part for part in range(16) if part != 5]
+
+
+def test_a_backfill_is_archived_even_if_readers_have_nothing(store: PostgresStore, pipeline: Pipeline) -> None:
+    attempt = opened(store, pipeline, 0, backfill=True)
+    stage(store, pipeline, attempt, 0, range(16))
+    assert store.publish(attempt, pipeline, now=NOON).state is State.ARCHIVED
+    assert store.pointer(pipeline.name) is None
+
+
+def test_rows_without_digests_are_never_carried(store: PostgresStore, pipeline: Pipeline) -> None:
+    published_generation(store, pipeline, 1.0)
+    second = opened(store, pipeline, 1)
+    assert store.carry_unchanged(second, {0: ""}) == []
