@@ -14,7 +14,7 @@ ALTER TABLE generations
     ADD COLUMN manifest jsonb,
     ADD COLUMN alert    text NOT NULL DEFAULT '';
 COMMENT ON COLUMN generations.left_at IS 'When it last ceased to be current.';
-COMMENT ON COLUMN generations.manifest IS 'Its end manifest: counts, digest of its blocks, model, and what its outputs are like.';
+COMMENT ON COLUMN generations.manifest IS 'Its end manifest: counts, digest of blocks, model, what outputs are like.';
 COMMENT ON COLUMN generations.alert IS 'What was unusual when it was published; empty if nothing was.';
 UPDATE generations SET state = 'previous' WHERE state = 'retired' AND dropped_at IS NULL;
 UPDATE generations SET state = 'retired' WHERE dropped_at IS NOT NULL;
@@ -22,7 +22,7 @@ UPDATE generations SET state = 'retired' WHERE dropped_at IS NOT NULL;
 ALTER TABLE pointers
     ADD COLUMN held         bigint,
     ADD COLUMN partitioning text NOT NULL DEFAULT '';
-COMMENT ON COLUMN pointers.held IS 'The generation that was rolled back: nothing is published over it until that is cleared.';
+COMMENT ON COLUMN pointers.held IS 'The generation rolled back: nothing goes over it until that is cleared.';
 COMMENT ON COLUMN pointers.partitioning IS 'A partitioning that the next generation may change to; empty for none.';
 
 ALTER TABLE ledger ADD COLUMN stats jsonb;
