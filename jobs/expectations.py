@@ -1,4 +1,4 @@
-"""The one place that calls Great Expectations, whose import takes seconds and logs hundreds of lines unless quietened."""
+"""The one place that calls Great Expectations, whose import takes seconds and logs hundreds of lines if it may."""
 
 from __future__ import annotations
 
