@@ -1,0 +1,348 @@
+"""The packed value: a feature view's row of one entity, as bytes in Redis. NumPy alone, so that the lookup reads it.
+
+    bytes    what
+    0        magic
+    1        version of this codec
+    2-3      nothing yet
+    4-7      fingerprint of the layout: which columns follow, and of which types
+    8-15     event time, whole microseconds since 1970, signed
+    16-      a bit for each column, in the layout's order: set where it has a value
+             columns of fixed width, those of one type together: FLOAT, DOUBLE, INT64, UNIX_TIMESTAMP, INT32, BOOL
+             length in bytes of each other column, then their bytes: text, bytes, lists, serialized Values of Feast
+
+All is little-endian and nothing is aligned. The first sixteen bytes hold in every version, so that the newer of two
+values is found whatever they hold. A null has its bit unset, zeros or NaN for its number and no bytes; NaN and
+infinities are numbers like others. When a row was created is not kept: it decides among rows of one event time
+where they are gathered, before any of them is packed.
+
+A layout is named in the value and lies beside the values by that name (`features.packed_store`), so that a
+process reads rows that were packed before columns came or went: by name, and what a row does not have is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.errors import FeatureError
+
+MAGIC = 0xA1
+CODEC_VERSION = 1
+HEAD_BYTES = 16
+COLUMNS_MAX = 4_096
+VALUE_BYTES_MAX = 16 * 1024 * 1024
+
+NUMBERS = {"FLOAT": "<f4", "DOUBLE": "<f8", "INT64": "<i8", "UNIX_TIMESTAMP": "<i8", "INT32": "<i4", "BOOL": "|b1"}
+"""Feast's value types of fixed width; a UNIX_TIMESTAMP is in whole seconds."""
+TEXTS = frozenset({"STRING", "JSON", "UUID", "TIME_UUID", "DECIMAL"})
+BYTES = frozenset({"BYTES", "PDF_BYTES", "IMAGE_BYTES"})
+LISTS = {f"{name}_LIST": code for name, code in NUMBERS.items()}
+"""Lists whose cells are their elements, one after the other. All other types are Feast's Value, serialized."""
+
+
+def serialized(kind: str) -> bool:
+    """Whether cells of a value type are Feast's Values, serialized, for want of a form of their own."""
+    return not (kind in NUMBERS or kind in TEXTS or kind in BYTES or kind in LISTS)
+
+
+Bits = NDArray[np.bool_]
+Micros = NDArray[np.int64]
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A feature: its name, and the name of its type among Feast's value types."""
+
+    name: str
+    type: str
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """What the values of one feature view hold, in this order. Equal layouts have one fingerprint."""
+
+    project: str
+    view: str
+    columns: tuple[Column, ...]
+
+    @property
+    def fingerprint(self) -> int:
+        """Names this layout in its values; never 0."""
+        return packing(self).fingerprint
+
+    def encoded(self) -> bytes:
+        """As JSON, to lie beside the values."""
+        return msgspec.json.encode(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """A layout's bytes.
+
+    Args:
+        record: everything before the bytes of the tail.
+        groups: for each type of fixed width that occurs, the columns' names in order.
+        tail: names of the other columns, in order.
+    """
+
+    fingerprint: int
+    head: int
+    record: np.dtype[Any]
+    groups: Mapping[str, tuple[str, ...]]
+    tail: tuple[str, ...]
+    places: Mapping[str, int]
+
+
+@lru_cache(maxsize=1_024)
+def packing(layout: Layout) -> Packing:
+    """How a layout's values lie in bytes.
+
+    Raises:
+        FeatureError: it has no columns, too many, or two of one name.
+    """
+    names = [column.name for column in layout.columns]
+    if not 1 <= len(set(names)) == len(names) <= COLUMNS_MAX:
+        raise FeatureError(f"view {layout.view} has {len(names)} features, expected 1 to {COLUMNS_MAX} of unlike names")
+    found: dict[str, list[str]] = {kind: [] for kind in NUMBERS}
+    tail: list[str] = []
+    for column in layout.columns:
+        found.get(column.type, tail).append(column.name)
+    groups = {kind: tuple(held) for kind, held in found.items() if held}
+    print_ = int.from_bytes(blake2b(layout.encoded(), digest_size=4).digest(), "little") or 1
+    fields: list[Any] = [("head", "<u8"), ("time", "<i8"), ("valid", "u1", (-(-len(names) // 8),))]
+    fields += [(kind, NUMBERS[kind], (len(held),)) for kind, held in groups.items()]
+    if tail:
+        fields.append(("lengths", "<u4", (len(tail),)))
+    return Packing(
+        fingerprint=print_,
+        head=MAGIC | CODEC_VERSION << 8 | print_ << 32,
+        record=np.dtype(fields),
+        groups=groups,
+        tail=tuple(tail),
+        places={name: at for at, name in enumerate(names)},
+    )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One column of n rows: numbers, or for a column of the tail bytes objects; `valid` None where none is null."""
+
+    values: NDArray[Any]
+    valid: Bits | None = None
+
+
+def records(
+    layout: Layout, times: Micros, numbers: Mapping[str, Cells], tail_valid: Mapping[str, Bits]
+) -> NDArray[Any]:
+    """Everything of n values but the tail: a structured array of `packing(layout).record`; lengths are left 0.
+
+    Args:
+        times: event times in whole microseconds since 1970.
+        numbers: the columns of fixed width.
+        tail_valid: which cells of the other columns have a value.
+    """
+    packed = packing(layout)
+    made = np.zeros(len(times), dtype=packed.record)
+    made["head"] = packed.head
+    made["time"] = times
+    nulls = {name: cells.valid for name, cells in numbers.items() if cells.valid is not None} | dict(tail_valid)
+    made["valid"] = np.packbits(np.ones(len(packed.places), dtype=np.uint8), bitorder="little")
+    if nulls:
+        bits = np.ones((len(times), len(packed.places)), dtype=bool)
+        for name, valid in nulls.items():
+            bits[:, packed.places[name]] = valid
+        made["valid"] = np.packbits(bits, axis=1, bitorder="little")
+    for kind, names in packed.groups.items():
+        block = made[kind]
+        blank = np.nan if kind in ("FLOAT", "DOUBLE") else 0
+        for at, name in enumerate(names):
+            cells = numbers[name]
+            block[:, at] = cells.values if cells.valid is None else np.where(cells.valid, cells.values, blank)
+    return made
+
+
+def as_bytes(made: NDArray[Any]) -> list[bytes]:
+    """The bytes of each record."""
+    found: list[bytes] = made.view(f"V{made.dtype.itemsize}").tolist()
+    return found
+
+
+class UnknownLayouts(FeatureError):
+    """Values were packed in layouts that this process has not met: fetch them, and decode again."""
+
+    def __init__(self, view: str, fingerprints: set[int]) -> None:
+        named = ", ".join(f"{found:08x}" for found in sorted(fingerprints)[:3])
+        super().__init__(
+            f"rows of view {view} are packed in a layout ({named}) that is not in Redis: materialize the view again"
+        )
+        self.fingerprints = fingerprints
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one layout, read but not yet taken apart: `where` are their places among all that were asked for."""
+
+    layout: Layout
+    where: NDArray[np.int64] | None
+    """None: all of them, in order; absent ones among them, with a head of 0."""
+    records: NDArray[Any]
+    values: Sequence[bytes | None]
+
+    @property
+    def times(self) -> Micros:
+        """Event times in microseconds."""
+        found: Micros = self.records["time"]
+        return found
+
+    @property
+    def present(self) -> Bits:
+        """Which rows are there."""
+        found: Bits = self.records["head"] != 0
+        return found
+
+    def valid(self, name: str) -> Bits | None:
+        """Which cells of a column have a value; None if all have."""
+        at = packing(self.layout).places[name]
+        found: Bits = (self.records["valid"][:, at // 8] & (1 << at % 8)) != 0
+        return None if found.all() else found
+
+
+Known = Mapping[int, Layout]
+
+
+def parse(layout: Layout, values: Sequence[bytes | None], known: Known | None = None) -> list[Packed]:
+    """Read values: almost always all of this layout, and then at once.
+
+    Args:
+        values: as Redis gave them; None where there is none.
+        known: further layouts of the view by fingerprint, for rows packed before its columns changed.
+
+    Returns:
+        One for each layout met; the rows of absent values are in none unless there is one alone.
+
+    Raises:
+        UnknownLayouts: a value's layout is neither this one nor known.
+        FeatureError: a value is damaged, or packed by a newer version.
+    """
+    packed = packing(layout)
+    whole = _records(packed, values)
+    if whole is not None:
+        return [Packed(layout, None, whole, values)]
+    groups: dict[bytes, list[int]] = {}
+    for at, value in enumerate(values):
+        if value is not None:
+            groups.setdefault(value[:8], []).append(at)
+    layouts = {packed.fingerprint: layout, **(known or {})}
+    prints = {head: _fingerprint(layout.view, head) for head in groups}
+    if unknown := set(prints.values()) - layouts.keys():
+        raise UnknownLayouts(layout.view, unknown)
+    found = []
+    for head, places in groups.items():
+        held = [values[at] for at in places]
+        own = layouts[prints[head]]
+        read = _records(packing(own), held)
+        if read is None:
+            raise damaged(layout.view)
+        found.append(Packed(own, np.array(places, dtype=np.int64), read, held))
+    return found
+
+
+def _records(packed: Packing, values: Sequence[bytes | None]) -> NDArray[Any] | None:
+    """The records of values that are all whole and of this layout, or absent; None if they are not."""
+    width = packed.record.itemsize
+    blank = bytes(width)
+    if packed.tail:
+        data = b"".join([value[:width] if value is not None else blank for value in values])
+    elif None in values:
+        data = b"".join([blank if value is None else value for value in values])
+    else:
+        data = b"".join(values)  # type: ignore[arg-type]
+    if len(data) != width * len(values):
+        return None
+    read = np.frombuffer(data, dtype=packed.record)
+    heads = read["head"]
+    if not ((heads == packed.head) | (heads == 0)).all():
+        return None
+    if packed.tail:
+        lengths = np.fromiter((width if value is None else len(value) for value in values), np.int64, len(values))
+        if not (lengths - width == read["lengths"].sum(axis=1, dtype=np.int64)).all():
+            return None
+    return read
+
+
+def _fingerprint(view: str, head: bytes) -> int:
+    if len(head) < 8 or head[0] != MAGIC:
+        raise damaged(view)
+    if head[1] > CODEC_VERSION:
+        raise newer(view, head[1])
+    if head[1] != CODEC_VERSION or head[2:4] != b"\0\0":
+        raise damaged(view)
+    return int.from_bytes(head[4:8], "little")
+
+
+def damaged(view: str) -> FeatureError:
+    """What is raised for bytes that are no packed value."""
+    return FeatureError(f"a row of view {view} in Redis is damaged: materialize the view again")
+
+
+def newer(view: str, version: int) -> FeatureError:
+    """What is raised for a value that a newer program has packed."""
+    return FeatureError(
+        f"a row of view {view} in Redis is packed by version {version}, this process knows {CODEC_VERSION}: upgrade it"
+    )
+
+
+def decode_layout(data: bytes) -> Layout:
+    """Read a layout that lay beside the values.
+
+    Raises:
+        FeatureError: it is none.
+    """
+    try:
+        return msgspec.json.decode(data, type=Layout)
+    except msgspec.DecodeError as error:
+        raise FeatureError(f"a layout in Redis cannot be read ({error}): materialize the features again") from None
+
+
+def numbers_of(found: Sequence[Packed], n: int, names: Sequence[str]) -> NDArray[np.float64]:
+    """Number columns as float64 (names, n): NaN where a cell is null, its row absent, or its layout without it."""
+    if len(found) == 1 and found[0].where is None and (fast := _one_group(found[0], names)) is not None:
+        return fast
+    made = np.full((len(names), n), np.nan)
+    for part in found:
+        where: Any = slice(None) if part.where is None else part.where
+        for at, name in enumerate(names):
+            cells = number(part, name)
+            if cells is not None:
+                valid = part.present if cells.valid is None else cells.valid
+                made[at, where] = np.where(valid, cells.values, np.nan)
+    return made
+
+
+def _one_group(part: Packed, names: Sequence[str]) -> NDArray[np.float64] | None:
+    """The columns at once where they are all the floats of a layout, in its order; a null is NaN as it is."""
+    for kind, held in packing(part.layout).groups.items():
+        if kind in ("FLOAT", "DOUBLE") and held == tuple(names):
+            made = np.ascontiguousarray(part.records[kind].T, dtype=np.float64)
+            absent = ~part.present
+            if absent.any():
+                made[:, absent] = np.nan
+            return made
+    return None
+
+
+def number(part: Packed, name: str) -> Cells | None:
+    """One column of fixed width; None if the layout has it not, or not as a number."""
+    for kind, held in packing(part.layout).groups.items():
+        if name in held:
+            return Cells(part.records[kind][:, held.index(name)], part.valid(name))
+    return None
+
+
+Fetch = Callable[[set[int]], Mapping[int, Layout]]
+"""Layouts by fingerprint, from where they lie beside the values; those that are not there are left out."""

@@ -1,0 +1,218 @@
+"""Packed values in Redis: written by one script over many rows, each only if it is newer, and read by one command.
+
+A row replaces a stored one whose event time is older. At equal event times it does so if the caller says that ties
+replace, or if the two are of different layouts: then columns came or went, and nothing newer may come for long.
+A stored value that a newer program has packed is never replaced, nor is anything else of that call.
+
+Works on one Redis (also behind Sentinel) and on a Redis Cluster, where rows are grouped by the bucket of their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha1
+from itertools import islice
+from typing import Any
+
+from features.packed import CODEC_VERSION, MAGIC, Layout, decode_layout, newer
+from features.packed_keys import by_bucket
+
+ROWS_PER_CALL = 1_000
+"""Of one script: Redis does nothing else meanwhile, a few milliseconds."""
+CALLS_PER_TRIP = 8
+READ_KEYS_MAX = 10_000  # of one command
+LAYOUTS_KEY = "almanac:feature-layouts"
+"""A hash: fingerprint in hexadecimal digits, layout as JSON."""
+LAYOUTS_FETCHED_MAX = 64
+
+# KEYS: n keys. ARGV: '1' if a tie replaces, expiry in milliseconds or '0', then n values.
+# Gives how many rows were written, or less than 0: a value of version -(this) is there, and nothing was written.
+PUT_IF_NEWER = f"""
+local stored = redis.call('MGET', unpack(KEYS))
+local ties, expiry, put, n = ARGV[1] == '1', ARGV[2], {{}}, 0
+for i = 1, #KEYS do
+  local old, new = stored[i], ARGV[i + 2]
+  local take = true
+  if old and #old >= 16 then
+    local magic, version = string.byte(old, 1, 2)
+    if magic == {MAGIC} then
+      if version > {CODEC_VERSION} then return -version end
+      local low, high = struct.unpack('<I4i4', old, 9)
+      local new_low, new_high = struct.unpack('<I4i4', new, 9)
+      if new_high == high and new_low == low then
+        take = ties or string.sub(old, 5, 8) ~= string.sub(new, 5, 8)
+      else
+        take = new_high > high or (new_high == high and new_low > low)
+      end
+    end
+  end
+  if take then
+    put[n + 1], put[n + 2] = KEYS[i], new
+    n = n + 2
+  end
+end
+if n == 0 then return 0 end
+if expiry == '0' then
+  redis.call('MSET', unpack(put))
+else
+  for i = 1, n, 2 do redis.call('SET', put[i], put[i + 1], 'PX', expiry) end
+end
+return n / 2
+"""
+_SHA = sha1(PUT_IF_NEWER.encode(), usedforsecurity=False).hexdigest()
+
+
+def put_if_newer(
+    client: Any,
+    layout: Layout,
+    keys: Sequence[bytes],
+    values: Sequence[bytes],
+    *,
+    ties_replace: bool,
+    expire_seconds: float | None = None,
+) -> int:
+    """Write rows; also what their layout is, so that it lies wherever they do.
+
+    Args:
+        client: a Redis of redis-py, or a RedisCluster.
+        keys: of n rows; of two with one key the newer counts, of a tie the last if ties replace, or else the first.
+        values: n values of this layout.
+        expire_seconds: after which Redis itself forgets a row; None keeps it.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        FeatureError: a row that is there was packed by a newer version. Its call wrote nothing, those before it did.
+        redis.RedisError: as the client raises it.
+    """
+    keys, values = once_each(keys, values, ties_replace)
+    expiry = b"%d" % round((expire_seconds or 0) * 1000)
+    options = (b"1" if ties_replace else b"0", expiry)
+    written = 0
+    calls = _calls(client, keys, values, options)
+    while batch := list(islice(calls, CALLS_PER_TRIP)):
+        for count in _trip(client, layout, batch):
+            if count < 0:
+                raise newer(layout.view, -count)
+            written += count
+    return written
+
+
+def once_each(
+    keys: Sequence[bytes], values: Sequence[bytes], ties_replace: bool
+) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """The rows with each key once, as if they had been written one after the other."""
+    if len(set(keys)) == len(keys):
+        return keys, values
+    kept: dict[bytes, bytes] = {}
+    for key, value in zip(keys, values, strict=True):
+        held = kept.get(key)
+        if held is not None:
+            old, new = time_of(held), time_of(value)
+            if new < old or (new == old and not ties_replace):
+                continue
+        kept[key] = value
+    return list(kept), list(kept.values())
+
+
+def time_of(value: bytes) -> int:
+    """Event time of a value in microseconds since 1970."""
+    return int.from_bytes(value[8:16], "little", signed=True)
+
+
+def fetch(client: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    """The values of keys, in their order; None where there is none.
+
+    Raises:
+        redis.RedisError: as the client raises it.
+    """
+    if is_cluster(client):
+        return list(client.mget_nonatomic(keys)) if keys else []
+    found: list[bytes | None] = []
+    for start in range(0, len(keys), READ_KEYS_MAX):
+        found += client.execute_command("MGET", *keys[start : start + READ_KEYS_MAX])
+    return found
+
+
+def fetch_layouts(client: Any, fingerprints: set[int]) -> dict[int, Layout]:
+    """Layouts as they lie beside the values; those that are not there are left out.
+
+    Raises:
+        FeatureError: one cannot be read.
+        redis.RedisError: as the client raises it.
+    """
+    wanted = sorted(fingerprints)[:LAYOUTS_FETCHED_MAX]
+    held = client.hmget(LAYOUTS_KEY, [layout_field(found) for found in wanted])
+    return layouts_of(wanted, held)
+
+
+def layouts_of(fingerprints: Sequence[int], held: Sequence[bytes | None]) -> dict[int, Layout]:
+    """What HMGET of `layout_field`s gave, decoded."""
+    return {print_: decode_layout(data) for print_, data in zip(fingerprints, held, strict=True) if data is not None}
+
+
+def layout_field(fingerprint: int) -> str:
+    """Field of `LAYOUTS_KEY`."""
+    return f"{fingerprint:08x}"
+
+
+def is_cluster(client: Any) -> bool:
+    """Whether this client speaks to a Redis Cluster."""
+    from redis.cluster import RedisCluster
+
+    return isinstance(client, RedisCluster)
+
+
+Call = tuple[Any, ...]
+
+
+def _calls(client: Any, keys: Sequence[bytes], values: Sequence[bytes], options: tuple[bytes, bytes]) -> Iterator[Call]:
+    """Arguments of EVALSHA or EVAL after the script: number of keys, keys, options, values."""
+    groups: Sequence[Sequence[int]] | None = by_bucket(keys) if is_cluster(client) else None
+    if groups is None:
+        for start in range(0, len(keys), ROWS_PER_CALL):
+            part = keys[start : start + ROWS_PER_CALL]
+            yield (len(part), *part, *options, *values[start : start + ROWS_PER_CALL])
+        return
+    for group in groups:
+        for start in range(0, len(group), ROWS_PER_CALL):
+            places = group[start : start + ROWS_PER_CALL]
+            yield (len(places), *[keys[at] for at in places], *options, *[values[at] for at in places])
+
+
+def _trip(client: Any, layout: Layout, calls: Sequence[Call]) -> list[int]:
+    """Send calls at once. Where Redis does not know the script all are sent again: that changes nothing twice."""
+    from redis.exceptions import NoScriptError
+
+    field, data = layout_field(layout.fingerprint), layout.encoded()
+    if is_cluster(client):  # its pipeline takes no EVALSHA
+        with client.pipeline() as trip:
+            trip.hset(LAYOUTS_KEY, field, data)
+            for call in calls:
+                trip.eval(PUT_IF_NEWER, *call)
+            return [int(count) for count in trip.execute()[1:]]
+    for last in (False, True):
+        with client.pipeline(transaction=False) as trip:
+            trip.hset(LAYOUTS_KEY, field, data)
+            for call in calls:
+                trip.execute_command("EVALSHA", _SHA, *call)
+            try:
+                return [int(count) for count in trip.execute()[1:]]
+            except NoScriptError:
+                if last:
+                    raise
+                client.script_load(PUT_IF_NEWER)
+    raise AssertionError
+
+
+def learn(client: Any, known: dict[int, Layout], fingerprints: set[int]) -> Mapping[int, Layout]:
+    """Add layouts to those that are known, if they can be had.
+
+    Raises:
+        FeatureError: one cannot be read.
+        redis.RedisError: as the client raises it.
+    """
+    if missing := fingerprints - known.keys():
+        known |= fetch_layouts(client, missing)
+    return known

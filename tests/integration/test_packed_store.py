@@ -1,0 +1,128 @@
+"""Packed values on a real Redis: newer wins under any order, whoever writes; a newer version stops the call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from almanac.errors import FeatureError
+from features.packed import CODEC_VERSION, Column, Layout, parse
+from features.packed_arrow import decode, encode
+from features.packed_keys import Keys
+from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, put_if_newer, time_of
+
+LAYOUT = Layout(project="p", view="v", columns=(Column("number", "INT64"), Column("name", "STRING")))
+WIDER = Layout(project="p", view="v", columns=(*LAYOUT.columns, Column("more", "DOUBLE")))
+KEYS = Keys(project="p", view="v", join_keys=(Column("id", "INT64"),))
+MANY = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as found:
+        found.flushdb()
+        yield found
+        found.flushdb()
+
+
+def rows(times: list[int], numbers: list[int], layout: Layout = LAYOUT) -> list[bytes]:
+    table = pa.table({"number": numbers, "name": [f"n{each}" for each in numbers], "more": [1.0] * len(numbers)})
+    return encode(layout, table, np.array(times, dtype=np.int64))
+
+
+def held(client: redis.Redis, entities: list[int]) -> list[tuple[int, int] | None]:
+    """Event time and number of each entity's row."""
+    values = fetch(client, KEYS.of(entities))
+    known = fetch_layouts(client, {WIDER.fingerprint})
+    numbers = decode(LAYOUT, parse(LAYOUT, values, known), len(values))["number"].to_pylist()
+    return [None if v is None else (time_of(v), number) for v, number in zip(values, numbers, strict=True)]
+
+
+WRITES = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from([-(2**60), -1, 0, 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**60])),
+    max_size=12,
+)
+
+
+@MANY
+@given(WRITES, st.booleans(), st.lists(st.integers(1, 4)))
+def test_the_newest_row_of_each_entity_stays_however_writes_are_cut(
+    client: redis.Redis, writes: list[tuple[int, int]], ties: bool, cuts: list[int]
+) -> None:
+    client.flushdb()
+    expected: dict[int, tuple[int, int]] = {}
+    for number, (entity, time) in enumerate(writes):
+        if entity not in expected or time > expected[entity][0] or (ties and time == expected[entity][0]):
+            expected[entity] = (time, number)
+    numbered = list(enumerate(writes))
+    while numbered:
+        size = cuts.pop() if cuts else len(numbered)
+        part, numbered = numbered[:size], numbered[size:]
+        values = rows([time for _, (_, time) in part], [number for number, _ in part])
+        put_if_newer(client, LAYOUT, KEYS.of([entity for _, (entity, _) in part]), values, ties_replace=ties)
+    assert held(client, [0, 1, 2, 3]) == [expected.get(entity) for entity in range(4)]
+
+
+def test_many_rows_are_written_and_the_count_is_of_those_that_were(client: redis.Redis) -> None:
+    keys = KEYS.of(range(20_500))
+    values = rows([5] * len(keys), list(range(len(keys))))
+    assert put_if_newer(client, LAYOUT, keys[::2], values[::2], ties_replace=False) == 10_250
+    client.script_flush()  # as a Redis that was started anew
+    assert put_if_newer(client, LAYOUT, keys, values, ties_replace=False) == 10_250
+    assert fetch(client, keys) == values
+    assert put_if_newer(client, LAYOUT, [], [], ties_replace=False) == 0
+
+
+def test_columns_that_came_or_went_replace_at_the_same_event_time_and_are_read_by_name(client: redis.Redis) -> None:
+    keys = KEYS.of([1, 2, 3])
+    put_if_newer(client, WIDER, keys, rows([5, 5, 9], [1, 2, 3], WIDER), ties_replace=False)
+    assert held(client, [1, 2, 3]) == [(5, 1), (5, 2), (9, 3)]
+    assert put_if_newer(client, LAYOUT, keys[1:], rows([5, 8], [20, 30]), ties_replace=False) == 1
+    assert held(client, [1, 2, 3]) == [(5, 1), (5, 20), (9, 3)]
+    assert fetch_layouts(client, {LAYOUT.fingerprint, WIDER.fingerprint, 7}) == {
+        LAYOUT.fingerprint: LAYOUT, WIDER.fingerprint: WIDER,
+    }  # fmt: skip
+
+
+def test_a_row_of_a_newer_version_stops_the_call_before_anything_is_written(client: redis.Redis) -> None:
+    keys = KEYS.of([1, 2, 3])
+    (value,) = rows([5], [1])
+    newer = bytes([value[0], CODEC_VERSION + 1]) + value[2:]
+    client.set(keys[2], newer)
+    with pytest.raises(FeatureError, match=f"packed by version {CODEC_VERSION + 1}.*upgrade it"):
+        put_if_newer(client, LAYOUT, keys, rows([9] * 3, [1, 2, 3]), ties_replace=True)
+    assert fetch(client, keys) == [None, None, newer]
+
+
+@pytest.mark.parametrize("harmed", [b"", b"x", b"x" * 40])
+def test_damaged_values_and_keys_of_another_kind_are_replaced(client: redis.Redis, harmed: bytes) -> None:
+    keys = KEYS.of([1, 2])
+    client.set(keys[0], harmed)
+    client.execute_command("HSET", keys[1], "field", "x")  # type: ignore[no-untyped-call]
+    assert put_if_newer(client, LAYOUT, keys, rows([5, 5], [1, 2]), ties_replace=False) == 2
+    assert held(client, [1, 2]) == [(5, 1), (5, 2)]
+
+
+def test_redis_forgets_rows_where_told_to(client: redis.Redis) -> None:
+    keys = KEYS.of([1, 2])
+    put_if_newer(client, LAYOUT, keys[:1], rows([5], [1]), ties_replace=False, expire_seconds=1000)
+    left: Any = client.ttl(keys[0])
+    assert 900 < left <= 1000
+    put_if_newer(client, LAYOUT, keys, rows([6, 6], [1, 2]), ties_replace=False)
+    assert [client.ttl(key) for key in keys] == [-1, -1]
+    assert client.ttl(LAYOUTS_KEY) == -1
+
+
+def test_a_views_keys_are_found_by_its_pattern(client: redis.Redis) -> None:
+    keys = KEYS.of(range(50))
+    put_if_newer(client, LAYOUT, keys, rows([5] * 50, list(range(50))), ties_replace=False)
+    other = Keys(project="p", view="w", join_keys=KEYS.join_keys).of([1])
+    put_if_newer(client, LAYOUT, other, rows([5], [1]), ties_replace=False)
+    assert sorted(client.scan_iter(match=KEYS.pattern)) == sorted(keys)
