@@ -1,60 +1,267 @@
-"""Materialization: the newest offline features of each entity brought into the online store."""
+"""Materialization: the newest offline features of each entity brought into the online store.
+
+1. plan: for each view of the FeatureService, what its watermarks leave to read, cut into shards of partitions;
+2. check definition, schemas, keys and times of what is to be read: what is wrong is said before anything is written;
+3. read the newest row of each entity, pack, write if newer, a batch at a time, the next one made meanwhile;
+4. look at the definition again: a view that was changed under the run leaves no watermark;
+5. put the token beside the values, then move the watermarks of the shard's partitions on.
+
+A run that is killed leaves the shards that were done, and the next one goes on with the others. Whatever is
+written twice, by two runs or by the stream at the same time, the newest event time stays.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from almanac.clock import need_utc
+from almanac.clock import format_time, need_utc
+from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.layout import STATIC_SINCE
-from features.offline import file_errors
+from features import materialize_watermarks as watermarks
+from features.materialize_ahead import Ahead
+from features.materialize_plan import Asked, File, Reading, Shard, Watermark, cut, due, readings, start_of
+from features.materialize_progress import Lines, Progress
+from features.materialize_source import Found, Source, check_files, examine, newest, partitions_of, source_of
+from features.materialize_writer import Batch, Writer
 from features.online import redis_errors, views_of
 from features.store import open_service, registry_errors
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast import FeatureView
+
+log = logging.getLogger(__name__)
+
+WRITE_ROWS = 8_192
+"""Rows that are packed and written at a time: what is in memory beside the batch that was read."""
+
+
+@dataclass
+class Report:
+    """What a run came to.
+
+    Args:
+        rows: newest rows that were read and handed to the online store.
+        kept: of these, rows that were not newer than what was there.
+        shards: shards that had something to do.
+        seconds: how long it took.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    shards: int = 0
+    seconds: float = 0.0
+    views: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A shard with the files it reads and what is in them."""
+
+    shard: Shard
+    files: Sequence[File]
+    readings: Sequence[Reading]
+
 
 def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
-    """Write the latest row of each view at or before `as_of` into Redis; a newer row there stays.
+    """Bring the newest row of each entity and view at or before `as_of` into Redis; a newer one there stays.
 
-    Both halves are Feast's: the offline store's latest rows, and a write to the
-    online store. Its `materialize`, which also notes every run in the registry,
-    is not used: a death between its two notes bars the view from materializing
-    for good, and the notes grow without end.
+    Only what the watermarks leave is read; without a Postgres there are none, and all is read that has not expired.
 
     Returns:
         Rows handed to Redis, over all views.
 
     Raises:
-        FeatureError: no features were ingested, or the service is not registered.
-        Unavailable: Redis or the registry does not answer.
+        FeatureError: definitions, files or rows are not what they should be; nothing was written of the view.
+        Unavailable: Redis, Postgres or the registry does not answer.
     """
-    from feast.infra.provider import get_provider
+    with Materialization(pipeline, settings) as run:
+        return run.all(Asked(until=need_utc(as_of))).rows
 
-    from features.reading_plans import write_plans
 
-    as_of = need_utc(as_of)
-    settings.need("redis_url")
-    store, service = open_service(pipeline, settings)
-    with registry_errors(), file_errors(pipeline), redis_errors():
-        provider = get_provider(store.config)
-        found = []
-        for view in views_of(store, service):
-            source = view.batch_source
-            latest = provider.offline_store.pull_latest_from_table_or_query(
-                config=store.config,
-                data_source=source,
-                join_key_columns=view.join_keys,
-                feature_name_columns=[field.name for field in view.features],
-                timestamp_field=source.timestamp_field,
-                created_timestamp_column=source.created_timestamp_column,
-                start_date=as_of - view.ttl if view.ttl else STATIC_SINCE,
-                end_date=as_of,
-            ).to_df()
-            found.append((view, latest.sort_values(list(view.join_keys))))
-        # All reading is done before the first row is written, and entities are written in order: whoever reads
-        # meanwhile meets a half-filled store for a short time only, and knows it by its last entity.
-        for view, latest in found:
-            if len(latest):
-                store.write_to_online_store(view.name, latest)
-        write_plans(store, settings, [service])  # an emptied Redis has it back with the features
-    return sum(len(latest) for _, latest in found)
+class Materialization:
+    """The materialization of one pipeline, with its definitions read once; a context manager."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        """Read the definitions.
+
+        Raises:
+            FeatureError: the service is not registered, or a view of it cannot be materialized.
+            UsageError: there is no Redis.
+            Unavailable: the registry does not answer.
+        """
+        settings.need("redis_url")
+        self._pipeline, self._settings = pipeline, settings
+        self._store, self._service = open_service(pipeline, settings)
+        with registry_errors():
+            views = views_of(self._store, self._service)
+        self._sources = {source.view: source for source in map(self._source, views)}
+        self._views = {view.name: view for view in views}
+        self._writer = Writer(self._store)
+
+    def __enter__(self) -> Materialization:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def all(self, asked: Asked, progress: Progress | None = None) -> Report:
+        """Plan, and bring every shard, in this process.
+
+        Raises:
+            FeatureError: as `plan` and `bring`.
+            Unavailable: a server does not answer; what is done is done.
+        """
+        told = progress or Lines()
+        report, started = Report(), time.perf_counter()
+        works = list(self._works(asked))
+        told.expect(sum(work.shard.entities for work in works))
+        for work in works:
+            self._bring(work, report, told)
+        self._write_plans()
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def plan(self, asked: Asked) -> list[Shard]:
+        """Steps 1 and 2 of every view: what is to be done, to be handed to `bring` in any process.
+
+        Raises:
+            FeatureError: definitions, files or rows are not what they should be.
+            Unavailable: Redis, Postgres or the registry does not answer.
+        """
+        found = [work.shard for work in self._works(asked)]
+        self._write_plans()
+        return found
+
+    def bring(self, shard: Shard, progress: Progress | None = None) -> Report:
+        """Steps 2 to 5 of one shard, again as often as one likes.
+
+        Raises:
+            FeatureError: the view was changed since it was planned, or its files or rows are not what they should be.
+            Unavailable: Redis, Postgres or the registry does not answer.
+        """
+        report, started = Report(), time.perf_counter()
+        source = self._sources.get(shard.view)
+        if source is None or source.definition != shard.definition:
+            raise _changed(shard.view)
+        files = source.files(start_of(shard.until, source.ttl), shard.until)
+        work = _Work(shard, files, readings(shard, files, source.ttl))
+        if work.readings:
+            self._examine(source, work.readings)
+            self._bring(work, report, progress or Lines())
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _works(self, asked: Asked) -> Iterator[_Work]:
+        """Steps 1 and 2; all views are looked at before the first shard is given out."""
+        found: list[_Work] = []
+        for source in self._sources.values():
+            files = source.files(start_of(asked.until, source.ttl), asked.until)
+            for shard in self._due(source, asked):
+                reads = readings(shard, files, source.ttl)
+                if not reads:
+                    continue
+                entities = self._examine(source, reads)
+                found += [_Work(piece, files, reads) for piece in cut(shard, entities)]
+        yield from found
+
+    def _due(self, source: Source, asked: Asked) -> list[Shard]:
+        name, count = self._pipeline.name, self._pipeline.partitions.count
+        held: dict[int, Watermark] = {}
+        tokens: dict[int, str] = {}
+        if self._settings.postgres_url and asked.since is None:
+            held = watermarks.read(self._settings.postgres_url, name, source.view)
+            with redis_errors():
+                tokens = watermarks.tokens(self._writer.client, name, source.view, count) if held else {}
+        return due(asked, source.view, source.definition, count, held, tokens)
+
+    def _examine(self, source: Source, reads: Sequence[Reading]) -> int:
+        """Step 2; returns about how many entities there are to write."""
+        found: list[Found] = []
+        for reading in reads:
+            check_files(source, reading.files)
+            found.append(examine(source, self._pipeline.partitions, reading))
+        return sum(one.entities for one in found)
+
+    def _bring(self, work: _Work, report: Report, progress: Progress) -> None:
+        """Steps 3 to 5."""
+        shard, source = work.shard, self._sources[work.shard.view]
+        label = self._pipeline.shard_label(list(shard.partitions)) if len(shard.partitions) > 1 else ""
+        progress.begin(f"{shard.view} {label}".strip())
+        rows = kept = 0
+        with Ahead(self._packed(source, work)) as packed:
+            for batch in packed:
+                with redis_errors():
+                    kept += batch.count - self._writer.put(batch)
+                rows += batch.count
+                progress.advance(batch.count)
+        with registry_errors():
+            now = self._store.registry.get_feature_view(shard.view, self._store.project, allow_cache=False)
+        if self._source(now).definition != shard.definition:
+            raise _changed(shard.view)
+        if self._settings.postgres_url and shard.start is None:
+            self._move(self._settings.postgres_url, work)
+        report.rows += rows
+        report.kept += kept
+        report.shards += 1
+        report.views.add(shard.view)
+        log.info(
+            "materialized pipeline=%s view=%s partitions=%d-%d rows=%d kept=%d until=%s",
+            self._pipeline.name, shard.view, shard.first, shard.last, rows, kept, format_time(shard.until),
+        )  # fmt: skip
+
+    def _packed(self, source: Source, work: _Work) -> Iterator[Batch]:
+        """Step 3 up to the writing: the newest rows of the shard's own entities, packed, some at a time."""
+        whole = len(work.shard.partitions) == self._pipeline.partitions.count
+        for reading in work.readings:
+            for batch in newest(source, reading):
+                rows = batch if whole else self._own(source, work.shard, batch)
+                for start in range(0, rows.num_rows, WRITE_ROWS):
+                    yield self._writer.pack(source, rows.slice(start, WRITE_ROWS))
+
+    def _own(self, source: Source, shard: Shard, batch: pa.RecordBatch) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        found = partitions_of(self._pipeline.partitions, batch[source.key])
+        return batch.filter(pa.array((found >= shard.first) & (found <= shard.last)))
+
+    def _move(self, url: str, work: _Work) -> None:
+        """Step 5."""
+        shard = work.shard
+        watermark = Watermark(
+            definition=shard.definition,
+            through=shard.until,
+            files_at=max(file.changed_at for file in work.files),
+            token=uuid.uuid4().hex,
+        )
+        name = self._pipeline.name
+        with redis_errors():
+            watermarks.put_token(self._writer.client, name, shard.view, shard.partitions, watermark.token)
+        watermarks.move(url, name, shard.view, shard.partitions, watermark)
+
+    def _source(self, view: FeatureView) -> Source:
+        versioned = self._store.config.registry.enable_online_feature_view_versioning
+        return source_of(view, self._store.project, versioned=versioned)
+
+    def _write_plans(self) -> None:
+        """An emptied Redis has the reading plan back with the features."""
+        from features.reading_plans import write_plans
+
+        write_plans(self._store, self._settings, [self._service])
+
+
+def _changed(view: str) -> FeatureError:
+    return FeatureError(
+        f"feature view {view} was changed while it was materialized; what is written stays newest, but its watermark "
+        "was not moved: materialize again"
+    )

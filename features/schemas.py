@@ -20,7 +20,8 @@ class Needed:
         key: column of the entity.
         whole_keys: whether keys are whole numbers; otherwise strings.
         moments: columns of the event time and, if there is one, the writing time.
-        numbers: columns of features.
+        numbers: columns of features that are numbers.
+        others: columns of features that are something else.
     """
 
     view: str
@@ -28,6 +29,7 @@ class Needed:
     whole_keys: bool
     moments: tuple[str, ...]
     numbers: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 def check_schema(file: str, needed: Needed) -> None:
@@ -44,7 +46,7 @@ def check_schema(file: str, needed: Needed) -> None:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise FeatureError(f"{file} of view {needed.view} is not a Parquet file ({reason}): write it again") from None
-    for name in (needed.key, *needed.moments, *needed.numbers):
+    for name in (needed.key, *needed.moments, *needed.numbers, *needed.others):
         if name not in schema.names:
             raise FeatureError(
                 f"{file} has no column {name}, which view {needed.view} reads (it has {', '.join(schema.names)}): "

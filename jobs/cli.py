@@ -103,16 +103,17 @@ def partition_key(as_of: str, now: datetime) -> str:
     return moment.strftime(PARTITION_KEY_FORMAT)
 
 
-def materialize(pipeline: str) -> None:
-    """Fill the online store with the newest offline features, as each batch run does."""
-    from almanac.clock import format_time, utc_now
+def materialize(
+    pipeline: str,
+    since: str = typer.Option(
+        "", "--from", help="Oldest event time, as 2026-03-31T06:00Z; default: what is not online yet."
+    ),
+    until: str = typer.Option("", "--to", help="Newest event time; default: now."),
+    full: bool = typer.Option(False, "--full", help="Everything that has not expired, not only what is new."),
+) -> None:
+    """Bring offline features up, and what is new of them into the online store; a newer row there stays."""
     from almanac.declarations import pipeline as declared
     from almanac.settings import settings
-    from features.ingest import refresh
-    from features.materialize import materialize as materialize_features
-    from jobs.plan import FEATURE_WINDOW
+    from jobs.materialize import materialize_by_hand
 
-    found = declared(pipeline)
-    ingested = refresh(found, settings(), utc_now(), window=FEATURE_WINDOW)
-    rows = materialize_features(found, settings(), ingested.as_of)
-    typer.echo(f"{rows:,} rows of {found.features} as of {format_time(ingested.as_of)} are in the online store")
+    typer.echo(materialize_by_hand(declared(pipeline), settings(), since=since, until=until, full=full))

@@ -1,0 +1,173 @@
+"""What a materialization reads, decided from watermarks, files and what is asked; and work that is done ahead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almanac.errors import UsageError
+from features.materialize_ahead import AHEAD_MAX, Ahead
+from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
+from jobs.materialize import asked_times
+
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+SIX_HOURS = timedelta(hours=6)
+EARLIER = File("old.parquet", NOON - HOUR)
+LATER = File("new.parquet", NOON + timedelta(minutes=1))
+MARK = Watermark(definition="d", through=NOON, files_at=NOON, token="t")
+
+
+def shards(asked: Asked, held: dict[int, Watermark], tokens: dict[int, str], partitions: int = 4) -> list[Shard]:
+    return due(asked, "view", "d", partitions, held, tokens)
+
+
+def everywhere(mark: Watermark) -> dict[int, Watermark]:
+    return dict.fromkeys(range(4), mark)
+
+
+TOKENS = dict.fromkeys(range(4), "t")
+
+
+def test_without_watermarks_all_that_has_not_expired_is_read() -> None:
+    (shard,) = shards(Asked(until=NOON), {}, {})
+    assert (shard.partitions, shard.since) == (range(4), None)
+    (reading,) = readings(shard, [EARLIER, LATER], SIX_HOURS)
+    assert (reading.files, reading.start, reading.end) == (("old.parquet", "new.parquet"), NOON - SIX_HOURS, NOON)
+    assert readings(shard, [EARLIER], None)[0].start == BEGINNING
+    assert readings(shard, [], None) == []
+
+
+def test_behind_a_watermark_new_rows_and_changed_files_are_read() -> None:
+    (shard,) = shards(Asked(until=NOON + HOUR), everywhere(MARK), TOKENS)
+    changed, known = readings(shard, [EARLIER, LATER], SIX_HOURS)
+    assert (changed.files, changed.start) == (("new.parquet",), NOON + HOUR - SIX_HOURS)
+    assert (known.files, known.start, known.end) == (("old.parquet",), NOON, NOON + HOUR)
+
+
+def test_a_repeated_run_reads_nothing() -> None:
+    (shard,) = shards(Asked(until=NOON), everywhere(MARK), TOKENS)
+    assert readings(shard, [EARLIER], SIX_HOURS) == []
+    assert [reading.files for reading in readings(shard, [EARLIER, LATER], SIX_HOURS)] == [("new.parquet",)]
+    assert shards(Asked(until=NOON - HOUR), everywhere(MARK), TOKENS) == []  # more than is asked is there
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "definition"),
+    [
+        (Asked(until=NOON + HOUR, full=True), TOKENS, "d"),
+        (Asked(until=NOON + HOUR), {}, "d"),
+        (Asked(until=NOON + HOUR), dict.fromkeys(range(4), "of an older copy"), "d"),
+        (Asked(until=NOON + HOUR), TOKENS, "changed"),
+    ],
+)
+def test_everything_is_read_when_asked_or_when_the_values_are_gone_or_others(
+    asked: Asked, tokens: dict[int, str], definition: str
+) -> None:
+    (shard,) = due(asked, "view", definition, 4, everywhere(MARK), tokens)
+    assert (shard.since, shard.definition) == (None, definition)
+
+
+def test_a_killed_run_leaves_what_was_done() -> None:
+    further = Watermark(definition="d", through=NOON + HOUR, files_at=LATER.changed_at, token="t")
+    found = shards(Asked(until=NOON + HOUR), {0: further, 1: further, 2: MARK}, TOKENS)
+    assert [(shard.partitions, shard.since) for shard in found] == [
+        (range(2), NOON + HOUR),
+        (range(2, 3), NOON),
+        (range(3, 4), None),
+    ]
+    assert readings(found[0], [EARLIER, LATER], SIX_HOURS) == []
+
+
+def test_a_time_given_by_hand_bypasses_watermarks() -> None:
+    (shard,) = shards(Asked(until=NOON, since=NOON - 3 * HOUR), everywhere(MARK), TOKENS)
+    (reading,) = readings(shard, [EARLIER, LATER], SIX_HOURS)
+    assert (reading.start, reading.end, len(reading.files)) == (NOON - 3 * HOUR, NOON, 2)
+
+
+@given(st.integers(0, 500), st.integers(1, 400), st.integers(0, 10**7), st.integers(1, 10**6), st.integers(1, 300))
+def test_cut_shards_cover_each_partition_once(
+    first: int, count: int, entities: int, most: int, shards_max: int
+) -> None:
+    whole = Shard(view="v", definition="d", first=first, last=first + count - 1, until=NOON)
+    pieces = list(cut(whole, entities, most=most, shards_max=shards_max))
+    assert [part for piece in pieces for part in piece.partitions] == list(whole.partitions)
+    assert len(pieces) <= shards_max
+    assert sum(piece.entities for piece in pieces) >= entities
+    if len(pieces) < min(count, shards_max):
+        assert entities <= most * len(pieces)
+
+
+def test_work_ahead_is_bounded_and_in_order() -> None:
+    made: list[int] = []
+    taken = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            if number == AHEAD_MAX + 1:
+                taken.set()
+            yield number
+
+    with Ahead(items()) as ahead:
+        first = next(ahead)
+        assert taken.wait(30)
+        assert len(made) <= AHEAD_MAX + 3  # what waits, one in hand, one taken
+        assert [first, *ahead] == list(range(20))
+
+
+def test_an_error_ahead_is_raised_where_it_belongs_and_closing_stops_the_work() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(3)
+            raise ValueError("three")
+        finally:
+            closed.set()
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="three"), Ahead(items()) as ahead:
+        found.extend(ahead)
+    assert found == [0, 1, 2]
+
+    @dataclass
+    class Endless:
+        closed: bool = False
+
+        def __iter__(self) -> Iterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                self.closed = True
+
+    endless = Endless()
+    with Ahead(endless) as ahead:
+        assert next(ahead) == 1
+    assert endless.closed
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "says"),
+    [
+        ("yesterday", "", "--from 'yesterday' is no time"),
+        ("", "2026-03-10T11:00", "--to '2026-03-10T11:00' is no time"),
+        ("", "2026-03-10T12:01Z", "lies in the future"),
+        ("2026-03-10T11:00Z", "2026-03-10T10:00Z", "lies after --to"),
+    ],
+)
+def test_times_by_hand_are_refused_in_one_line(since: str, until: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        asked_times(since, until, NOON)
+
+
+def test_times_by_hand() -> None:
+    assert asked_times("", "", NOON) == (None, NOON)
+    assert asked_times("2026-03-10T06:00Z", "2026-03-10T13:00+02:00", NOON) == (NOON - SIX_HOURS, NOON - HOUR)
