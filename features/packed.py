@@ -6,14 +6,14 @@
     2-3      nothing yet
     4-7      fingerprint of the layout: which columns follow, and of which types
     8-15     event time, whole microseconds since 1970, signed
-    16-      a bit for each column, in the layout's order: set where it has a value
+    16-23    when the row was created, whole microseconds since 1970, signed; 0: not known
+    24-      a bit for each column, in the layout's order: set where it has a value
              columns of fixed width, those of one type together: FLOAT, DOUBLE, INT64, UNIX_TIMESTAMP, INT32, BOOL
              length in bytes of each other column, then their bytes: text, bytes, lists, serialized Values of Feast
 
-All is little-endian and nothing is aligned. The first sixteen bytes hold in every version, so that the newer of two
-values is found whatever they hold. A null has its bit unset, zeros or NaN for its number and no bytes; NaN and
-infinities are numbers like others. When a row was created is not kept: it decides among rows of one event time
-where they are gathered, before any of them is packed.
+All is little-endian and nothing is aligned. The first 24 bytes hold in every version, so that the newer of two
+values is found whatever they hold: by event time and, of one event time, by creation, as offline. A null has its bit
+unset, zeros or NaN for its number and no bytes; NaN and infinities are numbers like others.
 
 A layout is named in the value and lies beside the values by that name (`features.packed_store`), so that a
 process reads rows that were packed before columns came or went: by name, and what a row does not have is null.
@@ -35,7 +35,7 @@ from almanac.errors import FeatureError
 
 MAGIC = 0xA1
 CODEC_VERSION = 1
-HEAD_BYTES = 16
+HEAD_BYTES = 24
 COLUMNS_MAX = 4_096
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -114,7 +114,7 @@ def packing(layout: Layout) -> Packing:
         found.get(column.type, tail).append(column.name)
     groups = {kind: tuple(held) for kind, held in found.items() if held}
     print_ = int.from_bytes(blake2b(layout.encoded(), digest_size=4).digest(), "little") or 1
-    fields: list[Any] = [("head", "<u8"), ("time", "<i8"), ("valid", "u1", (-(-len(names) // 8),))]
+    fields: list[Any] = [("head", "<u8"), ("time", "<i8"), ("created", "<i8"), ("valid", "u1", (-(-len(names) // 8),))]
     fields += [(kind, NUMBERS[kind], (len(held),)) for kind, held in groups.items()]
     if tail:
         fields.append(("lengths", "<u4", (len(tail),)))
@@ -137,7 +137,11 @@ class Cells:
 
 
 def records(
-    layout: Layout, times: Micros, numbers: Mapping[str, Cells], tail_valid: Mapping[str, Bits]
+    layout: Layout,
+    times: Micros,
+    numbers: Mapping[str, Cells],
+    tail_valid: Mapping[str, Bits],
+    created: Micros | None = None,
 ) -> NDArray[Any]:
     """Everything of n values but the tail: a structured array of `packing(layout).record`; lengths are left 0.
 
@@ -145,11 +149,14 @@ def records(
         times: event times in whole microseconds since 1970.
         numbers: the columns of fixed width.
         tail_valid: which cells of the other columns have a value.
+        created: when the rows were, in microseconds since 1970; 0 or None: not known.
     """
     packed = packing(layout)
     made = np.zeros(len(times), dtype=packed.record)
     made["head"] = packed.head
     made["time"] = times
+    if created is not None:
+        made["created"] = created
     nulls = {name: cells.valid for name, cells in numbers.items() if cells.valid is not None} | dict(tail_valid)
     made["valid"] = np.packbits(np.ones(len(packed.places), dtype=np.uint8), bitorder="little")
     if nulls:

@@ -54,12 +54,13 @@ def schema_of(layout: Layout) -> pa.Schema:
     return pa.schema([(column.name, arrow_type(column.type)) for column in layout.columns])
 
 
-def encode(layout: Layout, table: pa.Table, times: Micros) -> list[bytes]:
+def encode(layout: Layout, table: pa.Table, times: Micros, created: Micros | None = None) -> list[bytes]:
     """Pack rows.
 
     Args:
         table: the layout's columns (others are left), of `schema_of(layout)` or of types that can be cast to it.
         times: event times in whole microseconds since 1970, one for each row.
+        created: when each row was, alike; 0 or None where that is not known.
 
     Returns:
         The value of each row.
@@ -76,7 +77,7 @@ def encode(layout: Layout, table: pa.Table, times: Micros) -> list[bytes]:
         else:
             tail.append(_as_binary(layout, column, array))
     valid = {name: _valid(columns[name]) for name in packing(layout).tail if columns[name].null_count}
-    made = records(layout, times, numbers, valid)
+    made = records(layout, times, numbers, valid, created)
     if not tail:
         return as_bytes(made)
     data, offsets = _interleaved(tail)

@@ -1,7 +1,8 @@
 """Packed values in Redis: written by one script over many rows, each only if it is newer, and read by one command.
 
-A row replaces a stored one whose event time is older. At equal event times it does so if the caller says that ties
-replace, or if the two are of different layouts: then columns came or went, and nothing newer may come for long.
+A row replaces a stored one whose event time is older; at equal event times, one that was created earlier, if that is
+known of both. Of what is left it does so if the caller says that ties replace, or if the two are of different
+layouts: then columns came or went, and nothing newer may come for long.
 A stored value that a newer program has packed is never replaced, nor is anything else of that call.
 
 Works on one Redis (also behind Sentinel) and on a Redis Cluster, where rows are grouped by the bucket of their keys.
@@ -33,13 +34,19 @@ local ties, expiry, put, n = ARGV[1] == '1', ARGV[2], {{}}, 0
 for i = 1, #KEYS do
   local old, new = stored[i], ARGV[i + 2]
   local take = true
-  if old and #old >= 16 then
+  if old and #old >= 24 then
     local magic, version = string.byte(old, 1, 2)
     if magic == {MAGIC} then
       if version > {CODEC_VERSION} then return -version end
       local low, high = struct.unpack('<I4i4', old, 9)
       local new_low, new_high = struct.unpack('<I4i4', new, 9)
-      if new_high == high and new_low == low then
+      local even = new_high == high and new_low == low
+      if even then
+        low, high = struct.unpack('<I4i4', old, 17)
+        new_low, new_high = struct.unpack('<I4i4', new, 17)
+        even = (new_high == high and new_low == low) or (high == 0 and low == 0) or (new_high == 0 and new_low == 0)
+      end
+      if even then
         take = ties or string.sub(old, 5, 8) ~= string.sub(new, 5, 8)
       else
         take = new_high > high or (new_high == high and new_low > low)
@@ -109,7 +116,9 @@ def once_each(
     for key, value in zip(keys, values, strict=True):
         held = kept.get(key)
         if held is not None:
-            old, new = time_of(held), time_of(value)
+            old, new = age_of(held), age_of(value)
+            if old[0] == new[0] and 0 in (old[1], new[1]):
+                old, new = old[:1], new[:1]
             if new < old or (new == old and not ties_replace):
                 continue
         kept[key] = value
@@ -119,6 +128,11 @@ def once_each(
 def time_of(value: bytes) -> int:
     """Event time of a value in microseconds since 1970."""
     return int.from_bytes(value[8:16], "little", signed=True)
+
+
+def age_of(value: bytes) -> tuple[int, ...]:
+    """Event time of a value, and when it was created (0: not known), in microseconds since 1970."""
+    return time_of(value), int.from_bytes(value[16:24], "little", signed=True)
 
 
 def fetch(client: Any, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -32,9 +32,12 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
         found.flushdb()
 
 
-def rows(times: list[int], numbers: list[int], layout: Layout = LAYOUT) -> list[bytes]:
+def rows(
+    times: list[int], numbers: list[int], layout: Layout = LAYOUT, created: list[int] | None = None
+) -> list[bytes]:
     table = pa.table({"number": numbers, "name": [f"n{each}" for each in numbers], "more": [1.0] * len(numbers)})
-    return encode(layout, table, np.array(times, dtype=np.int64))
+    when = None if created is None else np.array(created, dtype=np.int64)
+    return encode(layout, table, np.array(times, dtype=np.int64), when)
 
 
 def held(client: redis.Redis, entities: list[int]) -> list[tuple[int, int] | None]:
@@ -68,6 +71,29 @@ def test_the_newest_row_of_each_entity_stays_however_writes_are_cut(
         values = rows([time for _, (_, time) in part], [number for number, _ in part])
         put_if_newer(client, LAYOUT, KEYS.of([entity for _, (entity, _) in part]), values, ties_replace=ties)
     assert held(client, [0, 1, 2, 3]) == [expected.get(entity) for entity in range(4)]
+
+
+@MANY
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([-(2**40), 5, 2**60]), st.sampled_from([1, 7, 2**55]))))
+def test_of_one_event_time_the_row_created_later_stays(client: redis.Redis, writes: list[tuple[int, int, int]]) -> None:
+    for together in (True, False):
+        client.flushdb()
+        made = [rows([time], [at], created=[created])[0] for at, (_, time, created) in enumerate(writes)]
+        keys = KEYS.of([entity for entity, _, _ in writes])
+        for start in range(0, len(writes), max(1, len(writes)) if together else 1):
+            size = len(writes) if together else 1
+            put_if_newer(client, LAYOUT, keys[start : start + size], made[start : start + size], ties_replace=False)
+        for entity in (0, 1):
+            mine = [((time, created), -at) for at, (whose, time, created) in enumerate(writes) if whose == entity]
+            number = -max(mine)[1] if mine else None
+            assert held(client, [entity]) == [None if number is None else (writes[number][1], number)]
+
+
+def test_where_creation_is_not_known_of_both_the_caller_decides(client: redis.Redis) -> None:
+    (key,) = KEYS.of([1])
+    for created, number, ties, expected in ((9, 1, False, 1), (0, 2, False, 1), (0, 3, True, 3), (4, 4, False, 3)):
+        put_if_newer(client, LAYOUT, [key], rows([5], [number], created=[created]), ties_replace=ties)
+        assert held(client, [1]) == [(5, expected)]
 
 
 def test_many_rows_are_written_and_the_count_is_of_those_that_were(client: redis.Redis) -> None:
