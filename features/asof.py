@@ -7,101 +7,38 @@ view's TTL; of two rows with one key and event time the one created later. No
 key (null) never meets a row. `latest` gives the newest row of each key within
 a time, for materialization. A source is Parquet files or anything that gives
 record batches; only the columns that a view names are read.
+
+Nothing is sorted or held that grows with a source: row groups whose statistics
+say that no entity can see them are skipped, keys and times of the others are
+streamed past the entity rows (`asof_search`), and the features of the rows that
+were found are read afterwards (`asof_gather`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from glob import has_magic, iglob
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from almanac.errors import FeatureError
+from features.asof_chunks import BATCH_ROWS_MAX, Chunks, Span, Window, opened, schema_of
+from features.asof_footers import paths_of
+from features.asof_gather import gathered
+from features.asof_keys import NONE, Ints, Keys, as_type, common_type
+from features.asof_latest import latest_rows
+from features.asof_search import Best, Offer, Slots
+from features.asof_times import LEAST, Times, span_of, unit_of
+from features.asof_view import Files, Rows, View, Wanted
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
-    import pyarrow.fs
 
-BATCH_ROWS_MAX = 131_072
+__all__ = ["BATCH_ROWS_MAX", "MOMENT", "Files", "Rows", "View", "Wanted", "join", "latest", "paths_of"]
+
 MOMENT = "event_timestamp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a `Rows` source is asked for. It may give more rows than these, never fewer.
-
-    Args:
-        columns: to read, by their names in the source.
-        earliest: rows before it do not matter; aware, or None for no limit.
-        latest: rows after it do not matter; aware, or None for no limit.
-    """
-
-    columns: tuple[str, ...]
-    earliest: datetime | None
-    latest: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Parquet files: paths of files, of folders (their `*.parquet`, at any depth), or patterns.
-
-    Args:
-        paths: as text; with a `filesystem` they are paths of that one, and no patterns.
-        filesystem: where they lie, if not on this machine.
-    """
-
-    paths: tuple[str, ...]
-    filesystem: pyarrow.fs.FileSystem | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Anything else that gives rows: a table, a database.
-
-    Args:
-        schema: of the rows, before columns are chosen.
-        read: gives record batches with `Wanted.columns`.
-    """
-
-    schema: pa.Schema
-    read: Callable[[Wanted], Iterable[pa.RecordBatch]]
-
-    @classmethod
-    def of_table(cls, table: pa.Table) -> Rows:
-        """The rows of a table in memory."""
-        return cls(schema=table.schema, read=lambda wanted: table.select(list(wanted.columns)).to_batches())
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """A feature view as the engine sees it.
-
-    Args:
-        name: for messages.
-        source: where its rows are.
-        keys: column of the source -> column of the entities; none: every row is about every entity.
-        timestamp: the source's column of event times. Without a time zone they count as UTC.
-        features: column of the source -> column of the result.
-        created: the source's column that decides between rows of one key and event time; none (or null) loses.
-        ttl: a row older than this at the moment is not known any more; None or zero: rows are known for ever.
-    """
-
-    name: str
-    source: Files | Rows
-    keys: Mapping[str, str]
-    timestamp: str
-    features: Mapping[str, str]
-    created: str | None = None
-    ttl: timedelta | None = field(default=None)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """All columns of the source that matter, each once."""
-        named = [*self.keys, self.timestamp, *([self.created] if self.created else []), *self.features]
-        return tuple(dict.fromkeys(named))
 
 
 def join(
@@ -122,17 +59,14 @@ def join(
     Raises:
         FeatureError: a column is missing, has another type, or a file cannot be read; names the view.
     """
-    import pyarrow as pa
-
+    _check(entities, views, moment)
+    asked = _Entities(entities, moment)
+    found: dict[str, pa.ChunkedArray] = {}
+    for alike in _alike(views):
+        found |= _joined(asked, alike, created_by_moment)
     table = entities
-    row = pa.array(range(len(entities)), pa.int64())
     for view in views:
-        _check(view, entities, moment)
-        keyed = entities.select([*dict.fromkeys(view.keys.values()), moment]).append_column("__row", row)
-        found = _joined(keyed, view, moment, created_by_moment)
         for name in view.features.values():
-            if name in table.column_names:
-                raise FeatureError(f"view {view.name}: the result has a column {name} already: use full feature names")
             table = table.append_column(name, found[name])
     return table
 
@@ -141,106 +75,181 @@ def latest(view: View, start: datetime, end: datetime) -> Iterator[pa.RecordBatc
     """The newest row of each key with an event time from `start` to `end`, both included.
 
     Returns:
-        Batches with the keys by the entities' names, the features by the
-        result's, event time and created time by the source's. A key that is
-        null counts as a key.
-    """
-    names = {**view.keys, view.timestamp: view.timestamp, **({view.created: view.created} if view.created else {})}
-    chosen = ", ".join(f"{_quoted(old)} AS {_quoted(new)}" for old, new in {**names, **view.features}.items())
-    with _connection() as connection:
-        _register(connection, view, start, end)
-        keys = ", ".join(map(_quoted, view.keys)) or "true"
-        query = (
-            f"SELECT {chosen} FROM source WHERE {_utc(view.timestamp)} BETWEEN $1 AND $2 "  # noqa: S608
-            f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_newest(view)}) = 1"
-        )
-        yield from connection.sql(query, params=[start, end]).to_arrow_reader(BATCH_ROWS_MAX)
-
-
-def paths_of(files: Files, view: str) -> list[str]:
-    """Every Parquet file that a source names, in order.
+        Batches with the keys by the entities' names, event time and created
+        time by the source's, the features by the result's. A key that is null
+        counts as a key.
 
     Raises:
-        FeatureError: there is none.
+        FeatureError: a column is missing, has another type, or a file cannot be read; names the view.
     """
-    import pyarrow.fs
-
-    found: list[str] = []
-    for path in files.paths:
-        if files.filesystem is not None:
-            info = files.filesystem.get_file_info(path)
-            selector = pyarrow.fs.FileSelector(path, recursive=True)
-            folder = info.type == pyarrow.fs.FileType.Directory
-            inside = files.filesystem.get_file_info(selector) if folder else [info]
-            found += sorted(one.path for one in inside if one.is_file and (not folder or one.path.endswith(".parquet")))
-        elif has_magic(path):
-            found += sorted(iglob(path, recursive=True))
-        elif Path(path).is_dir():
-            found += sorted(map(str, Path(path).rglob("*.parquet")))
-        elif Path(path).is_file():
-            found.append(path)
-    if not found:
-        raise FeatureError(f"view {view} has no Parquet files ({', '.join(files.paths)}): write them, or mend its path")
-    return found
+    return latest_rows(view, start, end)
 
 
-def _check(view: View, entities: pa.Table, moment: str) -> None:
-    missing = [name for name in (*view.keys.values(), moment) if name not in entities.column_names]
-    if missing:
-        have = ", ".join(entities.column_names)
-        raise FeatureError(f"view {view.name}: the entities have no column {missing[0]} (found: {have}): give it")
+def _check(entities: pa.Table, views: Sequence[View], moment: str) -> None:
+    taken = set(entities.column_names)
+    for view in views:
+        missing = [name for name in (*view.keys.values(), moment) if name not in entities.column_names]
+        if missing:
+            have = ", ".join(entities.column_names)
+            raise FeatureError(f"view {view.name}: the entities have no column {missing[0]} (found: {have}): give it")
+        for name in view.features.values():
+            if name in taken:
+                raise FeatureError(f"view {view.name}: the result has a column {name} already: use full feature names")
+            taken.add(name)
 
 
-def _connection() -> Any:
-    import duckdb
-
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
-
-
-def _register(connection: duckdb.DuckDBPyConnection, view: View, start: datetime | None, end: datetime | None) -> None:
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    columns = list(view.columns)
-    if isinstance(view.source, Files):
-        dataset = ds.dataset(paths_of(view.source, view.name), format="parquet", filesystem=view.source.filesystem)
-        connection.register("source", dataset.scanner(columns=columns).to_table())
-        return
-    batches = view.source.read(Wanted(columns=tuple(columns), earliest=start, latest=end))
-    schema = pa.schema([view.source.schema.field(name) for name in columns])
-    connection.register("source", pa.Table.from_batches(batches, schema=schema))
+def _alike(views: Sequence[View]) -> list[list[View]]:
+    """Views that differ in features and TTL alone are searched once."""
+    groups: list[list[View]] = []
+    for view in views:
+        for group in groups:
+            one = group[0]
+            if (one.source, one.keys, one.times) == (view.source, view.keys, view.times):
+                group.append(view)
+                break
+        else:
+            groups.append([view])
+    return groups
 
 
-def _joined(entities: pa.Table, view: View, moment: str, created_by_moment: bool) -> pa.Table:
-    at = _utc(moment, "e")
-    on = [f"e.{_quoted(new)} = s.{_quoted(old)}" for old, new in view.keys.items()]
-    on.append(f"{_utc(view.timestamp, 's')} <= {at}")
-    if view.ttl:
-        on.append(f"{_utc(view.timestamp, 's')} + to_microseconds({view.ttl // timedelta(microseconds=1)}) >= {at}")
-    if created_by_moment and view.created:
-        on.append(f"{_utc(view.created, 's')} <= {at}")
-    chosen = ", ".join(f"s.{_quoted(old)} AS {_quoted(new)}" for old, new in view.features.items())
-    with _connection() as connection:
-        _register(connection, view, None, None)
-        connection.register("entities", entities)
-        query = (
-            f"SELECT e.__row AS __row, {chosen} FROM entities e LEFT JOIN source s ON {' AND '.join(on)} "  # noqa: S608
-            f"QUALIFY row_number() OVER (PARTITION BY e.__row ORDER BY {_newest(view, 's')}) = 1 ORDER BY e.__row"
+class _Entities:
+    """The entity rows, and what was worked out of them for one view and serves the next."""
+
+    def __init__(self, table: pa.Table, moment: str) -> None:
+        self.table, self._moment = table, moment
+        self._keys: dict[tuple[tuple[str, pa.DataType], ...], Keys] = {}
+        self._slots: dict[tuple[tuple[tuple[str, pa.DataType], ...], str], Slots] = {}
+
+    def keys(self, columns: tuple[tuple[str, pa.DataType], ...]) -> Keys:
+        """Numbers for the keys in these columns, compared in these types."""
+        if columns not in self._keys:
+            arrays = [as_type(self.table[name], kind, f"the entities' {name}") for name, kind in columns]
+            self._keys[columns] = Keys(arrays, len(self.table))
+        return self._keys[columns]
+
+    def slots(self, columns: tuple[tuple[str, pa.DataType], ...], unit: str) -> Slots:
+        """The entity rows by these keys and their moments."""
+        if (columns, unit) not in self._slots:
+            keys = self.keys(columns)
+            self._slots[columns, unit] = Slots(keys.codes, self.moments(unit), keys.count)
+        return self._slots[columns, unit]
+
+    def moments(self, unit: str, *, up: bool = False) -> Times:
+        """The moments in a unit."""
+        column = self.table[self._moment]
+        unit_of(column.type, f"the entities' {self._moment}")
+        return Times.of(column, unit, up=up)
+
+
+def _joined(entities: _Entities, views: list[View], created_by_moment: bool) -> dict[str, pa.ChunkedArray]:
+    """The features of views that are searched as one, by their names in the result."""
+    features = {name: name for view in views for name in view.features}
+    ttl = max((view.ttl or timedelta.max for view in views), default=timedelta.max)
+    union = replace(views[0], features=features, ttl=ttl)
+    search = _Search(entities, union, schema_of(union), created_by_moment)
+    with opened(union, search.window) as chunks:
+        spans = chunks.spans(search.window) if len(search.slots) else []
+        for span in spans:
+            first = span.first
+            for table in chunks.read(span, union.ordering):
+                search.look_through(table, first)
+                first += len(table)
+        return search.columns(chunks, spans, views)
+
+
+class _Search:
+    """Finds the rows of one source for the entities.
+
+    Args:
+        entities: whom they are looked for.
+        view: the source, its keys and times, and the longest TTL.
+        schema: of the source.
+        created_by_moment: as in `join`.
+    """
+
+    def __init__(self, entities: _Entities, view: View, schema: pa.Schema, created_by_moment: bool) -> None:
+        self._entities, self._view = entities, view
+        kinds = []
+        for theirs, ours in view.keys.items():
+            what = f"view {view.name}: the key {theirs}"
+            kinds.append((ours, common_type(entities.table.schema.field(ours).type, schema.field(theirs).type, what)))
+        self._kinds = tuple(kinds)
+        self._unit = unit_of(schema.field(view.timestamp).type, f"view {view.name}: {view.timestamp}")
+        self._keys = entities.keys(self._kinds)
+        self.slots = entities.slots(self._kinds, self._unit)
+        self._by_creation = created_by_moment and view.created is not None
+        self._best = Best(self.slots, ordered=not self._by_creation)
+        self.window = self._window()
+
+    def _window(self) -> Window:
+        if not len(self.slots):
+            return Window(timestamp=self._view.timestamp, unit=self._unit)
+        first, last = int(self.slots.moments[0]), int(self.slots.moments[-1])
+        ttl = span_of(self._view.ttl, self._unit)
+        limits = {name: self._keys.limits(place) for place, name in enumerate(self._view.keys)}
+        return Window(
+            timestamp=self._view.timestamp,
+            unit=self._unit,
+            earliest=None if ttl is None else max(first - ttl, LEAST),
+            latest=last,
+            keys={name: known for name, known in limits.items() if known is not None},
         )
-        return connection.sql(query).to_arrow_table()
 
+    def look_through(self, table: pa.Table, first: int) -> None:
+        """Take rows into account; `first` is the number of the first one."""
+        times = Times.of(table[self._view.timestamp], self._unit)
+        outside = np.zeros(len(table), dtype=bool) if times.absent is None else times.absent.copy()
+        if self.window.earliest is not None:
+            outside |= times.values < self.window.earliest
+        outside |= times.values > (self.window.latest or 0)
+        inside = np.flatnonzero(~outside)
+        if not len(inside):
+            return
+        low, high = (
+            int(inside[0]),
+            int(inside[-1]) + 1,
+        )  # all that matter, of rows in the order of time
+        table, outside, values = table.slice(low, high - low), outside[low:high], times.values[low:high]
+        created = visible = None
+        if self._view.created:
+            moments = Times.of(table[self._view.created], self._unit, up=True)
+            created = moments.values if moments.absent is None else np.where(moments.absent, LEAST, moments.values)
+            if self._by_creation:
+                visible = np.maximum(values, created)
+                outside = outside if moments.absent is None else outside | moments.absent
+        codes = self._codes(table)
+        if outside.any():
+            codes[outside] = NONE
+        self._best.offer(Offer(codes=codes, times=values, created=created, visible=visible, first=first + low))
 
-def _newest(view: View, table: str = "source") -> str:
-    order = f"{_utc(view.timestamp, table)} DESC NULLS LAST"
-    return f"{order}, {_utc(view.created, table)} DESC NULLS LAST" if view.created else order
+    def _codes(self, table: pa.Table) -> Ints:
+        if not self._kinds:
+            return np.zeros(len(table), dtype=np.int64)
+        what = f"view {self._view.name}: the key"
+        columns = zip(self._view.keys, self._kinds, strict=True)
+        return self._keys.codes_of([as_type(table[name], kind, f"{what} {name}") for name, (_, kind) in columns])
 
+    def columns(self, chunks: Chunks, spans: list[Span], views: list[View]) -> dict[str, pa.ChunkedArray]:
+        """The features of the rows that were found, for each view within its own TTL."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-def _utc(column: str, table: str = "source") -> str:
-    return f"CAST({table}.{_quoted(column)} AS TIMESTAMPTZ)"
+        settled = self._best.settled()
+        rows = self._best.rows(settled, self._earliest(self._view))
+        table = gathered(chunks, spans, tuple(self._view.features), rows)
+        found: dict[str, pa.ChunkedArray] = {}
+        for view in views:
+            known = self._best.rows(settled, self._earliest(view)) != NONE
+            alike = span_of(view.ttl, self._unit) == span_of(self._view.ttl, self._unit)
+            hidden = None if alike else pa.array(known)
+            for theirs, ours in view.features.items():
+                column = table[theirs]
+                found[ours] = column if hidden is None else pc.if_else(hidden, column, pa.scalar(None, column.type))
+        return found
 
-
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+    def _earliest(self, view: View) -> Ints | None:
+        ttl = span_of(view.ttl, self._unit)
+        if ttl is None:
+            return None
+        moments = self._entities.moments(self._unit, up=True).values[self.slots.rows]
+        return np.where(moments < LEAST + ttl, LEAST, moments - ttl)
