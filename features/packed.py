@@ -21,7 +21,7 @@ process reads rows that were packed before columns came or went: by name, and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -86,12 +86,14 @@ class Packing:
 
     Args:
         record: everything before the bytes of the tail.
+        full: the bits of a row without a null.
         groups: for each type of fixed width that occurs, the columns' names in order.
         tail: names of the other columns, in order.
     """
 
     fingerprint: int
     head: int
+    full: NDArray[np.uint8]
     record: np.dtype[Any]
     groups: Mapping[str, tuple[str, ...]]
     tail: tuple[str, ...]
@@ -121,6 +123,7 @@ def packing(layout: Layout) -> Packing:
     return Packing(
         fingerprint=print_,
         head=MAGIC | CODEC_VERSION << 8 | print_ << 32,
+        full=np.packbits(np.ones(len(names), dtype=np.uint8), bitorder="little"),
         record=np.dtype(fields),
         groups=groups,
         tail=tuple(tail),
@@ -158,7 +161,7 @@ def records(
     if created is not None:
         made["created"] = created
     nulls = {name: cells.valid for name, cells in numbers.items() if cells.valid is not None} | dict(tail_valid)
-    made["valid"] = np.packbits(np.ones(len(packed.places), dtype=np.uint8), bitorder="little")
+    made["valid"] = packed.full
     if nulls:
         bits = np.ones((len(times), len(packed.places)), dtype=bool)
         for name, valid in nulls.items():
@@ -318,29 +321,53 @@ def decode_layout(data: bytes) -> Layout:
 
 def numbers_of(found: Sequence[Packed], n: int, names: Sequence[str]) -> NDArray[np.float64]:
     """Number columns as float64 (names, n): NaN where a cell is null, its row absent, or its layout without it."""
-    if len(found) == 1 and found[0].where is None and (fast := _one_group(found[0], names)) is not None:
-        return fast
+    if len(found) == 1 and found[0].where is None:
+        return _numbers(found[0], tuple(names))
     made = np.full((len(names), n), np.nan)
     for part in found:
-        where: Any = slice(None) if part.where is None else part.where
-        for at, name in enumerate(names):
-            cells = number(part, name)
-            if cells is not None:
-                valid = part.present if cells.valid is None else cells.valid
-                made[at, where] = np.where(valid, cells.values, np.nan)
+        made[:, part.where] = _numbers(part, tuple(names))
     return made
 
 
-def _one_group(part: Packed, names: Sequence[str]) -> NDArray[np.float64] | None:
-    """The columns at once where they are all the floats of a layout, in its order; a null is NaN as it is."""
-    for kind, held in packing(part.layout).groups.items():
-        if kind in ("FLOAT", "DOUBLE") and held == tuple(names):
-            made = np.ascontiguousarray(part.records[kind].T, dtype=np.float64)
-            absent = ~part.present
-            if absent.any():
-                made[:, absent] = np.nan
-            return made
-    return None
+def _numbers(part: Packed, names: tuple[str, ...]) -> NDArray[np.float64]:
+    made = np.full((len(names), len(part.records)), np.nan)
+    valid = part.records["valid"]
+    whole = bool((valid == packing(part.layout).full).all())
+    for kind, share in _shares(part.layout, names).items():
+        block = part.records[kind].T
+        made[share.to] = block if share.all_in_order else block[share.of]
+        if not whole and kind not in _NAN:
+            null = np.unpackbits(valid, axis=1, bitorder="little")[:, share.places].T == 0
+            made[share.to] = np.where(null, np.nan, made[share.to])
+    if not whole and (absent := ~part.present).any():
+        made[:, absent] = np.nan
+    return made
+
+
+_NAN = frozenset({"FLOAT", "DOUBLE"})  # a null of these is NaN as it lies there
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which of some columns are of one type: `to` are their places among those, `of` in the group, `places` in all."""
+
+    to: Any
+    of: NDArray[np.int64]
+    places: NDArray[np.int64]
+    all_in_order: bool
+
+
+@lru_cache(maxsize=1_024)
+def _shares(layout: Layout, names: tuple[str, ...]) -> Mapping[str, _Share]:
+    packed, found = packing(layout), {}
+    for kind, held in packed.groups.items():
+        to = [at for at, name in enumerate(names) if name in held]
+        of = [held.index(names[at]) for at in to]
+        places = [packed.places[names[at]] for at in to]
+        if to:
+            run: Any = slice(to[0], to[-1] + 1) if to == list(range(to[0], to[-1] + 1)) else np.array(to)
+            found[kind] = _Share(run, np.array(of), np.array(places), of == list(range(len(held))))
+    return found
 
 
 def number(part: Packed, name: str) -> Cells | None:
@@ -349,7 +376,3 @@ def number(part: Packed, name: str) -> Cells | None:
         if name in held:
             return Cells(part.records[kind][:, held.index(name)], part.valid(name))
     return None
-
-
-Fetch = Callable[[set[int]], Mapping[int, Layout]]
-"""Layouts by fingerprint, from where they lie beside the values; those that are not there are left out."""
