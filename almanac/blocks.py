@@ -45,7 +45,7 @@ _CRC_AT = 16
 _ALIGN = 8
 _INT64 = np.dtype("<i8")
 _FLOAT32 = np.dtype("<f4")
-_REMEDY = "rebuild it from Postgres (`almanac rebuild-cache`)"
+_REMEDY = "rebuild it from Postgres (`almanac rebuild`)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,6 +100,21 @@ class Kept:
     state: str
     created_at: datetime
     published_at: datetime | None
+    left_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What a declaration keeps.
+
+    Args:
+        generations: whole ones besides the current one, and as many archived ones.
+        previous: how long one is kept at least once it is no longer current; rolled_back: if it was rolled back.
+    """
+
+    generations: int
+    previous: timedelta
+    rolled_back: timedelta
 
 
 def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
@@ -107,25 +122,30 @@ def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
     return sorted(g.generation for g in generations if g.state == "staged" and now - g.created_at > STAGED_KEPT)
 
 
-def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], kept: int) -> list[int]:
+def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], retention: Retention, now: datetime) -> list[int]:
     """Generations that retention lets go.
 
-    Kept are those the pointer names, unfinished ones, the `kept` latest others
-    that readers have read, and the `kept` latest archived ones.
+    Kept are those the pointer names, unfinished ones, whatever ceased to be
+    current only lately, the latest others that readers have read, and the latest
+    archived ones. What was rolled back is kept for its time and no longer.
 
     Args:
-        pointed: the pointer's current and previous generation.
-        kept: the declaration's `generations_kept`; the previous one counts among them.
+        pointed: the pointer's current and previous generation; the previous one counts among those kept.
     """
-    others: dict[bool, list[Kept]] = {True: [], False: []}
+    others: dict[str, list[Kept]] = {"archived": [], "rolled_back": [], "previous": []}
     for found in generations:
-        if found.published_at is not None and found.generation not in pointed:
-            others[found.state == "archived"].append(found)
-    room = {True: kept, False: max(0, kept - max(0, len(pointed) - 1))}
+        if found.published_at is not None and found.generation not in pointed and found.state in others:
+            others[found.state].append(found)
+    room = {
+        "archived": retention.generations,
+        "rolled_back": 0,
+        "previous": max(0, retention.generations - max(0, len(pointed) - 1)),
+    }
+    spared = {"archived": timedelta(0), "rolled_back": retention.rolled_back, "previous": retention.previous}
     gone: list[int] = []
-    for archived, group in others.items():
+    for state, group in others.items():
         group.sort(key=lambda g: (g.published_at or g.created_at, g.generation), reverse=True)
-        gone += [g.generation for g in group[room[archived] :]]
+        gone += [g.generation for g in group[room[state] :] if g.left_at is None or now - g.left_at >= spared[state]]
     return sorted(gone)
 
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
 from almanac.integrity import Integrity as Integrity
+from almanac.jumps import Jump as Jump
 from almanac.partitioning import Buckets, Grid, Partitioning
 from almanac.training import Training as Training
+
+if TYPE_CHECKING:
+    from almanac.end_manifest import EndManifest
 
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -29,6 +33,8 @@ ValueRange = tuple[float, float] | type[bool] | None
 """What may be true of a value: least and greatest, yes or no, or any number."""
 FRESH_DEADLINE_MAX = timedelta(seconds=30)
 FRESH_CONCURRENCY_MAX = 64
+PREVIOUS_KEPT_MIN = timedelta(hours=1)
+ROLLED_BACK_KEPT_MIN = timedelta(days=1)
 
 
 def minutes(count: float) -> timedelta:
@@ -207,6 +213,11 @@ class Pipeline:
         default: last rung of the ladder, a value per output; None for no default.
         coverage_min: least share of partitions a generation must cover, 0 to 1.
         generations_kept: whole generations kept besides the current one.
+        previous_kept: how long a generation is kept at least once it is no longer current.
+        rolled_back_kept: how long one is kept that was rolled back.
+        jump: how far a generation may differ from the one before, and whether it is refused then.
+        may_publish: asked with a generation's end manifest and the current one's (or None) before readers see it;
+            a text that it returns is why not, and rejects the generation.
         shard_partitions: partitions that one Airflow task scores.
         training: how `almanac train` makes the model.
         integrity: how its features are checked.
@@ -231,6 +242,10 @@ class Pipeline:
     default: Mapping[str, float] | None = None
     coverage_min: float = 0.95
     generations_kept: int = 3
+    previous_kept: timedelta = PREVIOUS_KEPT_MIN
+    rolled_back_kept: timedelta = ROLLED_BACK_KEPT_MIN
+    jump: Jump = field(default_factory=Jump)
+    may_publish: Callable[[EndManifest, EndManifest | None], str | None] | None = field(default=None, repr=False)
     shard_partitions: int = 12
     training: Training = field(default_factory=Training)
     integrity: Integrity = field(default_factory=Integrity)
@@ -303,6 +318,13 @@ class Pipeline:
         need_a("integrity", self.integrity, Integrity, "give Integrity(…)")
         need_number("coverage_min", self.coverage_min, 0, 1)
         need_number("generations_kept", self.generations_kept, 1, math.inf, whole=True)
+        need_a("jump", self.jump, Jump, "give Jump(…)")
+        for name, least in (("previous_kept", PREVIOUS_KEPT_MIN), ("rolled_back_kept", ROLLED_BACK_KEPT_MIN)):
+            need_duration(name, getattr(self, name))
+            if getattr(self, name) < least:
+                raise DeclarationError(f"{name} is {getattr(self, name)}: give at least {least}")
+        if self.may_publish is not None and not callable(self.may_publish):
+            raise DeclarationError(f"may_publish is {self.may_publish!r}: give a function, or leave it out")
         need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
         if self.default is not None:
             need_a("default", self.default, Mapping, "give a dictionary of output to value, or leave it out")

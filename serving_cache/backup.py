@@ -8,7 +8,7 @@ A backup is a tar file of
 
 The dump is made first: what it names of models is then among the models that follow. Files
 of both folders are only ever replaced whole, so that a copy made under load is a good one.
-Redis is not in it (`almanac rebuild-cache`), nor is Kafka, whose topics keep a week of
+Redis is not in it (`almanac rebuild`), nor is Kafka, whose topics keep a week of
 events, nor Airflow's metadata, by which nothing is decided.
 """
 

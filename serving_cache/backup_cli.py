@@ -61,4 +61,4 @@ def restore(
                 shutil.copyfileobj(sys.stdin.buffer, target, COPY_BYTES)
         manifest = run_restore(source, found, lambda text: typer.echo(text, err=True), replace=replace)
     schema = migrate(found.need("postgres_url"), declared.values())
-    typer.echo(f"restored the state of {manifest.made_at}, schema {schema}; now `almanac rebuild-cache` each pipeline")
+    typer.echo(f"restored the state of {manifest.made_at}, schema {schema}; now `almanac rebuild` each pipeline")

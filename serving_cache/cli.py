@@ -1,4 +1,4 @@
-"""Commands of the store: `generations`, `rollback`, `rebuild-cache`; and those of the lookup service."""
+"""Commands of the store: `generations`, `rollback`, `repartition`, `rebuild`; and those of the lookup service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command("generations")(generations)
     app.command("rollback")(rollback)
-    app.command("rebuild-cache")(rebuild_cache)
+    app.command("rebuild")(rebuild)
+    app.command("repartition")(repartition)
     backup_cli.register(app)
     if importlib.util.find_spec("serving_cache.lookup_cli") is not None:
         importlib.import_module("serving_cache.lookup_cli").register(app)
@@ -89,30 +90,52 @@ def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:
     print_table(("stage", "shard", "started", "took", "partitions", "rows", "of which", "outcome", "reason"), rows)
 
 
-def rollback(pipeline: str) -> None:
-    """Make the previous generation current again."""
-    from almanac.clock import utc_now
+def rollback(
+    pipeline: str,
+    to: int | None = typer.Option(
+        None, "--to", metavar="GENERATION", help="Which one to go back to; the previous one unless told."
+    ),
+    clear: bool = typer.Option(
+        False, "--clear", help="Move nothing: let generations be published again over what was rolled back."
+    ),
+) -> None:
+    """Make an earlier generation current again; nothing is published over that until it is cleared."""
     from almanac.declarations import pipeline as declared
-    from almanac.errors import Unavailable
+    from almanac.errors import UsageError
     from almanac.settings import settings
     from serving_cache.postgres import PostgresStore
-    from serving_cache.redis import RedisStore
-    from serving_cache.sync import sync_redis
+    from serving_cache.rollback import roll_back
+
+    found = declared(pipeline)
+    if clear and to is not None:
+        raise UsageError("--clear moves nothing and --to does: give one of them")
+    with PostgresStore(settings().need("postgres_url")) as store:
+        if clear:
+            held = store.clear_rollback(found.name)
+            was = "nothing was held" if held is None else f"generation {held} stays rolled back"
+            typer.echo(f"{found.name}: {was}; the next generation is published as usual")
+            return
+        outcome, trouble = roll_back(found, store, settings().redis_url, to)
+    typer.echo(f"{found.name} is back at generation {outcome.generation}, epoch {outcome.epoch}")
+    typer.echo(f"nothing is published over that until you run `almanac rollback {found.name} --clear`")
+    if trouble:
+        typer.echo(f"Redis follows later: {trouble}", err=True)
+
+
+def repartition(pipeline: str) -> None:
+    """Agree that the next generation has the partitioning that is declared now."""
+    from almanac.declarations import pipeline as declared
+    from almanac.settings import settings
+    from serving_cache.postgres import PostgresStore
 
     found = declared(pipeline)
     with PostgresStore(settings().need("postgres_url")) as store:
-        outcome = store.rollback(found.name, now=utc_now())
-        typer.echo(f"{found.name} is back at generation {outcome.generation}, epoch {outcome.epoch}")
-        if settings().redis_url:
-            try:
-                with RedisStore(settings().need("redis_url")) as cache:
-                    sync_redis(found, store, cache)
-            except Unavailable as error:
-                typer.echo(f"Redis follows later: {error}", err=True)
+        store.agree_to_partitioning(found)
+    typer.echo(f"the next generation of {found.name} may have {found.partitions!r}: `almanac trigger {found.name}`")
 
 
-def rebuild_cache(pipeline: str) -> None:
-    """Empty Redis of a pipeline and fill it again from Postgres."""
+def rebuild(pipeline: str) -> None:
+    """Write all of a pipeline that Redis holds anew, from Postgres; lookups go on."""
     from almanac.declarations import pipeline as declared
     from almanac.settings import settings
     from serving_cache.postgres import PostgresStore
@@ -146,6 +169,7 @@ def _shown(record: GenerationRecord, now: datetime) -> dict[str, Any]:
         "coverage": record.coverage,
         "published_at": None if record.published_at is None else format_time(record.published_at),
         "reason": record.reason,
+        "alert": record.alert,
         "run_key": record.run_key,
         "clock_shift_seconds": record.clock_shift_seconds,
         "dropped_at": None if record.dropped_at is None else format_time(record.dropped_at),

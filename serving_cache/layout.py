@@ -120,4 +120,4 @@ def _decode(data: bytes, kind: Any) -> Any:
     try:
         return _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BlockError(f"Redis holds something that cannot be read ({error}): run `almanac rebuild-cache`") from None
+        raise BlockError(f"Redis holds something that cannot be read ({error}): run `almanac rebuild`") from None

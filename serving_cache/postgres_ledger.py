@@ -25,7 +25,7 @@ ORIGINS_MAX = 8
 # Rows that readers have, of the current generation: what made them is what would make them now, if these are equal.
 # They must not have been carried forward because something was wrong with them. An origin that few refer to is let go.
 _SAME = """
-SELECT m.partition, m.origin, m.block_hash, m.rows, m.computed_at, m.input_digest
+SELECT m.partition, m.origin, m.block_hash, m.rows, m.computed_at, m.input_digest, m.stats
 FROM pointers p
 JOIN generations c ON c.pipeline = p.pipeline AND c.generation = p.generation
 JOIN generation_partitions m ON m.pipeline = p.pipeline AND m.generation = p.generation
@@ -42,8 +42,8 @@ WHERE p.pipeline = %(pipeline)s AND m.input_digest <> '' AND m.reason = ''
 
 _CARRY = """
 UPDATE ledger AS l SET state = 'unchanged', token = %(token)s, origin = s.origin, block_hash = s.block_hash,
-    rows = s.rows, as_of = g.as_of, computed_at = s.computed_at, input_digest = s.input_digest, reason = '',
-    report = '', updated_at = clock_timestamp()
+    rows = s.rows, as_of = g.as_of, computed_at = s.computed_at, input_digest = s.input_digest, stats = s.stats,
+    reason = '', report = '', updated_at = clock_timestamp()
 FROM ({same}) AS s, generations AS g{given}
 WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = s.partition
     AND g.pipeline = l.pipeline AND g.generation = l.generation
@@ -155,6 +155,7 @@ class Ledger(StoreBase):
             need_staged(attempt, check_token(connection, attempt, exclusive=False))
             changed = connection.execute(
                 "UPDATE ledger SET state = 'quarantined', token = %s, block_hash = NULL, rows = 0, origin = NULL, "
+                "stats = NULL, "
                 "reason = %s, report = %s, updated_at = clock_timestamp() "
                 "WHERE pipeline = %s AND generation = %s AND partition = %s "
                 "AND (%s OR state NOT IN ('staged', 'unchanged'))",

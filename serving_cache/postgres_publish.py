@@ -1,12 +1,14 @@
-"""Publishing: what becomes of a staged generation, in one transaction; and rollback.
+"""Publishing: what becomes of a staged generation, in one transaction.
 
 The numbered steps of `publish` are those of `docs/architecture.md`:
 
 1. index the rows, in a transaction of its own, while nobody reads them;
-2. lock the pointer, check the fencing token, decide;
-3. write the manifest: what the run staged, and what is carried forward;
-4. attach the rows;
-5. move the pointer and add one to its epoch; commit 2 to 5 together.
+2. read every row back, and compare it with what the ledger says was written;
+3. lock the pointer, check the fencing token, decide;
+4. write the manifest: what the run staged, and what is carried forward; and the end manifest, which sums it up;
+5. ask the hook: a jump against the current generation raises an alert, or refuses;
+6. attach the rows;
+7. move the pointer and add one to its epoch, if the epoch is still the one that was read; commit 3 to 7 together.
 
 A death anywhere leaves the generation staged, or published whole.
 """
@@ -20,30 +22,38 @@ import psycopg
 from psycopg import sql
 
 from almanac.decisions import PublishDecision, decide_publish
-from almanac.errors import GateError, UsageError
+from almanac.end_manifest import EndManifest
+from almanac.errors import BlockError, GateError, UsageError
+from almanac.failpoints import passing
+from almanac.generation_states import State, publish
+from almanac.jumps import unusual
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
+from serving_cache.postgres_ledger import shortened
+from serving_cache.postgres_moves import Moves, carry_out_move, read_board
+from serving_cache.postgres_proof import prove, read_end_manifest, staged_blocks, write_end_manifest
 from serving_cache.postgres_rows import (
-    StoreBase,
     check_token,
     lock_pointer,
+    need_same_partitioning,
     read_generation,
 )
-from serving_cache.postgres_staging import reject_generation
-from serving_cache.records import Attempt, GenerationRecord, Publication, State
+from serving_cache.postgres_staging import Staging, reject_generation
+from serving_cache.records import Attempt, GenerationRecord, Publication
 
 _MANIFEST_STAGED = """
 INSERT INTO generation_partitions
-    (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, input_digest)
-SELECT pipeline, generation, partition, coalesce(origin, generation), block_hash, rows, as_of, computed_at, input_digest
+    (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, input_digest, stats)
+SELECT pipeline, generation, partition, coalesce(origin, generation), block_hash, rows, as_of, computed_at,
+    input_digest, stats
 FROM ledger WHERE pipeline = %(pipeline)s AND generation = %(generation)s AND state IN ('staged', 'unchanged')
 """
 
 _MANIFEST_CARRIED = """
 INSERT INTO generation_partitions
-    (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, reason)
-SELECT m.pipeline, l.generation, m.partition, m.origin, m.block_hash, m.rows, m.as_of, m.computed_at,
+    (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, stats, reason)
+SELECT m.pipeline, l.generation, m.partition, m.origin, m.block_hash, m.rows, m.as_of, m.computed_at, m.stats,
     CASE l.state WHEN 'quarantined' THEN 'quarantined: ' || l.reason ELSE 'not scored by generation ' || l.generation
     END
 FROM ledger l JOIN generation_partitions m ON m.pipeline = l.pipeline AND m.partition = l.partition
@@ -53,8 +63,12 @@ WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.state NO
 """
 
 
-class Publishing(StoreBase):
-    """The part of `PostgresStore` that moves the pointer."""
+class _Refused(Exception):
+    """The hook said no; why."""
+
+
+class Publishing(Staging, Moves):
+    """The part of `PostgresStore` that makes a generation current."""
 
     def publish(self, attempt: Attempt, pipeline: Pipeline, *, now: datetime) -> Publication:
         """Make a staged generation current; or archive it, if it is from an earlier as_of than the current one.
@@ -65,61 +79,43 @@ class Publishing(StoreBase):
 
         Raises:
             Superseded: another attempt has taken over; nothing changed.
-            GateError: the generation is rejected (now, or when it was first published); the current one stays.
-            UsageError: there is no such generation.
+            GateError: the generation is rejected (now, or when it was first published), or a rollback holds; the
+                current one stays.
+            BlockError: what lies in the store is not what the run staged; nothing changed.
+            UsageError: there is no such generation, or it has another partitioning than the declaration.
             Unavailable: Postgres does not answer; nothing changed, or everything did: try again to learn which.
         """
-        self._index(attempt)
+        proved = self._prove(attempt) if self._index(attempt) else ()
         with self._client.transaction() as connection:
-            _, current_number, _ = lock_pointer(connection, attempt.pipeline)
+            lock_pointer(connection, attempt.pipeline)
             state = check_token(connection, attempt, exclusive=True)
             if state is State.STAGED:
-                current = _generation(connection, attempt.pipeline, current_number)
-                decision = _decide(connection, attempt, pipeline, current)
-                _carry_out(connection, attempt, decision, current, now)
-            outcome = _generation(connection, attempt.pipeline, attempt.generation)
+                if staged_blocks(connection, attempt) != proved:
+                    raise BlockError(
+                        f"generation {attempt.generation} of {attempt.pipeline} was added to while it was published: "
+                        "publish it again"
+                    )
+                _settle(connection, attempt, pipeline, now)
+            outcome = read_generation(connection, attempt.pipeline, attempt.generation)
             carried = _carried(connection, attempt)
+        passing("publish.committed")
         assert outcome is not None  # noqa: S101  (the token was checked on its row)
         return _publication(outcome, carried)
 
-    def rollback(self, pipeline: str, *, now: datetime) -> Publication:
-        """Make the previous generation current again; the one that is left is marked rolled back.
+    def _prove(self, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
+        """Read the rows back; see `postgres_proof.prove`."""
+        with self._client.session() as connection, self.bulk() as (_, cursor):
+            proved = prove(connection, cursor, attempt)
+        passing("publish.read-back")
+        return proved
 
-        Raises:
-            UsageError: there is no previous generation.
-            Unavailable: Postgres does not answer.
-        """
-        with self._client.transaction() as connection:
-            epoch, current, previous = lock_pointer(connection, pipeline)
-            if previous is None or current is None:
-                raise UsageError(
-                    f"pipeline {pipeline} has no previous generation to go back to: `almanac generations {pipeline}`"
-                )
-            older = connection.execute(
-                "SELECT generation FROM generations WHERE pipeline = %s AND state = 'retired' AND dropped_at IS NULL "
-                "ORDER BY epoch DESC LIMIT 1",
-                (pipeline,),
-            ).fetchone()
-            _set_state(connection, pipeline, current, State.ROLLED_BACK)
-            _set_state(connection, pipeline, previous, State.CURRENT, epoch + 1)
-            if older is not None:
-                _set_state(connection, pipeline, older[0], State.PREVIOUS)
-            connection.execute(
-                "UPDATE pointers SET epoch = epoch + 1, generation = %s, previous = %s, moved_at = %s "
-                "WHERE pipeline = %s",
-                (previous, None if older is None else older[0], now, pipeline),
-            )
-            outcome = _generation(connection, pipeline, previous)
-        assert outcome is not None  # noqa: S101  (the pointer refers to it)
-        return _publication(outcome, 0)
-
-    def _index(self, attempt: Attempt) -> None:
-        """Bring the rows' table to the shape that readers expect; does nothing the second time."""
+    def _index(self, attempt: Attempt) -> bool:
+        """Bring the rows' table to the shape that readers expect; returns whether the generation is still staged."""
         name = child_name(attempt.pipeline, attempt.generation)
         child = sql.Identifier(name)
         with self._client.transaction() as connection:
             if check_token(connection, attempt, exclusive=True) is not State.STAGED:
-                return
+                return False
             missing = connection.execute(
                 "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped "
                 "EXCEPT SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass",
@@ -128,7 +124,7 @@ class Publishing(StoreBase):
             for (column,) in missing:  # the declaration gained an output after this generation was opened
                 connection.execute(sql.SQL("ALTER TABLE {} ADD COLUMN {} real").format(child, sql.Identifier(column)))
             if connection.execute("SELECT 1 FROM pg_index WHERE indrelid = %s::regclass", (name,)).fetchone():
-                return
+                return True
             entity = connection.execute(
                 "SELECT entity FROM generations WHERE pipeline = %s AND generation = %s",
                 (attempt.pipeline, attempt.generation),
@@ -142,6 +138,68 @@ class Publishing(StoreBase):
             except psycopg.errors.UniqueViolation as error:
                 reason = f"an entity stands in two partitions: {error.diag.message_detail}"
                 reject_generation(connection, attempt.pipeline, attempt.generation, reason)
+                return False
+        passing("publish.indexed")
+        return True
+
+
+def _settle(connection: Connection, attempt: Attempt, pipeline: Pipeline, now: datetime) -> None:
+    """Decide about a staged generation and carry that out, in the caller's transaction."""
+    mine = read_generation(connection, attempt.pipeline, attempt.generation)
+    board = read_board(connection, attempt.pipeline, attempt.generation)
+    current = None if board.current is None else read_generation(connection, attempt.pipeline, board.current)
+    assert mine is not None  # noqa: S101  (the token was checked on its row)
+    if mine.partitioning != repr(pipeline.partitions):
+        raise UsageError(
+            f"generation {mine.generation} of {mine.pipeline} was planned for {mine.partitioning}, declared is "
+            f"{pipeline.partitions!r} by now: it is not published; start a new run"
+        )
+    decision = _decide(connection, attempt, pipeline, current)
+    if decision.state == "rejected":
+        _reject(connection, attempt, decision.coverage, decision.reason)
+        return
+    if decision.state == "current":
+        need_same_partitioning(connection, mine.pipeline, mine.partitioning)
+    try:
+        with connection.transaction():
+            _carry_out(connection, mine, decision, current, now)
+            alert = _asked(write_end_manifest(connection, attempt, pipeline), connection, pipeline, board.current)
+            passing("publish.manifest-written")
+            connection.execute(
+                "UPDATE generations SET alert = %s WHERE pipeline = %s AND generation = %s",
+                (shortened(alert), mine.pipeline, mine.generation),
+            )
+    except _Refused as refusal:
+        _reject(connection, attempt, decision.coverage, str(refusal))
+        return
+    _attach(connection, attempt)
+    if decision.state == "current":
+        carry_out_move(connection, attempt.pipeline, publish(board, attempt.generation), now)
+        passing("publish.pointer-moved")
+
+
+def _asked(manifest: EndManifest, connection: Connection, pipeline: Pipeline, current: int | None) -> str:
+    """What the hook finds unusual; empty if nothing.
+
+    Raises:
+        _Refused: the declaration says no.
+    """
+    before = read_end_manifest(connection, pipeline.name, current)
+    found = "; ".join(unusual(manifest, before, pipeline.jump))
+    if found and pipeline.jump.refuse:
+        raise _Refused(f"it differs too much from the generation before: {found}")
+    no = pipeline.may_publish(manifest, before) if pipeline.may_publish is not None else None
+    if no:
+        raise _Refused(f"may_publish said no: {no}")
+    return found
+
+
+def _reject(connection: Connection, attempt: Attempt, coverage: float, reason: str) -> None:
+    reject_generation(connection, attempt.pipeline, attempt.generation, reason)
+    connection.execute(
+        "UPDATE generations SET coverage = %s WHERE pipeline = %s AND generation = %s",
+        (coverage, attempt.pipeline, attempt.generation),
+    )
 
 
 def _decide(
@@ -166,24 +224,16 @@ def _decide(
 
 def _carry_out(
     connection: Connection,
-    attempt: Attempt,
+    mine: GenerationRecord,
     decision: PublishDecision,
     current: GenerationRecord | None,
     now: datetime,
 ) -> None:
-    name, number = attempt.pipeline, attempt.generation
-    if decision.state == "rejected":
-        reject_generation(connection, name, number, decision.reason)
-        connection.execute(
-            "UPDATE generations SET coverage = %s WHERE pipeline = %s AND generation = %s",
-            (decision.coverage, name, number),
-        )
-        return
+    """Write the manifest, and the outcome into the generation's row."""
+    name, number = mine.pipeline, mine.generation
     connection.execute(_MANIFEST_STAGED, {"pipeline": name, "generation": number})
     # An archived generation takes nothing from the current one, which knows what came later.
     if decision.state == "current" and current is not None:
-        mine = _generation(connection, name, number)
-        assert mine is not None  # noqa: S101  (the token was checked on its row)
         connection.execute(
             _MANIFEST_CARRIED,
             {
@@ -195,42 +245,22 @@ def _carry_out(
             },
         )
     connection.execute(
-        sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
-            sql.Identifier(table_name(name)), sql.Identifier(child_name(name, number)), sql.Literal(number)
-        )
-    )
-    connection.execute(
-        "UPDATE generations SET state = %s, coverage = %s, reason = %s, published_at = %s, "
+        "UPDATE generations SET state = CASE WHEN %s = 'archived' THEN 'archived' ELSE state END, "
+        "coverage = %s, reason = %s, published_at = %s, "
         "rows = (SELECT coalesce(sum(rows), 0) FROM generation_partitions WHERE pipeline = %s AND generation = %s) "
         "WHERE pipeline = %s AND generation = %s",
         (decision.state, decision.coverage, decision.reason, now, name, number, name, number),
     )
-    if decision.state == "current":
-        _move_pointer(connection, name, number, now)
 
 
-def _move_pointer(connection: Connection, pipeline: str, generation: int, now: datetime) -> None:
-    epoch, current, previous = lock_pointer(connection, pipeline)
-    if previous is not None:
-        _set_state(connection, pipeline, previous, State.RETIRED)
-    if current is not None:
-        _set_state(connection, pipeline, current, State.PREVIOUS)
-    _set_state(connection, pipeline, generation, State.CURRENT, epoch + 1)
+def _attach(connection: Connection, attempt: Attempt) -> None:
+    name, number = attempt.pipeline, attempt.generation
     connection.execute(
-        "UPDATE pointers SET epoch = epoch + 1, generation = %s, previous = %s, moved_at = %s WHERE pipeline = %s",
-        (generation, current, now, pipeline),
+        sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
+            sql.Identifier(table_name(name)), sql.Identifier(child_name(name, number)), sql.Literal(number)
+        )
     )
-
-
-def _set_state(connection: Connection, pipeline: str, generation: int, state: State, epoch: int | None = None) -> None:
-    connection.execute(
-        "UPDATE generations SET state = %s, epoch = coalesce(%s, epoch) WHERE pipeline = %s AND generation = %s",
-        (state, epoch, pipeline, generation),
-    )
-
-
-def _generation(connection: Connection, pipeline: str, number: int | None) -> GenerationRecord | None:
-    return None if number is None else read_generation(connection, pipeline, number)
+    passing("publish.attached")
 
 
 def _carried(connection: Connection, attempt: Attempt) -> int:
@@ -255,4 +285,5 @@ def _publication(outcome: GenerationRecord, carried: int) -> Publication:
         rows=outcome.rows,
         reason=outcome.reason,
         carried=carried,
+        alert=outcome.alert,
     )

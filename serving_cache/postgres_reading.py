@@ -8,17 +8,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import numpy as np
 from psycopg import sql
 
-from almanac.blocks import Block, block_hash, encode
 from almanac.clock import need_utc
 from almanac.decisions import newest
-from almanac.errors import BlockError, UsageError
+from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name
+from serving_cache.postgres_packing import packed
 from serving_cache.postgres_rows import WIDTH, StoreBase, generation_columns, generation_record
-from serving_cache.postgres_staging import Staging, quoted
+from serving_cache.postgres_staging import Staging
 from serving_cache.records import GenerationRecord, ManifestEntry, OverlayRecord, Pointer
 from serving_cache.stage_times import StageTime, of_generation
 
@@ -199,43 +198,8 @@ class Blocks(Staging):
         found: dict[str, bytes] = {}
         with self.bulk() as (_, cursor):
             for (origin, entity, outputs), hashes in wanted.items():
-                found.update(_packed(cursor, child_name(pipeline.name, origin), (entity, *outputs), hashes))
+                found.update(packed(cursor, child_name(pipeline.name, origin), (entity, *outputs), hashes))
         return found
-
-
-def _packed(cursor: Any, child: str, columns: tuple[str, ...], hashes: dict[int, str]) -> Iterator[tuple[str, bytes]]:
-    cursor.execute("SELECT to_regclass($1)::text", (quoted(child),))
-    if cursor.fetchone()[0] is None:
-        raise BlockError(f"{child} was dropped by retention: roll forward, or run the pipeline again")
-    names = ", ".join(quoted(name) for name in ("partition", *columns))
-    entity = quoted(columns[0])
-    cursor.execute(
-        f"SELECT {names} FROM {quoted(child)} WHERE partition = ANY($1::int[]) ORDER BY partition, {entity}",  # noqa: S608
-        (sorted(hashes),),
-    )
-    table = cursor.fetch_arrow_table()
-    owners = table.column("partition").to_numpy()
-    keys = table.column(columns[0])
-    values = {name: table.column(name).to_numpy().astype(np.float32, copy=False) for name in columns[1:]}
-    for partition, digest in hashes.items():
-        start, end = np.searchsorted(owners, [partition, partition + 1])
-        data = encode(
-            Block(keys=_keys(keys[start:end]), columns={name: column[start:end] for name, column in values.items()})
-        )
-        if block_hash(data) != digest:
-            raise BlockError(
-                f"rows of partition {partition} in {child} are not those that were published (block {digest}): "
-                "somebody changed them; run the pipeline again"
-            )
-        yield digest, data
-
-
-def _keys(column: Any) -> np.ndarray[Any, Any]:
-    import pyarrow as pa
-
-    if pa.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(), dtype=np.int64)
-    return np.array([text.encode() for text in column.to_pylist()] or [], dtype=np.bytes_)
 
 
 def _overlay_columns(records: list[OverlayRecord]) -> tuple[list[Any], ...]:

@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 from psycopg import sql
 
 from almanac.decisions import Kept, abandoned, droppable, to_drop
+from almanac.decisions import Retention as Keeping
 from almanac.errors import Unavailable
+from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
@@ -43,6 +45,7 @@ class Retention(StoreBase):
         with self._client.transaction() as connection:
             dropped = _drop_manifests(connection, pipeline, now)
             tables = _unreferenced(connection, pipeline.name)
+        passing("clean-up.manifests-dropped")
         for generation in tables[:DROPS_PER_RUN_MAX]:
             try:
                 self._drop(pipeline.name, generation)
@@ -70,7 +73,9 @@ class Retention(StoreBase):
                 if attached is not None:
                     how = sql.SQL("FINALIZE" if attached[0] else "CONCURRENTLY")
                     connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(parent, child, how))
+                passing("clean-up.detached")
                 connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(child))
+                passing("clean-up.table-dropped")
             finally:
                 if not connection.closed:
                     connection.execute("RESET lock_timeout")
@@ -80,7 +85,7 @@ class Retention(StoreBase):
 def _drop_manifests(connection: Connection, pipeline: Pipeline, now: datetime) -> list[int]:
     _, current, previous = lock_pointer(connection, pipeline.name)
     rows = connection.execute(
-        "SELECT generation, state, created_at, published_at FROM generations "
+        "SELECT generation, state, created_at, published_at, left_at FROM generations "
         "WHERE pipeline = %s AND dropped_at IS NULL AND state <> 'rejected'",
         (pipeline.name,),
     ).fetchall()
@@ -92,14 +97,17 @@ def _drop_manifests(connection: Connection, pipeline: Pipeline, now: datetime) -
         )
         reject_generation(connection, pipeline.name, generation, "its run left it unfinished")
     pointed = [number for number in (current, previous) if number is not None]
-    gone = to_drop(found, pointed=pointed, kept=pipeline.generations_kept)
+    keeping = Keeping(
+        generations=pipeline.generations_kept, previous=pipeline.previous_kept, rolled_back=pipeline.rolled_back_kept
+    )
+    gone = to_drop(found, pointed=pointed, retention=keeping, now=now)
     for statement in (
         "DELETE FROM generation_partitions WHERE pipeline = %s AND generation = ANY(%s)",
         "DELETE FROM ledger WHERE pipeline = %s AND generation = ANY(%s)",
     ):
         connection.execute(statement, (pipeline.name, gone))
     connection.execute(
-        "UPDATE generations SET dropped_at = %s WHERE pipeline = %s AND generation = ANY(%s)",
+        "UPDATE generations SET dropped_at = %s, state = 'retired' WHERE pipeline = %s AND generation = ANY(%s)",
         (now, pipeline.name, gone),
     )
     return gone

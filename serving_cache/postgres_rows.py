@@ -14,6 +14,7 @@ from serving_cache.records import Attempt, GenerationRecord, State
 _COLUMNS = (
     "pipeline", "generation", "run_key", "cutoff", "as_of", "state", "model", "model_hash", "epoch", "rows", "coverage",
     "reason", "partitioning", "outputs", "clock_shift_seconds", "created_at", "published_at", "dropped_at",
+    "left_at", "alert",
 )  # fmt: skip
 WIDTH = len(_COLUMNS)
 
@@ -32,7 +33,7 @@ def generation_columns(alias: str) -> sql.Composed:
 def generation_record(row: Any) -> GenerationRecord:
     """A row of `generation_columns` as a record."""
     found = dict(zip(_COLUMNS, row, strict=True))
-    for name in ("cutoff", "as_of", "created_at", "published_at", "dropped_at"):
+    for name in ("cutoff", "as_of", "created_at", "published_at", "dropped_at", "left_at"):
         if found[name] is not None:
             found[name] = need_utc(found[name])
     return GenerationRecord(**{**found, "state": State(found["state"]), "outputs": tuple(found["outputs"])})
@@ -91,6 +92,25 @@ def token_checked(attempt: Attempt, row: Any) -> State:
             f"{attempt.token}): this attempt changed nothing and must stop"
         )
     return State(row[1])
+
+
+def need_same_partitioning(connection: Connection, pipeline: str, partitioning: str) -> None:
+    """Refuse a partitioning that is neither what readers read nor one that somebody agreed to.
+
+    Raises:
+        UsageError: the declaration's partitioning changed since the current generation.
+    """
+    row = connection.execute(
+        "SELECT g.generation, g.partitioning, p.partitioning FROM pointers p "
+        "JOIN generations g USING (pipeline, generation) WHERE pipeline = %s",
+        (pipeline,),
+    ).fetchone()
+    if row is not None and partitioning not in row[1:]:
+        raise UsageError(
+            f"the partitioning of pipeline {pipeline} changed: it is {partitioning}, generation {row[0]} that readers "
+            f"read has {row[1]}: put the declaration back, or agree to the change by `almanac repartition {pipeline}`; "
+            "lookups are then answered again once the next generation is published"
+        )
 
 
 def need_staged(attempt: Attempt, state: State) -> None:

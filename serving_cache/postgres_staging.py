@@ -7,19 +7,23 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
 from almanac.blocks import block_hash, encode
 from almanac.errors import BlockError, PredictionError, UsageError
+from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
+from almanac.tallies import tally
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection, translated
 from serving_cache.postgres_ledger import Ledger, shortened
 from serving_cache.postgres_rows import (
     check_token,
     lock_pointer,
+    need_same_partitioning,
     need_staged,
     token_checked,
     unknown_generation,
@@ -33,9 +37,9 @@ STAGE_ROWS_MAX = 8_000_000
 _CLAIM = """
 UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '', report = '',
     as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, input_digest = v.input_digest,
-    updated_at = clock_timestamp()
-FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[], $9::text[])
-    AS v(partition, block_hash, rows, as_of, computed_at, input_digest)
+    stats = v.stats::jsonb, updated_at = clock_timestamp()
+FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[], $9::text[], $10::text[])
+    AS v(partition, block_hash, rows, as_of, computed_at, input_digest, stats)
 WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition
     AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < $3)
 RETURNING l.partition
@@ -52,7 +56,8 @@ class Staging(Ledger):
         declaration) cannot be resumed: it is rejected, and a new one is opened.
 
         Raises:
-            UsageError: the pipeline has no tables, or the partitions are not its own.
+            UsageError: the pipeline has no tables, the partitions are not its own, or its partitioning is not that of
+                the generation which readers read.
             Unavailable: Postgres does not answer.
         """
         planned = sorted(set(start.partitions))
@@ -62,8 +67,11 @@ class Staging(Ledger):
             )
         with self._client.transaction() as connection:
             lock_pointer(connection, pipeline.name)
-            resumed = _resume(connection, pipeline, start)
-            return resumed or _open(connection, pipeline, start, planned, now)
+            if not start.backfill:
+                need_same_partitioning(connection, pipeline.name, repr(pipeline.partitions))
+            attempt = _resume(connection, pipeline, start) or _open(connection, pipeline, start, planned, now)
+        passing("plan.opened")
+        return attempt
 
     def take_over(self, pipeline: str, generation: int) -> Attempt:
         """A new attempt at a generation; every earlier one is superseded.
@@ -103,11 +111,14 @@ class Staging(Ledger):
                 _check_columns(attempt, part, columns)
             cursor.execute(_CLAIM, _claims(attempt, list(by_partition.values())))
             claimed = sorted(row[0] for row in cursor.fetchall())
+            passing("score.claimed")
             rows = [by_partition[partition] for partition in claimed if by_partition[partition].block.rows]
             if rows:
                 table = _rows_table(attempt.generation, columns.entity, rows)
                 cursor.adbc_ingest(child_name(attempt.pipeline, attempt.generation), table, mode="append")
+            passing("score.rows-written")
             connection.commit()
+        passing("score.staged")
         return claimed
 
     def reject(self, attempt: Attempt, reason: str) -> None:
@@ -302,6 +313,7 @@ def _claims(attempt: Attempt, parts: list[StagedPartition]) -> tuple[Any, ...]:
         [part.as_of.isoformat() for part in parts],
         [part.computed_at.isoformat() for part in parts],
         [part.input_digest for part in parts],
+        [msgspec.json.encode(tally(part.block)).decode() for part in parts],
     )
 
 

@@ -121,7 +121,7 @@ class Reconciler:
             return (
                 "refused",
                 f"not in step: Redis is at epoch {found.epoch}, ahead of Postgres at {wanted.epoch} "
-                f"(was an older backup restored?): run `almanac rebuild-cache {name}`",
+                f"(was an older backup restored?): run `almanac rebuild {name}`",
             )
         moved = False
         unproven = watch.proven_at is None

@@ -8,25 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 import msgspec
 
 from almanac.blocks import Block
 from almanac.decisions import Sequence
 from almanac.errors import PredictionError
-
-
-class State(StrEnum):
-    """Where a generation stands. `staged` is unfinished; every other state is an outcome."""
-
-    STAGED = "staged"
-    CURRENT = "current"
-    PREVIOUS = "previous"
-    RETIRED = "retired"
-    REJECTED = "rejected"
-    ROLLED_BACK = "rolled_back"
-    ARCHIVED = "archived"
+from almanac.generation_states import State as State
 
 
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +31,8 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
         outputs: columns of its blocks, in order.
         clock_shift_seconds: how far a replayed file's clock was moved; 0 for real time.
         dropped_at: when retention dropped its rows; None while they are there.
+        left_at: when it last ceased to be current.
+        alert: what was unusual about it when it was published; empty if nothing was.
     """
 
     pipeline: str
@@ -63,6 +53,8 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     published_at: datetime | None
     dropped_at: datetime | None = None
+    left_at: datetime | None = None
+    alert: str = ""
 
 
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +212,7 @@ class Publication:
         rows: predictions in the generation, carried-forward ones included.
         reason: empty, or why the pointer did not move.
         carried: number of partitions carried forward from the generation before.
+        alert: what somebody should look at; empty if nothing is unusual.
     """
 
     generation: int
@@ -229,3 +222,4 @@ class Publication:
     rows: int
     reason: str
     carried: int
+    alert: str = ""

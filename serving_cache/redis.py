@@ -276,8 +276,7 @@ class RedisStore(Closing):
                     "free some or raise its limit; it goes on by itself"
                 ) from error
             raise BlockError(
-                f"Redis at {self.where} holds something else or refused ({_first_line(error)}): "
-                "run `almanac rebuild-cache`"
+                f"Redis at {self.where} holds something else or refused ({_first_line(error)}): run `almanac rebuild`"
             ) from error
 
 

@@ -11,8 +11,10 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime
 
+from almanac.blocks import block_hash
 from almanac.clock import utc_now
 from almanac.errors import BlockError, UsageError
+from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import ManifestEntry, Pointer
@@ -84,46 +86,89 @@ def _follow(
     pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore, *, overlays: bool
 ) -> bool:
     name = pipeline.name
-    refilled = _is_empty(cache, name)
+    epoch, refilled = _standing(cache, name)
     marker = cache.mark(name)
     held: set[str] = set()
     for record in (pointer.generation, pointer.previous):
         if record is not None:
-            manifest = postgres.manifest(name, record.generation)
-            _bring_blocks(pipeline, record.generation, manifest, postgres, cache)
-            if cache.manifest_size(name, record.generation) != len(manifest):
-                cache.put_manifest(name, record.generation, manifest)
-            held.update(entry.block_hash for entry in manifest.values())
+            unproved = record is pointer.generation and epoch < pointer.epoch
+            held |= bring_generation(pipeline, record.generation, postgres, cache, prove=unproved)
     if overlays or refilled:
         sync_overlays(pipeline, pointer, (postgres, cache), None)
     moved = cache.move_pointer(pointer, marker)
+    passing("sync.pointer-moved")
     # Now that no older follower can let them go (`let_go` looks at the epoch), hold what this pointer names.
     cache.hold(pointer, held)
+    passing("sync.held")
     cache.let_go(pointer, held)
     if moved:
         log.info("redis pipeline=%s epoch=%d generation=%d", name, pointer.epoch, pointer.generation.generation)
     return moved
 
 
-def _is_empty(cache: RedisStore, pipeline: str) -> bool:
+def bring_generation(
+    pipeline: Pipeline, generation: int, postgres: PostgresStore, cache: RedisStore, *, prove: bool
+) -> set[str]:
+    """Write the blocks of a generation that Redis lacks, and its manifest; returns the hashes of all.
+
+    Args:
+        prove: read every block back, and write again what is not what its name says.
+
+    Raises:
+        BlockError: Redis does not hold what was written to it, twice.
+    """
+    name = pipeline.name
+    manifest = postgres.manifest(name, generation)
+    hashes = {entry.block_hash for entry in manifest.values()}
+    _bring_blocks(pipeline, generation, manifest, set(cache.missing_blocks(name, hashes)), (postgres, cache))
+    if prove:
+        damaged = _damaged(name, hashes, cache)
+        if damaged:
+            log.warning("redis pipeline=%s has %d damaged blocks: they are written again", name, len(damaged))
+            _bring_blocks(pipeline, generation, manifest, damaged, (postgres, cache))
+            if _damaged(name, damaged, cache):
+                raise BlockError(
+                    f"Redis does not give back the blocks of generation {generation} of {name} as they were written: "
+                    f"its pointer stays; look at the server, then run `almanac rebuild {name}`"
+                )
+    passing("sync.blocks-written")
+    if cache.manifest_size(name, generation) != len(manifest):
+        cache.put_manifest(name, generation, manifest)
+    passing("sync.manifest-written")
+    return hashes
+
+
+def _damaged(pipeline: str, hashes: set[str], cache: RedisStore) -> set[str]:
+    """Those of the blocks that are missing, or not what their name says."""
+    found: set[str] = set()
+    wanted = sorted(hashes)
+    for start in range(0, len(wanted), PARTITIONS_PER_STEP):
+        step = wanted[start : start + PARTITIONS_PER_STEP]
+        blocks = cache.blocks(pipeline, step)
+        found |= {digest for digest in step if digest not in blocks or block_hash(blocks[digest]) != digest}
+    return found
+
+
+def _standing(cache: RedisStore, pipeline: str) -> tuple[int, bool]:
+    """The epoch that Redis is at, 0 for none; and whether it has to be filled again."""
     try:
         pointer, marker = cache.pointer_and_marker(pipeline)
     except BlockError as error:
         log.warning("redis pipeline=%s forgets its pointer: %s", pipeline, error)
         cache.forget_pointer(pipeline)
-        return True
-    return pointer is None or marker is None
+        return 0, True
+    return 0 if pointer is None else pointer.epoch, pointer is None or marker is None
 
 
 def _bring_blocks(
     pipeline: Pipeline,
     generation: int,
     manifest: Mapping[int, ManifestEntry],
-    postgres: PostgresStore,
-    cache: RedisStore,
+    wanted: set[str],
+    stores: tuple[PostgresStore, RedisStore],
 ) -> None:
-    missing = set(cache.missing_blocks(pipeline.name, {entry.block_hash for entry in manifest.values()}))
-    partitions = [partition for partition, entry in manifest.items() if entry.block_hash in missing]
+    postgres, cache = stores
+    partitions = [partition for partition, entry in manifest.items() if entry.block_hash in wanted]
     for start in range(0, len(partitions), PARTITIONS_PER_STEP):
         step = partitions[start : start + PARTITIONS_PER_STEP]
         cache.put_blocks(pipeline.name, postgres.blocks(pipeline, generation, step))

@@ -48,7 +48,8 @@ _HEAD = """
 SELECT json_build_object(
     'pointer', CASE WHEN g.generation IS NULL THEN NULL ELSE json_build_object(
         'pipeline', p.pipeline, 'epoch', p.epoch, 'moved_at', p.moved_at,
-        'generation', to_jsonb(g), 'previous', CASE WHEN h.generation IS NULL THEN NULL ELSE to_jsonb(h) END) END,
+        'generation', to_jsonb(g) - 'manifest',
+        'previous', CASE WHEN h.generation IS NULL THEN NULL ELSE to_jsonb(h) - 'manifest' END) END,
     'manifest', coalesce((
         SELECT json_agg(to_jsonb(m) || jsonb_build_object('model', o.model))
         FROM generation_partitions m JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin

@@ -200,6 +200,7 @@ def test_the_epoch_grows_with_each_move_and_names_one_generation(
                 with contextlib.suppress(UsageError):  # there is nothing to go back to
                     postgres.rollback(pipeline.name, now=NOON)
             else:
+                postgres.clear_rollback(pipeline.name)
                 hour += {"later": 1, "same": 0, "earlier": -1}[move]
                 published_generation(postgres, pipeline, float(value), NOON + timedelta(hours=hour))
             subject.published(pipeline)

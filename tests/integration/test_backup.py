@@ -66,7 +66,7 @@ class World:
             return published_generation(store, self.pipeline, value, hour).generation
 
     def rebuild_cache(self) -> None:
-        """As `almanac rebuild-cache` does."""
+        """As `almanac rebuild` does."""
         with PostgresStore(self.url) as store, RedisStore(self.settings.need("redis_url")) as cache:
             assert rebuild_redis(self.pipeline, store, cache)
 
@@ -159,7 +159,7 @@ def test_backup_purge_restore_rebuild_same_answers(world: World) -> None:
         cache.clear(world.pipeline.name)
     done = world.run("restore", "-", given=file)
     assert done.returncode == 0, done.stderr
-    assert "almanac rebuild-cache" in done.stdout
+    assert "almanac rebuild" in done.stdout
     assert world.count("feast.registry") == 0
     world.rebuild_cache()
     assert world.answers() == before

@@ -169,7 +169,7 @@ def test_publications_at_once_take_turns(store: PostgresStore, postgres_url: str
     with ThreadPoolExecutor(5) as pool:
         epochs = list(pool.map(publish, attempts))
     assert sorted(epochs) == [1, 2, 3, 4, 5]  # type: ignore[type-var]
-    assert sorted(states(store, pipeline.name).values()) == ["current", "previous", "retired", "retired", "retired"]
+    assert sorted(states(store, pipeline.name).values()) == ["current", "previous", "previous", "previous", "previous"]
 
 
 def test_below_coverage_the_current_generation_stays(
@@ -232,6 +232,12 @@ def test_nothing_is_carried_forward_from_another_declaration(
     published_generation(store, old, 1.0)
     new = grid_pipeline(old.name, **changed)
     migrated(postgres_url, new)
+    if "partitions" in changed:
+        before = store.pointer(old.name)
+        with pytest.raises(UsageError, match=f"almanac repartition {old.name}"):
+            begin(store, new, "other")
+        assert store.pointer(old.name) == before
+        store.agree_to_partitioning(new)
     attempt = begin(store, new, "other")
     store.stage(attempt, staged_parts(new, 2.0, partitions=range(15)))
     outcome = store.publish(attempt, new, now=NOON)
@@ -308,7 +314,10 @@ def test_rollback_moves_the_pointer_and_no_data(store: PostgresStore, postgres_u
     assert store.rollback(pipeline.name, now=NOON).generation == 1
     with pytest.raises(UsageError, match="no previous generation"):
         store.rollback(pipeline.name, now=NOON)
-    assert published_generation(store, pipeline, 4.0).epoch == 6
+    with pytest.raises(GateError, match="generation 3 was rolled back"):
+        published_generation(store, pipeline, 4.0)
+    assert store.clear_rollback(pipeline.name) == 3
+    assert store.publish(store.take_over(pipeline.name, 4), pipeline, now=NOON).epoch == 6
     pointer = store.pointer(pipeline.name)
     assert pointer is not None
     assert pointer.previous is not None

@@ -1,4 +1,4 @@
-"""`almanac generations`, `rollback` and `rebuild-cache`, as a person runs them."""
+"""`almanac generations`, `rollback` and `rebuild`, as a person runs them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_generations_are_listed(almanac: Command, name: str, postgres_url: str) 
 def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, redis_url: str) -> None:
     pipeline = grid_pipeline(name)
     migrated(postgres_url, pipeline)
-    assert "nothing published" in almanac("rebuild-cache", name)
+    assert "nothing published" in almanac("rebuild", name)
     assert "no previous generation" in almanac("rollback", name, code=2)
     with PostgresStore(postgres_url) as store, RedisStore(redis_url) as cache:
         published_generation(store, pipeline, 1.0)
@@ -94,7 +94,7 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
         assert "generation 1, epoch 3" in almanac("rollback", name)
         assert cache.pointer(name) == store.pointer(name)
         cache.clear(name)
-        assert "generation 1, epoch 3" in almanac("rebuild-cache", name)
+        assert "generation 1, epoch 3" in almanac("rebuild", name)
         assert cache.pointer(name) == store.pointer(name)
 
 
@@ -113,7 +113,7 @@ def test_rollback_works_without_redis(
     said = almanac("rollback", name)
     assert "generation 1, epoch 3" in said
     assert "Redis follows later" in said
-    assert "did not answer" in almanac("rebuild-cache", name, code=6)
+    assert "did not answer" in almanac("rebuild", name, code=6)
 
 
 def test_stages_of_a_generation_are_shown(almanac: Command, name: str, postgres_url: str) -> None:
@@ -134,7 +134,7 @@ def test_stages_of_a_generation_are_shown(almanac: Command, name: str, postgres_
 
 
 def test_unknown_pipelines_and_servers_are_named(almanac: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for command in ("generations", "rollback", "rebuild-cache"):
+    for command in ("generations", "rollback", "rebuild"):
         said = almanac(command, "nope", code=2)
         assert "nope" in said
         assert said.count("\n") == 1

@@ -15,6 +15,7 @@ from almanac.pipeline import horizons
 from serving_cache.layout import table_name, view_name
 from serving_cache.migrate import VERSION_TABLE, known_versions, migrate
 from serving_cache.postgres import PostgresStore
+from serving_cache.records import State
 from tests.generations import (
     NOON,
     bucket_pipeline,
@@ -26,6 +27,9 @@ from tests.generations import (
     staged_parts,
     start_of,
 )
+
+LATER = NOON + timedelta(hours=1)
+"""When a generation that was left at noon need no longer be kept for its time."""
 
 
 @pytest.fixture
@@ -58,15 +62,15 @@ def test_generations_beyond_those_kept_are_dropped(
     for value in range(5):
         published_generation(store, pipeline, float(value))
     unfinished = staged_generation(store, pipeline, 9.0)
-    assert store.retire(pipeline, now=NOON) == [1, 2]
-    assert store.retire(pipeline, now=NOON) == []
+    assert store.retire(pipeline, now=LATER) == [1, 2]
+    assert store.retire(pipeline, now=LATER) == []
     assert children(people, pipeline.name) == [3, 4, 5, 6]
     assert store.manifest(pipeline.name, 2) == {}
     assert len(store.manifest(pipeline.name, 3)) == 16
     assert store.publish(unfinished, pipeline, now=NOON).epoch == 6
     dropped = store.generation(pipeline.name, 1)
     assert dropped is not None
-    assert dropped.dropped_at == NOON
+    assert (dropped.dropped_at, dropped.state) == (LATER, State.RETIRED)
 
 
 def test_rows_that_are_carried_forward_stay(
@@ -79,7 +83,7 @@ def test_rows_that_are_carried_forward_stay(
         attempt = store.begin_generation(pipeline, start_of(pipeline, f"run {value}"), now=NOON)
         store.stage(attempt, staged_parts(pipeline, float(value), partitions=range(1, 16)))
         store.publish(attempt, pipeline, now=NOON)
-        store.retire(pipeline, now=NOON)
+        store.retire(pipeline, now=LATER)
     assert children(people, pipeline.name) == [1, 4, 5]
     assert store.manifest(pipeline.name, 5)[0].origin == 1
     assert len(store.blocks(pipeline, 5, range(16))) == 16
@@ -87,7 +91,7 @@ def test_rows_that_are_carried_forward_stay(
     assert rows == (64, 0.0)
     published_generation(store, pipeline, 6.0)
     published_generation(store, pipeline, 7.0)
-    store.retire(pipeline, now=NOON)
+    store.retire(pipeline, now=LATER)
     assert children(people, pipeline.name) == [6, 7]
 
 
@@ -101,11 +105,11 @@ def test_a_reader_is_neither_waited_for_nor_made_to_wait(
         published_generation(store, pipeline, float(value))
     with psycopg.connect(postgres_url) as reader:
         reader.execute(f"SELECT count(*) FROM {table_name(pipeline.name)}")  # and now it holds its locks
-        assert store.retire(pipeline, now=NOON) == [1]
+        assert store.retire(pipeline, now=LATER) == [1]
         assert children(people, pipeline.name) == [1, 2, 3]
         published_generation(store, pipeline, 4.0)  # publishing goes on
         assert people.execute(f"SELECT count(*) FROM {view_name(pipeline.name)}").fetchone() == (64,)
-    store.retire(pipeline, now=NOON)
+    store.retire(pipeline, now=LATER)
     assert children(people, pipeline.name) == [3, 4]
 
 
@@ -129,7 +133,7 @@ def test_expired_overlays_go(store: PostgresStore, postgres_url: str) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
     store.put_overlays(pipeline.name, [overlay_of("1", NOON, 1), overlay_of("2", NOON - timedelta(days=3), 2)])
-    store.retire(pipeline, now=NOON)
+    store.retire(pipeline, now=LATER)
     assert [o.entity for o in store.overlays(pipeline.name, "weather-v1", NOON - timedelta(days=9))] == ["1"]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from almanac.decisions import (
     STAGED_KEPT,
     Kept,
+    Retention,
     Sequence,
     abandoned,
     decide_publish,
@@ -94,30 +95,61 @@ def test_nothing_planned_covers_nothing() -> None:
     assert decision.state == "rejected"
 
 
+HOUR = timedelta(hours=1)
+
+
 def kept(generation: int, state: str) -> Kept:
-    published = None if state == "staged" else NOON + timedelta(hours=generation)
-    return Kept(generation, state, NOON + timedelta(hours=generation), published)
+    """Generation n was published at the nth hour, and left an hour later."""
+    published = None if state == "staged" else NOON + generation * HOUR
+    left = published + HOUR if published and state in ("previous", "rolled_back") else None
+    return Kept(generation, state, NOON + generation * HOUR, published, left)
+
+
+def dropped(found: list[Kept], pointed: list[int], kept: int, hour: int = 99) -> list[int]:
+    retention = Retention(generations=kept, previous=HOUR, rolled_back=24 * HOUR)
+    return to_drop(found, pointed=pointed, retention=retention, now=NOON + hour * HOUR)
 
 
 def test_retention_keeps_the_latest_and_what_the_pointer_names() -> None:
-    found = [kept(n, "retired") for n in range(1, 6)] + [kept(6, "previous"), kept(7, "current"), kept(8, "staged")]
-    assert to_drop(found, pointed=[7, 6], kept=3) == [1, 2, 3]
-    assert to_drop(found, pointed=[7, 6], kept=1) == [1, 2, 3, 4, 5]
-    assert to_drop(found, pointed=[1], kept=2) == [2, 3, 4, 5]
+    found = [kept(n, "previous") for n in range(1, 7)] + [kept(7, "current"), kept(8, "staged")]
+    assert dropped(found, pointed=[7, 6], kept=3) == [1, 2, 3]
+    assert dropped(found, pointed=[7, 6], kept=1) == [1, 2, 3, 4, 5]
+    assert dropped(found, pointed=[1], kept=2) == [2, 3, 4]
+
+
+def test_what_was_current_lately_is_kept_however_many_there_are() -> None:
+    found = [kept(n, "previous") for n in range(1, 7)] + [kept(7, "current")]
+    assert dropped(found, pointed=[7, 6], kept=1, hour=6) == [1, 2, 3, 4]  # 5 was left at the sixth hour
+    assert dropped(found, pointed=[7, 6], kept=1, hour=7) == [1, 2, 3, 4, 5]
+
+
+def test_what_was_rolled_back_is_kept_for_a_day_and_no_longer() -> None:
+    found = [kept(1, "current"), kept(2, "rolled_back"), kept(3, "rolled_back")]
+    assert dropped(found, pointed=[1], kept=9, hour=26) == []
+    assert dropped(found, pointed=[1], kept=9, hour=27) == [2]
+    assert dropped(found, pointed=[1], kept=9, hour=28) == [2, 3]
 
 
 def test_backfills_do_not_push_out_what_readers_read() -> None:
     found = [kept(1, "previous"), kept(2, "current")] + [kept(n, "archived") for n in range(3, 9)]
-    assert to_drop(found, pointed=[2, 1], kept=2) == [3, 4, 5, 6]
+    assert dropped(found, pointed=[2, 1], kept=2) == [3, 4, 5, 6]
 
 
-@given(st.lists(st.sampled_from(["retired", "rolled_back", "archived", "staged"]), max_size=12), st.integers(1, 4))
-def test_retention_never_drops_what_is_pointed_to_or_unfinished(states: list[str], count: int) -> None:
+@given(
+    st.lists(st.sampled_from(["previous", "rolled_back", "archived", "staged"]), max_size=12),
+    st.integers(1, 4),
+    st.integers(0, 40),
+)
+def test_retention_never_drops_what_is_pointed_to_unfinished_or_lately_left(
+    states: list[str], count: int, hour: int
+) -> None:
     found = [kept(n, state) for n, state in enumerate(states)]
-    pointed = [n for n, state in enumerate(states) if state == "retired"][-2:]
-    gone = to_drop(found, pointed=pointed, kept=count)
+    pointed = [n for n, state in enumerate(states) if state == "previous"][-2:]
+    gone = dropped(found, pointed, count, hour)
     assert not set(gone) & set(pointed)
     assert not any(states[n] == "staged" for n in gone)
+    assert not any(states[n] == "previous" and hour < n + 2 for n in gone)
+    assert not any(states[n] == "rolled_back" and hour < n + 25 for n in gone)
     assert len([s for s in states if s == "archived"]) - sum(states[n] == "archived" for n in gone) <= count
 
 
