@@ -1,75 +1,236 @@
-"""Feast's Redis online store, with one change: a row replaces only an older one, atomically.
+"""An online store for Feast on Redis: one packed, versioned value for each entity and feature view.
 
-Feast's own store reads the stored event time and then writes, in two trips, so
-that a batch writer and a stream writer can both find the old time and the older
-row can land last. Here Redis itself compares and writes, in one script a row.
-Keys, fields and values are Feast's: every other tool reads what this writes.
+In `feature_store.yaml`, with or without the rest of this project:
 
-When event times are equal, a push wins and a batch row does not, as an overlay
-wins over a generation; views without a stream are replaced, so that a corrected
-static row arrives.
+    online_store:
+      type: features.online_store.AlmanacOnlineStore
+      connection_string: localhost:6379            # Feast's own form: host:port,…,password=…,db=…,ssl=true
+      redis_type: redis                            # or redis_cluster, redis_sentinel (with sentinel_master)
+
+What Feast's Redis store does it does as well, through the same interface, and it answers the same. Beneath it lie
+other bytes: see `features.packed` for a value, `features.packed_keys` for its name, `features.packed_store` for the
+script that writes many rows in one call, each only if it is newer than what is stored. Feast's own store reads
+the stored event times and then writes, so that of two writers the older row can land last.
+
+Rows are read with one command for all views of a request, and their values are not taken apart before somebody asks
+for them (`features.online_sdk_response`). A row beyond its view's ttl has the status OUTSIDE_MAX_AGE, not PRESENT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from feast import FeatureView, RepoConfig, utils
-from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, _versioned_fv_name
+from feast import Entity, FeatureView, RepoConfig
+from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+from pydantic import field_validator
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+from features.online_newer_wins import NewerWinsOnlineStoreConfig
+from features.online_sdk_plan import versioned
+from features.online_sdk_read import Reader, Reading, Request, Row
+from features.online_sdk_write import Row as NewRow
+from features.online_sdk_write import packaged
+from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
+from features.packed_views import keys_of
 
-ROWS_PER_TRIP = 1_000
+__all__ = ["AlmanacOnlineStore", "AlmanacOnlineStoreConfig", "NewerWinsOnlineStoreConfig"]
+
 RETRIES_MAX = 2
 RETRY_SECONDS_MAX = 0.2
-
-# KEYS: the entity's hash.
-# ARGV: field of the event time, seconds, nanoseconds, 1 if a tie replaces, then field, value, …
-# The stored event time is a protobuf Timestamp: varints of field 1 (seconds) and field 2 (nanoseconds).
-PUT_IF_NEWER = """
-local stored = redis.call('HGET', KEYS[1], ARGV[1])
-if stored then
-  local parts, at = {0, 0}, 1
-  while at <= #stored do
-    local field = math.floor(stored:byte(at) / 8)
-    local value, scale = 0, 1
-    repeat
-      at = at + 1
-      local byte = stored:byte(at)
-      value = value + (byte % 128) * scale
-      scale = scale * 128
-    until byte < 128
-    parts[field] = value
-    at = at + 1
-  end
-  local seconds, nanos = tonumber(ARGV[2]), tonumber(ARGV[3])
-  if seconds < parts[1] or (seconds == parts[1] and nanos < parts[2]) then return 0 end
-  if seconds == parts[1] and nanos == parts[2] and ARGV[4] ~= '1' then return 0 end
-end
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
-return 1
-"""
+DELETE_KEYS_MAX = 1_000  # of one trip
+SCAN_COUNT = 1_000
 
 
-class NewerWinsOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
-    """Redis options of Feast, and what a tie of event times means."""
+class AlmanacOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
+    """Feast's options for Redis, and what is particular here."""
 
-    type: str = "features.online_store.NewerWinsOnlineStore"
+    type: str = "features.online_store.AlmanacOnlineStore"
 
     ties_replace: bool = False
-    """Whether a row of the same event time replaces the stored one in views that have a stream."""
+    """Whether a row of the same event time replaces the stored one in views that have a stream; in others it does."""
+
+    expired_values: Literal["keep", "null"] = "keep"
+    """Whether a row beyond its view's ttl still shows its values, as with Feast's own stores; its status says so."""
+
+    @field_validator("client")
+    @classmethod
+    def _redis_py(cls, value: RedisClient) -> RedisClient:
+        if value is not RedisClient.redis:
+            raise ValueError(f"client {value.value} cannot be used here: leave it out, or write client: redis")
+        return value
+
+    @field_validator("skip_dedup")
+    @classmethod
+    def _newer_wins(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("skip_dedup cannot be used here: newer rows always win, at no cost; leave it out")
+        return value
 
 
-class NewerWinsOnlineStore(RedisOnlineStore):  # type: ignore[misc]
-    """`RedisOnlineStore` whose writes are put-if-newer on the event time."""
+class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
+    """Feast's `OnlineStore` over packed values in Redis, Redis Cluster or Redis behind Sentinel."""
+
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reading is awaited. A write first makes its rows, which would hold up a server's loop: it takes a thread."""
+        return SupportedAsyncMethods(read=True, write=False)
+
+    def online_write_batch(
+        self, config: RepoConfig, table: FeatureView, data: list[NewRow], progress: Callable[[int], Any] | None
+    ) -> None:
+        """Write rows, each only if its entity's stored row of this view is older.
+
+        Raises:
+            FeatureError: a row does not fit the view, or a stored one is of a newer version; says which.
+        """
+        if not data:
+            return
+        options = config.online_store
+        replace = bool(options.ties_replace or getattr(table, "stream_source", None) is None)
+        rows = packaged(config, table, data, options.ties_replace)
+        put_if_newer(
+            self._get_client(options), rows.layout, rows.keys, rows.values, ties_replace=replace,
+            expire_seconds=options.key_ttl_seconds,
+        )  # fmt: skip
+        if progress:
+            progress(len(data))
+
+    async def online_write_batch_async(
+        self, config: RepoConfig, table: FeatureView, data: list[NewRow], progress: Callable[[int], Any] | None
+    ) -> None:
+        """The same in a thread."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Row]:
+        """Event time and values of each entity's row, or two Nones.
+
+        Raises:
+            FeatureError: a row is damaged, or of a newer version.
+        """
+        found: list[Row] = self._wait(config, self._reader.rows(config, table, entity_keys, requested_features))
+        return found
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Row]:
+        """The same, awaited."""
+        reading = self._reader.rows(config, table, entity_keys, requested_features)
+        found: list[Row] = await self._await(config, reading)
+        return found
+
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
+        registry: Any,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """The features of some entities; see `features.online_sdk_read`.
+
+        Raises:
+            FeatureError: a row is damaged or of a newer version, or an entity row lacks a join key.
+            Exception: as Feast says what is wrong with a request.
+        """
+        return self._wait(
+            config,
+            self._reader.get_online_features(
+                Request(
+                    config=config,
+                    features=features,
+                    entity_rows=entity_rows,
+                    registry=registry,
+                    project=project,
+                    full_feature_names=full_feature_names,
+                    with_versions=include_feature_view_version_metadata,
+                )
+            ),
+        )
+
+    async def get_online_features_async(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
+        registry: Any,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """The same, awaited."""
+        return await self._await(
+            config,
+            self._reader.get_online_features(
+                Request(
+                    config=config,
+                    features=features,
+                    entity_rows=entity_rows,
+                    registry=registry,
+                    project=project,
+                    full_feature_names=full_feature_names,
+                    with_versions=include_feature_view_version_metadata,
+                )
+            ),
+        )
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Remove the rows of views that are no longer there."""
+        if config.online_store.full_scan_for_deletion:
+            for table in tables_to_delete:
+                self.delete_table(config, table)
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Remove the rows of these views."""
+        for table in tables:
+            self.delete_table(config, table)
+
+    def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
+        """Remove a view's rows; those of its other versions stay."""
+        client = self._get_client(config.online_store)
+        pattern = keys_of(config.project, table, versioned=versioned(config)).pattern
+        held: list[bytes] = []
+        for key in client.scan_iter(match=pattern, count=SCAN_COUNT):
+            held.append(key)
+            if len(held) >= DELETE_KEYS_MAX:
+                _delete(client, held)
+                held = []
+        _delete(client, held)
+
+    async def close(self) -> None:
+        """Close the connections of awaited reads."""
+        client: Any = self.__dict__.pop("_client_async", None)
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.aclose()
 
     def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
         fresh = self._client is None
@@ -78,40 +239,50 @@ class NewerWinsOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             client.set_retry(Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX))
         return client
 
-    def online_write_batch(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        data: list[Row],
-        progress: Callable[[int], Any] | None,
-    ) -> None:
-        """Write rows, each only if its entity's stored row of this view is older."""
+    async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # connections belong to the loop that opened them
+            self._loop, self._client_async = loop, None
+        return await super()._get_client_async(online_store_config)
+
+    def _wait(self, config: RepoConfig, reading: Reading) -> Any:
         client = self._get_client(config.online_store)
-        view = _versioned_fv_name(table, config)
-        replace = config.online_store.ties_replace or table.stream_source is None
-        put = client.register_script(PUT_IF_NEWER)
-        for start in range(0, len(data), ROWS_PER_TRIP):
-            part = data[start : start + ROWS_PER_TRIP]
-            with client.pipeline(transaction=False) as pipe:
-                for entity_key, values, moment, _ in part:
-                    key = _redis_key(
-                        config.project,
-                        entity_key,
-                        entity_key_serialization_version=config.entity_key_serialization_version,
-                    )
-                    put(keys=[key], args=_arguments(view, values, moment, replace), client=pipe)
-                    if config.online_store.key_ttl_seconds:
-                        pipe.expire(key, config.online_store.key_ttl_seconds)
-                pipe.execute()
-            if progress:
-                progress(len(part))
+        try:
+            asked = next(reading)
+            while True:
+                found = fetch_layouts(client, asked) if isinstance(asked, set) else fetch(client, asked)
+                asked = reading.send(found)
+        except StopIteration as end:
+            return end.value
+
+    async def _await(self, config: RepoConfig, reading: Reading) -> Any:
+        client = await self._get_client_async(config.online_store)
+        try:
+            asked = next(reading)
+            while True:
+                asked = reading.send(await _awaited(client, asked))
+        except StopIteration as end:
+            return end.value
 
 
-def _arguments(view: str, values: dict[str, Value], moment: datetime, replace: bool) -> list[Any]:
-    time = Timestamp()
-    time.FromDatetime(utils.make_tzaware(moment))
-    stamp = f"_ts:{view}"
-    arguments = [stamp, time.seconds, time.nanos, int(replace), stamp, time.SerializeToString()]
-    for name, value in values.items():
-        arguments += [_mmh3(f"{view}:{name}"), value.SerializeToString()]
-    return arguments
+async def _awaited(client: Any, asked: list[bytes] | set[int]) -> Any:
+    if isinstance(asked, set):
+        wanted = sorted(asked)
+        return layouts_of(wanted, await client.hmget(LAYOUTS_KEY, [layout_field(found) for found in wanted]))
+    if not asked:
+        return []
+    if hasattr(client, "mget_nonatomic"):
+        return await client.mget_nonatomic(asked)
+    return await client.execute_command("MGET", *asked)
+
+
+def _delete(client: Any, keys: Sequence[bytes]) -> None:
+    if not keys:
+        return
+    if is_cluster(client):
+        with client.pipeline() as trip:
+            for key in keys:
+                trip.unlink(key)
+            trip.execute()
+    else:
+        client.unlink(*keys)
