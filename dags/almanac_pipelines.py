@@ -138,7 +138,7 @@ def build(pipeline: Pipeline) -> DAG:
 
             run = Plan.from_json(planned)
             report = gate(_with_params(name), settings(), run)
-            return run.shards_without(report.failing)
+            return run.shards_without(report.settled)
 
         @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
         def materialize(planned: dict[str, Any]) -> None:
@@ -167,7 +167,11 @@ def build(pipeline: Pipeline) -> DAG:
             result = score_shard(pipeline, settings(), Plan.from_json(planned), partitions)
             return {"staged": result.staged, "skipped": result.skipped, "rows": result.rows}
 
-        @task(doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.")
+        # Where nothing is left to score, `score` is skipped, and the run goes on all the same.
+        @task(
+            trigger_rule="none_failed",
+            doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.",
+        )
         def gate_predictions(planned: dict[str, Any]) -> dict[str, Any]:
             from almanac.settings import settings
             from jobs.check import gate_predictions as gate

@@ -40,27 +40,43 @@ def check_coverage(pipeline: Pipeline, failing: dict[int, str], what: str) -> No
 
 
 def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateReport:
-    """Check the features of every partition; quarantine those that fail.
+    """Check the features of every partition; quarantine those that fail, and carry forward what did not change.
 
     Raises:
         GateError: too little would be left to publish.
     """
+    from jobs.digests import partition_digests
     from jobs.inputs import gathered
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.records import Attempt
 
-    with stage("gate_features", pipeline.name, settings, generation=plan.generation) as record:
+    attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
+    with (
+        stage("gate_features", pipeline.name, settings, generation=plan.generation) as record,
+        PostgresStore(settings.need("postgres_url")) as store,
+    ):
         record.partitions = sum(len(shard) for shard in plan.shards)
         gates = _gates(pipeline, "features")
         failing: dict[int, str] = {}
+        unchanged: set[int] = set()
         tables = gathered(pipeline, settings, plan, ROWS_AT_ONCE_MAX)
         while True:
             with record.step("features"):
-                table = next(tables, None)
+                about, table = next(tables, ([], None))
             if table is None:
                 break
             record.rows += table.num_rows
             with record.step("expectations"):
                 failing |= check(table, gates, entity=pipeline.entity).failing
-        report = GateReport(rows=record.rows, expectations=len(gates), failing=failing)
+            with record.step("digests"):
+                passed = [partition for partition in about if partition not in failing]
+                digests = partition_digests(table, about)
+                unchanged.update(store.carry_unchanged(attempt, {part: digests[part] for part in passed}))
+        report = GateReport(rows=record.rows, expectations=len(gates), failing=failing, unchanged=frozenset(unchanged))
+        log.info(
+            "gated pipeline=%s generation=%d rows=%d quarantined=%d unchanged=%d",
+            pipeline.name, plan.generation, report.rows, len(failing), len(unchanged),
+        )  # fmt: skip
         return _conclude(pipeline, settings, plan, "features", report)
 
 

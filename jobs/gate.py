@@ -31,11 +31,18 @@ class GateReport:
         rows: how many rows were looked at.
         expectations: how many expectations were checked.
         failing: partition -> the reason it is to be quarantined.
+        unchanged: partitions that the current generation has of the same inputs, model and code.
     """
 
     rows: int
     expectations: int
     failing: dict[int, str] = field(default_factory=dict)
+    unchanged: frozenset[int] = frozenset()
+
+    @property
+    def settled(self) -> frozenset[int]:
+        """Partitions that are not to be scored."""
+        return self.unchanged | self.failing.keys()
 
 
 def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:

@@ -23,6 +23,7 @@ import numpy as np
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from jobs.digests import PARTITION as PARTITION
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARTITION = "_partition"
 KEPT_BYTES_MAX = 2 * 1024**3
 """Size of what one run keeps, in bytes; the shards beyond it are fetched twice."""
 LEFT_SECONDS_MAX = 2 * 86_400
@@ -111,26 +111,35 @@ def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: 
     return kept.filter(pc.is_in(kept[PARTITION], value_set=wanted)).combine_chunks()
 
 
-def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) -> Iterator[pa.Table]:
+def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) -> Iterator[tuple[list[int], pa.Table]]:
     """The features of all partitions, some shards at a time; each shard's are kept for the scoring.
 
     Args:
         rows_max: rows after which a table is given out; one of more comes of a shard that is larger by itself.
-    """
-    import pyarrow as pa
 
+    Returns:
+        The partitions that a table is about, and the table; without rows if nobody falls into them.
+    """
     remove_leftovers(settings, pipeline.name)
     held: list[pa.Table] = []
+    about: list[int] = []
     for shard in plan.shards:
         table = fetch(pipeline, settings, plan, shard)
         _keep(_file(settings, pipeline, plan, shard), table)
-        if table.num_rows:
-            held.append(table)
+        held.append(table)
+        about += shard
         if sum(part.num_rows for part in held) >= rows_max:
-            yield pa.concat_tables(held)
-            held = []
+            yield about, _together(held)
+            held, about = [], []
     if held:
-        yield pa.concat_tables(held)
+        yield about, _together(held)
+
+
+def _together(tables: list[pa.Table]) -> pa.Table:
+    """One table of several; those without rows lack the features' columns."""
+    import pyarrow as pa
+
+    return pa.concat_tables([table for table in tables if table.num_rows] or tables[:1])
 
 
 def forget(settings: Settings, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from almanac.errors import DataError, ModelError, UsageError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
+from jobs.shards import cut
 from jobs.stages import Stage, stage
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Plan:
         cutoff: no observation after this moment is used.
         as_of: the newest observation at or before the cutoff.
         model: id of the model version, such as `weather-v3`.
-        shards: the partitions of each task.
+        shards: the partitions of each task; what is done already, or unchanged, is in none.
+        unchanged: partitions carried forward because nothing of what they are made from has changed.
     """
 
     pipeline: str
@@ -39,6 +41,7 @@ class Plan:
     as_of: str
     model: str
     shards: list[list[int]]
+    unchanged: int = 0
 
     @property
     def moment(self) -> datetime:
@@ -102,12 +105,15 @@ def check_columns(pipeline: Pipeline, known: Collection[str], inputs: Sequence[s
         )
 
 
-def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: datetime, now: datetime) -> Plan:
+def plan(
+    pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: datetime, now: datetime, backfill: bool = False
+) -> Plan:
     """Open (or resume) the generation of one run.
 
     Args:
         run_key: names the run; the same key again resumes its unfinished generation.
         cutoff: the run's partition date, or its trigger time where it has none.
+        backfill: made for the past: archived when it is published, whatever readers have.
 
     Raises:
         UsageError: the cutoff lies in the future.
@@ -115,54 +121,63 @@ def plan(pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: dateti
         ModelError, UnknownModel: the declared model cannot be used.
     """
     with stage("plan", pipeline.name, settings) as record:
-        return _plan(pipeline, settings, record, (run_key, check_cutoff(cutoff, now)), now)
+        run = _Run(key=run_key, cutoff=check_cutoff(cutoff, now), backfill=backfill)
+        return _plan(pipeline, settings, record, run, now)
 
 
-def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: tuple[str, datetime], now: datetime) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    key: str
+    cutoff: datetime
+    backfill: bool
+
+
+def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now: datetime) -> Plan:
     from almanac.scoring import Scorer
+    from features.identity import source_digest
     from features.ingest import refresh
     from features.store import service_columns
+    from jobs.digests import code_digest
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
-    run_key, moment = run
     version = Registry(settings.models_dir).resolve(pipeline.model)
     scorer = Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
     with record.step("features"):
-        ingested = refresh(pipeline, settings, moment, window=FEATURE_WINDOW)
+        ingested = refresh(pipeline, settings, run.cutoff, window=FEATURE_WINDOW)
         if pipeline.source is None:
             check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, f"model {version.id}")
-    check_watermark(pipeline, moment, ingested.as_of)
-    shards = pipeline.shards()
+        source = source_digest(pipeline, settings, ingested.as_of, run.cutoff)
+    check_watermark(pipeline, run.cutoff, ingested.as_of)
+    every = list(range(pipeline.partitions.count))
+    start = GenerationStart(
+        run_key=run.key,
+        cutoff=run.cutoff,
+        as_of=ingested.as_of,
+        model=version.id,
+        model_hash=version.hash,
+        clock_shift=ingested.clock_shift,
+        partitions=tuple(every),
+        code_digest=code_digest(pipeline),
+        source_digest=source,
+        backfill=run.backfill,
+    )
     with PostgresStore(settings.need("postgres_url")) as store:
-        attempt = store.begin_generation(
-            pipeline,
-            GenerationStart(
-                run_key=run_key,
-                cutoff=moment,
-                as_of=ingested.as_of,
-                model=version.id,
-                model_hash=version.hash,
-                clock_shift=ingested.clock_shift,
-                partitions=tuple(partition for shard in shards for partition in shard),
-            ),
-            now=now,
-        )
+        attempt = store.begin_generation(pipeline, start, now=now)
+        unchanged = store.carry_unchanged(attempt)
+        shards = cut(pipeline, store.pending(attempt, every))
     record.generation, record.partitions = attempt.generation, sum(map(len, shards))
     log.info(
-        "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d",
-        pipeline.name,
-        attempt.generation,
-        format_time(ingested.as_of),
-        version.id,
-        len(shards),
-    )
+        "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d unchanged=%d",
+        pipeline.name, attempt.generation, format_time(ingested.as_of), version.id, len(shards), len(unchanged),
+    )  # fmt: skip
     return Plan(
         pipeline=pipeline.name,
         generation=attempt.generation,
         token=attempt.token,
-        cutoff=format_time(moment),
+        cutoff=format_time(run.cutoff),
         as_of=format_time(ingested.as_of),
         model=version.id,
         shards=shards,
+        unchanged=len(unchanged),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from almanac.errors import FeatureError, PredictionError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
+from jobs.digests import partition_digests
 from jobs.inputs import PARTITION, features_of
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
@@ -78,7 +79,10 @@ def _score_shard(
         quarantined: dict[int, str] = {}
         with record.step("score"):
             ready = list(_blocks(pipeline, plan, scorer, table, quarantined))
-            ready += [_empty(pipeline, plan, part) for part in sorted(set(todo) - set(table[PARTITION].to_pylist()))]
+            empty = sorted(set(todo) - {part.partition for part in ready} - quarantined.keys())
+            ready += [_empty(pipeline, plan, part) for part in empty]
+            digests = partition_digests(table, todo)
+            ready = [replace(part, input_digest=digests[part.partition]) for part in ready]
         with record.step("postgres"):
             staged = store.stage(attempt, ready)
             for partition, reason in quarantined.items():

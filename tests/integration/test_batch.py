@@ -13,7 +13,7 @@ import pytest
 
 from almanac.blocks import decode
 from almanac.errors import DataError, GateError, Superseded, UnknownModel, UsageError
-from almanac.pipeline import Pipeline
+from almanac.pipeline import Gate, Pipeline
 from almanac.registry import Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
@@ -50,6 +50,12 @@ def scored(at: Settings, run_key: str, cutoff: datetime, pipeline: Pipeline = WE
         score_shard(pipeline, at, made, shard)
     gate_predictions(pipeline, at, made)
     return made
+
+
+def judged_otherwise(most: float) -> Pipeline:
+    """The same pipeline with one more gate, by which everything is scored though the inputs are the same."""
+    expectation, kwargs = "expect_column_values_to_be_between", {"column": "t2m", "max_value": most}
+    return replace(WEATHER, gates=(*WEATHER.gates, Gate(on="features", expectation=expectation, kwargs=kwargs)))
 
 
 def rows_of(at: Settings, generation: int) -> dict[int, dict[str, float]]:
@@ -106,15 +112,17 @@ def test_a_run_is_published_and_right_and_a_past_one_is_archived_and_right(at: S
 
 
 def test_a_retry_scores_only_what_is_missing(at: Settings) -> None:
-    made = plan(WEATHER, at, run_key="retried", cutoff=NOW, now=NOW)
-    assert score_shard(WEATHER, at, made, made.shards[0]).staged == len(made.shards[0])
-    again = plan(WEATHER, at, run_key="retried", cutoff=NOW, now=NOW)
+    pipeline = judged_otherwise(401.0)
+    made = plan(pipeline, at, run_key="retried", cutoff=NOW, now=NOW)
+    assert score_shard(pipeline, at, made, made.shards[0]).staged == len(made.shards[0])
+    again = plan(pipeline, at, run_key="retried", cutoff=NOW, now=NOW)
     assert again.generation == made.generation
     assert again.token > made.token
-    result = score_shard(WEATHER, at, again, made.shards[0])
+    assert again.shards == made.shards[1:]
+    result = score_shard(pipeline, at, again, made.shards[0])
     assert (result.staged, result.skipped) == (0, len(made.shards[0]))
     with pytest.raises(Superseded):
-        score_shard(WEATHER, at, made, made.shards[1])  # the older attempt
+        score_shard(pipeline, at, made, made.shards[1])  # the older attempt
     assert clean_up(WEATHER, at, again)
     assert not clean_up(WEATHER, at, again)
     with PostgresStore(at.need("postgres_url")) as store:
@@ -135,39 +143,78 @@ def test_a_retry_scores_only_what_is_missing(at: Settings) -> None:
 
 def _spoil(at: Settings, cells: set[int], day: datetime) -> Path:
     """Blank the newest observations of some cells, as a source with holes would."""
+    return _overwrite(at, cells, day, None)
+
+
+def _touch(at: Settings, cells: set[int], day: datetime) -> Path:
+    """Give some cells another observation, as a source that corrects itself would."""
+    return _overwrite(at, cells, day, 291.5)
+
+
+def _overwrite(at: Settings, cells: set[int], day: datetime, value: float | None) -> Path:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     (path,) = at.features_dir.glob(f"weather/cell_observation/{day:%Y-%m-%d}.parquet")
     table = pq.read_table(path)
     hit = pc.is_in(table["cell_id"], value_set=pa.array(sorted(cells), table["cell_id"].type))
-    values = pc.if_else(hit, pa.scalar(None, pa.float32()), table["t2m"])
+    values = pc.if_else(hit, pa.scalar(value, pa.float32()), table["t2m"])
     index = table.column_names.index("t2m")
     pq.write_table(table.set_column(index, table.schema.field("t2m"), values), path)
     return path
 
 
+def test_what_did_not_change_is_not_scored_again_and_speaks_as_of_the_new_run(at: Settings) -> None:
+    hour = NOW.replace(minute=0)
+    pipeline = judged_otherwise(404.0)
+    first = plan(pipeline, at, run_key="first", cutoff=hour, now=NOW)
+    assert first.unchanged == 0
+    gate_features(pipeline, at, first)
+    for shard in first.shards:
+        score_shard(pipeline, at, first, shard)
+    publish(pipeline, at, first, now=NOW)
+    before = rows_of(at, first.generation)
+
+    path = _touch(at, {9, 10}, hour)  # one tile's observations; the other files are as they were
+    try:
+        again = plan(pipeline, at, run_key="again", cutoff=NOW, now=NOW)
+        assert again.unchanged == 0  # a file changed: the features are looked at
+        report = gate_features(pipeline, at, again)
+        assert (len(report.unchanged), report.failing) == (8, {})
+        (shard,) = again.shards_without(report.settled)
+        assert score_shard(pipeline, at, again, shard).staged == 1
+        assert gate_predictions(pipeline, at, again).failing == {}
+        published = publish(pipeline, at, again, now=NOW)
+        assert (published.state, published.coverage, published.carried) == (State.CURRENT, 1.0, 8)
+    finally:
+        path.unlink()
+    after = rows_of(at, again.generation)
+    assert {cell for cell in before if before[cell] != after[cell]} <= set(WEATHER.partitions.entities(shard[0]))  # type: ignore[union-attr]
+    assert before[9] != after[9]
+
+
 def test_cells_without_features_are_quarantined_and_carried_forward(at: Settings) -> None:
     hour = NOW.replace(minute=0)
     good = publish(WEATHER, at, scored(at, "good", hour), now=NOW)
-    made = plan(WEATHER, at, run_key="holes", cutoff=hour, now=NOW)
+    pipeline = judged_otherwise(402.0)
+    made = plan(pipeline, at, run_key="holes", cutoff=hour, now=NOW)
     path = _spoil(at, {0, 1}, hour)
     try:
-        report = gate_features(WEATHER, at, made)
+        report = gate_features(pipeline, at, made)
         assert list(report.failing) == [0]
         assert "cell_id 0" in report.failing[0]
         # The scorer by itself would have found them too.
-        assert set(score_shard(WEATHER, at, made, made.shards[0]).quarantined) <= {0}
+        assert set(score_shard(pipeline, at, made, made.shards[0]).quarantined) <= {0}
         for shard in made.shards[1:]:
-            score_shard(WEATHER, at, made, shard)
-        published = publish(WEATHER, at, made, now=NOW)
+            score_shard(pipeline, at, made, shard)
+        published = publish(pipeline, at, made, now=NOW)
         assert (published.carried, round(published.coverage, 3)) == (1, round(8 / 9, 3))
         with PostgresStore(at.need("postgres_url")) as store:
             entry = store.manifest(WEATHER.name, published.generation)[0]
         assert entry.origin == good.generation
         assert entry.reason
 
-        strict = replace(WEATHER, coverage_min=0.95)
+        strict = replace(judged_otherwise(403.0), coverage_min=0.95)
         second = plan(strict, at, run_key="too many holes", cutoff=hour, now=NOW)
         with pytest.raises(GateError, match=r"1 of 9 partitions fail, 89% left, 95% needed"):
             gate_features(strict, at, second)

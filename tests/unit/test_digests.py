@@ -1,0 +1,78 @@
+"""Digests say whether a partition would come out the same; shards stay far below what Airflow can map."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from almanac.partitioning import Grid
+from almanac.pipeline import Gate
+from jobs.digests import PARTITION, code_digest, partition_digests
+from jobs.shards import SHARDS_MAX, cut
+from tests.generations import bucket_pipeline, grid_pipeline
+
+OWNERS = [4, 4, 2, 2, 2]
+
+
+def table(**changes: list[object]) -> pa.Table:
+    columns: dict[str, list[object]] = {
+        "user_id": ["a", "b", "c", "d", "é"],
+        "spend": [1.0, 2.0, None, 4.0, 5.0],
+        "visits": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "event_timestamp": [1, 1, 1, 1, 1],
+        PARTITION: list(OWNERS),
+        **changes,
+    }
+    kinds = {"user_id": pa.string(), PARTITION: pa.int32(), "event_timestamp": pa.timestamp("us", tz="UTC")}
+    return pa.table({name: pa.array(values, kinds.get(name, pa.float32())) for name, values in columns.items()})
+
+
+def test_equal_features_have_equal_digests_whatever_the_moment_the_order_of_columns_and_the_neighbours() -> None:
+    found = partition_digests(table(), [2, 4, 7])
+    assert len(set(found.values())) == 3  # 7 has no rows, and a digest
+    later = table(event_timestamp=[2, 2, 2, 2, 2])
+    assert partition_digests(later.select(sorted(later.column_names)), [2, 4, 7]) == found
+    assert partition_digests(table().slice(0, 2), [4]) == {4: found[4]}
+    assert partition_digests(pa.concat_tables([table().slice(0, 3), table().slice(3)]), [2])[2] == found[2]
+    assert partition_digests(table().slice(0, 0), [7]) == {7: found[7]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"visits": [1.0, 2.0, 3.0, 4.0, 6.0]}, {2}),
+        ({"spend": [1.0, 2.0, 0.0, 4.0, 5.0]}, {2}),  # a zero is not a null
+        ({"spend": [1.0, None, None, 4.0, 5.0]}, {4}),
+        ({"user_id": ["a", "bb", "c", "d", "é"]}, {4}),
+        ({PARTITION: [4, 4, 4, 2, 2]}, {2, 4}),
+        ({"more": [0.0] * 5}, {2, 4}),
+    ],
+)
+def test_whatever_differs_shows_in_its_partition_alone(changes: dict[str, list[object]], differ: set[int]) -> None:
+    before, after = partition_digests(table(), [2, 4]), partition_digests(table(**changes), [2, 4])
+    assert {part for part in before if before[part] != after[part]} == differ
+
+
+def test_what_the_declaration_says_of_predictions_counts_and_the_rest_does_not() -> None:
+    pipeline = grid_pipeline("same")
+    gate = Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": "t2m"})
+    assert code_digest(replace(pipeline, schedule="5 * * * *", coverage_min=0.5)) == code_digest(pipeline)
+    others = [
+        replace(pipeline, gates=(gate,)),
+        replace(pipeline, features="weather_v2"),
+        replace(pipeline, partitions=Grid(rows=8, cols=8, tile=4)),
+        bucket_pipeline("same"),
+    ]
+    assert len({code_digest(other) for other in [pipeline, *others]}) == 5
+
+
+def test_shards_are_few_at_any_size_of_the_grid() -> None:
+    pipeline = grid_pipeline(partitions=Grid(rows=2000, cols=2000, tile=8, step=0.01), shard_partitions=12)
+    every = range(pipeline.partitions.count)
+    shards = cut(pipeline, every)
+    assert len(shards) <= SHARDS_MAX
+    assert [part for shard in shards for part in shard] == list(every)
+    assert [len(shard) for shard in cut(pipeline, range(30))] == [12, 12, 6]
+    assert cut(pipeline, []) == []
