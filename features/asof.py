@@ -184,7 +184,7 @@ class _Search:
     def _window(self) -> Window:
         if not len(self.slots):
             return Window(timestamp=self._view.timestamp, unit=self._unit)
-        first, last = int(self.slots.moments[0]), int(self.slots.moments[-1])
+        first, last = self.slots.earliest, self.slots.latest
         ttl = span_of(self._view.ttl, self._unit)
         limits = {name: self._keys.limits(place) for place, name in enumerate(self._view.keys)}
         return Window(

@@ -130,14 +130,18 @@ class _Whole:
     """Numbers for whole numbers."""
 
     def __init__(self, values: Ints) -> None:
-        self._known = np.unique(values)
-        self.count = len(self._known)
-        self._low = int(self._known[0]) if self.count else 0
-        span = int(self._known[-1]) - self._low + 1 if self.count else 0
+        self._low = int(values.min()) if len(values) else 0
+        self._high = int(values.max()) if len(values) else 0
+        span = self._high - self._low + 1
         self._table: npt.NDArray[np.int32] | None = None
-        if span <= max(DENSE_ENTRIES_MAX, DENSE_SHARE * self.count):
+        if span <= max(DENSE_ENTRIES_MAX, DENSE_SHARE * len(values)):
             self._table = np.full(span + 1, NONE, dtype=np.int32)  # the last entry is for all that lie outside
-            self._table[self._known - self._low] = np.arange(self.count, dtype=np.int32)
+            self._table[values - self._low] = 0
+            self._known = np.flatnonzero(self._table != NONE)
+            self._table[self._known] = np.arange(len(self._known), dtype=np.int32)
+        else:
+            self._known = np.unique(values)
+        self.count = len(self._known)
 
     @classmethod
     def of(cls, column: pa.Array) -> _Whole:
@@ -146,7 +150,7 @@ class _Whole:
 
     @property
     def limits(self) -> tuple[int, int] | None:
-        return (self._low, int(self._known[-1])) if self.count else None
+        return (self._low, self._high) if self.count else None
 
     def codes(self, column: pa.Array) -> Ints:
         if column.null_count:

@@ -115,7 +115,8 @@ def _reduced(table: pa.Table, keys: int) -> pa.Table:
             codes = np.unique(codes, return_inverse=True)[1]
     count = int(codes.max()) + 1 if len(codes) else 0
     draft = np.empty(count, dtype=np.int64)
-    return table.take(best_of(codes, table[TIME].to_numpy(), table[CREATED].to_numpy(), draft))
+    times, created = table[TIME].to_numpy(), table[CREATED].to_numpy()
+    return table.take(best_of(codes, times, created, draft, rising=False))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.asof_keys import NONE, Ints
-from features.asof_times import LEAST, Times
+from features.asof_times import GREATEST, LEAST, Times
 
-SLOT_TABLE_ENTRIES_MAX = 1 << 24
+NARROW_ROWS_MIN = 4  # rows for each key, from which on it pays to look at all keys first
 IMPROVEMENTS_MAX = 8  # passes over rows that come unsorted, before they are sorted
 
 
@@ -50,51 +50,54 @@ class Slots:
         if moments.absent is not None:
             usable &= ~moments.absent
         rows = np.flatnonzero(usable)
+        order = _order(codes[rows], moments.values[rows])
         self.total = len(codes)
-        self.moments, ranks = np.unique(moments.values[rows], return_inverse=True)
-        self._steps = max(len(self.moments), 1)
-        places = codes[rows] * self._steps + ranks
-        order = np.argsort(places, kind="stable")
         self.rows: Ints = rows[order]  # the entity row of each slot
-        self._places = places[order]
         self.moment: Ints = moments.values[self.rows]
         codes = codes[self.rows]
-        fresh = np.ones(len(codes), dtype=bool)
-        fresh[1:] = codes[1:] != codes[:-1]
-        self.begins: Ints = np.maximum.accumulate(np.where(fresh, np.arange(len(codes)), 0))  # of the slot's key
-        self._codes = codes
-        self._table: npt.NDArray[np.int32] | None = None
-        if count * self._steps <= SLOT_TABLE_ENTRIES_MAX:
-            self._table = self._search(np.arange(count * self._steps)).astype(np.int32)
+        self._bounds: Ints = np.searchsorted(codes, np.arange(count + 1))  # where each key's slots begin
+        self.begins: Ints = self._bounds[codes]  # for each slot, where those of its key begin
+        self.earliest = int(self.moment.min()) if len(rows) else 0
+        self.latest = int(self.moment.max()) if len(rows) else 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def of(self, codes: Ints, visible: Ints) -> Ints:
         """The slot at which rows become visible; NONE where there is none. All codes are of entities."""
-        if self._steps == 1:
-            places, late = codes, visible > (self.moments[0] if len(self.moments) else LEAST)
-        else:
-            steps = np.searchsorted(self.moments, visible)
-            late = steps == self._steps
-            places = codes * self._steps + steps
-        if not late.any():
-            return self._slots(places)
-        found = np.full(len(codes), NONE, dtype=np.int64)
-        soon = np.flatnonzero(~late)
-        found[soon] = self._slots(places[soon])
+        low, high = self._bounds[:-1], self._bounds[1:]
+        ends = high[codes]
+        if NARROW_ROWS_MIN * len(low) <= len(codes):
+            # Rows come mostly in the order of time: of each key only the slots within these rows' time are in question.
+            first, last = (np.full(len(low), one) for one in (visible.min(), visible.max()))
+            low, high = self._search(low, high, first), self._search(low, high, last)
+        found = self._search(low[codes], high[codes], visible)
+        return np.where(found < ends, found, NONE)
+
+    def _search(self, low: Ints, high: Ints, visible: Ints) -> Ints:
+        """The first slot from `low` on whose moment is not before a time; `high` where there is none before that."""
+        found, high = low.copy(), high.copy()
+        open_ = np.flatnonzero(found < high)
+        while len(open_):  # halves what is in question: not more often than a number has bits
+            least, most = found[open_], high[open_]
+            middle = (least + most) >> 1
+            early = self.moment[middle] < visible[open_]
+            least = np.where(early, middle + 1, least)
+            most = np.where(early, most, middle)
+            found[open_], high[open_] = least, most
+            open_ = open_[least < most]
         return found
 
-    def _slots(self, places: Ints) -> Ints:
-        return self._search(places) if self._table is None else self._table[places].astype(np.int64)
 
-    def _search(self, places: Ints) -> Ints:
-        if not len(self._places):
-            return np.full(len(places), NONE, dtype=np.int64)
-        found = np.searchsorted(self._places, places)
-        np.minimum(found, len(self._places) - 1, out=found)
-        found[(self._places[found] < places) | (self._codes[found] != places // self._steps)] = NONE
-        return found
+def _order(codes: Ints, moments: Ints) -> Ints:
+    """Positions in the order of key and moment."""
+    if not len(codes):
+        return np.empty(0, dtype=np.int64)
+    least = int(moments.min())
+    span = int(moments.max()) - least + 1
+    if (int(codes.max()) + 1) * span > GREATEST:
+        return np.lexsort((moments, codes))
+    return np.argsort(codes * span + (moments - least))
 
 
 class Best:
@@ -106,6 +109,7 @@ class Best:
         self.row: Ints = np.full(len(slots), NONE, dtype=np.int64)
         self._time: Ints = np.full(len(slots), LEAST, dtype=np.int64)
         self._created: Ints | None = None
+        self._newest = LEAST  # of all times that were offered
         self._draft: Ints = np.empty(len(slots), dtype=np.int64)
 
     def offer(self, offer: Offer) -> None:
@@ -120,23 +124,33 @@ class Best:
         if not usable.all():
             chosen, times, slots = chosen[usable], times[usable], slots[usable]
         created = None if offer.created is None else offer.created[chosen]
-        best = best_of(slots, times, created, self._draft)
+        if not len(slots):
+            return
+        newest, self._newest = self._newest, max(self._newest, int(times.max()))
+        rising = _rising(times, created)
+        if rising and int(times[0]) > newest:  # newer than all before: the last row for a slot is the best
+            self._put(slots, times, created, offer.first + chosen)
+            return
+        best = best_of(slots, times, created, self._draft, rising=rising)
         self._keep(slots[best], times[best], None if created is None else created[best], offer.first + chosen[best])
 
     def _keep(self, slots: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
         held = self._time[slots]
-        wins = (times > held) | (self.row[slots] == NONE)
+        wins, same = times > held, times == held
+        if created is not None:
+            before = LEAST if self._created is None else self._created[slots]
+            wins |= same & (created > before)
+            same &= created == before
+        wins |= same & (rows > self.row[slots])
+        self._put(slots[wins], times[wins], None if created is None else created[wins], rows[wins])
+
+    def _put(self, slots: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
+        self._time[slots] = times
+        self.row[slots] = rows
         if created is not None:
             if self._created is None:
                 self._created = np.full(len(self.row), LEAST, dtype=np.int64)
-            same = times == held
-            wins |= same & (created > self._created[slots])
-            wins |= same & (created == self._created[slots]) & (rows > self.row[slots])
-            self._created[slots[wins]] = created[wins]
-        else:
-            wins |= (times == held) & (rows > self.row[slots])
-        self._time[slots[wins]] = times[wins]
-        self.row[slots[wins]] = rows[wins]
+            self._created[slots] = created
 
     def settled(self) -> tuple[Ints, Ints]:
         """For each slot the row that is known at its moment, NONE where none is, and that row's event time."""
@@ -167,7 +181,7 @@ class Best:
         return found
 
 
-def best_of(slots: Ints, times: Ints, created: Ints | None, draft: Ints) -> Ints:
+def best_of(slots: Ints, times: Ints, created: Ints | None, draft: Ints, *, rising: bool) -> Ints:
     """Positions of the best row for each slot: greatest time, then created, then the last.
 
     Args:
@@ -175,18 +189,28 @@ def best_of(slots: Ints, times: Ints, created: Ints | None, draft: Ints) -> Ints
         times: event times.
         created: created times, if there are any.
         draft: an array with a place for every slot, to work in.
+        rising: whether no row is better than the one after it.
     """
     left = np.arange(len(slots))
-    for _ in range(IMPROVEMENTS_MAX):
-        draft[slots[left]] = left  # of several rows for one slot the last one stays
-        left = left[_newer(times, created, left, draft[slots[left]])]
-        if not len(left):
-            break
-    else:
-        keys = (times[left],) if created is None else (created[left], times[left])
-        left = left[np.lexsort(keys)]  # the last key counts first; rows that are alike stay in order
-        draft[slots[left]] = left
+    draft[slots] = left  # of several rows for one slot the last one stays
+    if not rising:
+        for _ in range(IMPROVEMENTS_MAX):
+            left = left[_newer(times, created, left, draft[slots[left]])]
+            if not len(left):
+                break
+            draft[slots[left]] = left
+        else:
+            keys = (times[left],) if created is None else (created[left], times[left])
+            left = left[np.lexsort(keys)]  # the last key counts first; rows that are alike stay in order
+            draft[slots[left]] = left
     return np.flatnonzero(draft[slots] == np.arange(len(slots)))
+
+
+def _rising(times: Ints, created: Ints | None) -> bool:
+    rising = times[1:] >= times[:-1]
+    if created is None or not rising.all():
+        return bool(rising.all())
+    return bool(((times[1:] > times[:-1]) | (created[1:] >= created[:-1])).all())
 
 
 def _newer(times: Ints, created: Ints | None, rows: Ints, than: Ints) -> npt.NDArray[np.bool_]:

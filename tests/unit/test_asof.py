@@ -86,7 +86,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so small that every way through the engine is taken."""
     monkeypatch.setattr(asof_chunks, "BATCH_ROWS_MAX", 7)
     monkeypatch.setattr(asof_keys, "DENSE_ENTRIES_MAX", 4)
-    monkeypatch.setattr(asof_search, "SLOT_TABLE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(asof_search, "NARROW_ROWS_MIN", 1)
     monkeypatch.setattr(asof_search, "IMPROVEMENTS_MAX", 1)
     monkeypatch.setattr(asof_chunks, "SPOOL_BYTES_MAX", 64)
     monkeypatch.setattr(asof_latest, "PENDING_ROWS_MAX", 3)
