@@ -2,9 +2,11 @@
 
 The order is the same here, in the docs and in the store:
 
-1. take the fencing token, so that an older attempt can change nothing any more;
-2. in one Postgres transaction: check the token and the coverage, carry forward
-   what is quarantined, attach the rows, move the pointer, add one to the epoch;
+1. look whether the model is still the one that was planned, and take the fencing
+   token, so that an older attempt can change nothing any more;
+2. read the rows back; then in one Postgres transaction: check the token and the
+   coverage, carry forward what is quarantined, ask the hook, attach the rows, move
+   the pointer, add one to the epoch;
 3. let Redis follow; when it is down it stays pending and the reconciler does it;
 4. drop what no generation refers to any more;
 5. keep what is served now in the prediction log, for outcomes.
@@ -15,14 +17,15 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from almanac.errors import AlmanacError, Unavailable
+from almanac.errors import AlmanacError, ModelError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
+from almanac.registry import Registry
 from almanac.settings import Settings
 from jobs.inputs import forget
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
-from serving_cache.records import Publication, State
+from serving_cache.records import GenerationRecord, Publication, State
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,10 @@ def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime
 
     Raises:
         Superseded: a later attempt has taken over.
-        GateError: coverage is below what the pipeline declares; the generation is rejected.
+        GateError: coverage is below what the pipeline declares, the hook says no (the generation is rejected), or a
+            rollback holds.
+        ModelError: the model's file is no longer the one that the predictions were made with; nothing changed.
+        BlockError: what lies in the store is not what was scored; nothing changed.
     """
     with stage("publish", pipeline.name, settings, generation=plan.generation) as record:
         publication = _publish(pipeline, settings, plan, record, now=now)
@@ -48,6 +54,7 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
 
     with PostgresStore(settings.need("postgres_url")) as store:
         with record.step("postgres"):
+            _need_same_model(settings, store.generation(plan.pipeline, plan.generation))
             attempt = store.take_over(plan.pipeline, plan.generation)
             publication = store.publish(attempt, pipeline, now=now)
         log.info(
@@ -58,6 +65,10 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
             publication.epoch,
             publication.coverage,
         )
+        if publication.alert:
+            log.warning(
+                "unusual pipeline=%s generation=%d: %s", pipeline.name, publication.generation, publication.alert
+            )
         if settings.redis_url:
             try:
                 with record.step("redis"), RedisStore(settings.redis_url) as cache:
@@ -69,6 +80,31 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
     with record.step("prediction_log"):
         _log_predictions(pipeline, settings, publication)
     return publication
+
+
+def _need_same_model(settings: Settings, planned: GenerationRecord | None) -> None:
+    """Refuse a model whose file is another one by now; the alias may have moved on, a version never changes.
+
+    Raises:
+        ModelError: it was changed between plan and publish, or removed.
+    """
+    if planned is None or planned.state is not State.STAGED:
+        return
+    name, _, number = planned.model.rpartition("-v")
+    try:
+        version = Registry(settings.models_dir).resolve(f"{name}@{number}")
+        version.verify()
+        changed = version.hash != planned.model_hash
+    except AlmanacError as error:
+        raise ModelError(
+            f"model {planned.model} cannot be found as generation {planned.generation} of {planned.pipeline} was "
+            f"planned with it ({error}): the current generation stays; run again with a registered model"
+        ) from None
+    if changed:
+        raise ModelError(
+            f"model {planned.model} changed since generation {planned.generation} of {planned.pipeline} was planned: "
+            "the current generation stays; register the model as a version of its own, and run again"
+        )
 
 
 def _log_predictions(pipeline: Pipeline, settings: Settings, publication: Publication) -> None:
