@@ -306,18 +306,18 @@ def _entity_type(pipeline: Pipeline) -> pa.DataType:
     return pa.int64() if pipeline.partitions.key_type is int else pa.string()
 
 
-def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime) -> list[str]:
+def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:
     """The archive files of one view whose events could lie in a time, ends included.
 
     Args:
-        earliest: None for no limit.
+        earliest, latest: None for no limit.
     """
     first = "" if earliest is None else need_utc(earliest).strftime(HOUR_FORMAT)
-    last = need_utc(latest).strftime(HOUR_FORMAT)
+    last = None if latest is None else need_utc(latest).strftime(HOUR_FORMAT)
     return [
         str(path)
         for hour in _hours(view_folder / FOLDER)
-        if first <= hour <= last
+        if first <= hour and (last is None or hour <= last)
         for path in sorted((view_folder / FOLDER / hour).glob("*.parquet"))
     ]
 

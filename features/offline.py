@@ -1,4 +1,9 @@
-"""Offline features, point in time: what was known of each entity at each moment, through the FeatureService."""
+"""Offline features, point in time: what was known of each entity at each moment, through the FeatureService.
+
+The way of the jobs: the registry says which views a service has, and the engine
+joins them, entities in, Arrow out. Feast's `get_historical_features` gives the
+same with our store, and takes pandas in between.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,7 @@ from features.store import open_service, registry_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-ORDER = "__order"  # carried through Feast's joins, which return rows in any order
+    from feast import FeatureService, FeatureStore, FeatureView
 
 
 def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa.Table:
@@ -43,15 +47,27 @@ def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
     moments = entities[EVENT_TIMESTAMP]
     if not pa.types.is_timestamp(moments.type) or moments.type.tz is None:
         raise FeatureError(f"{EVENT_TIMESTAMP} is {moments.type}: give timestamps with a time zone")
-    place = entities.column_names.index(EVENT_TIMESTAMP)
-    # Microseconds, as in the files: DuckDB 2 does not cast nanoseconds here.
-    table = entities.set_column(place, EVENT_TIMESTAMP, moments.cast(pa.timestamp("us", tz="UTC")))
-    table = table.append_column(ORDER, pa.array(range(len(table)), pa.int64()))
+    from features.offline_retrieval import Entities, retrieved, views_of
+
     store, service = open_service(pipeline, settings)
-    with registry_errors(), file_errors(pipeline):
-        found = store.get_historical_features(entity_df=table.to_pandas(), features=service).to_arrow()
-    found = as_numbers(found.sort_by(ORDER).drop_columns([ORDER]), entities.column_names)
-    return found.set_column(place, EVENT_TIMESTAMP, table[EVENT_TIMESTAMP]).combine_chunks()
+    place = entities.column_names.index(EVENT_TIMESTAMP)
+    table = entities.set_column(place, EVENT_TIMESTAMP, moments.cast(pa.timestamp("us", tz="UTC"), safe=False))
+    asked = Entities.of(table, EVENT_TIMESTAMP)
+    with registry_errors():
+        views, refs = views_and_refs(store, service)
+    with file_errors(pipeline):
+        known = views_of(store.config, views, refs, False, (asked.earliest, asked.latest))
+        found = retrieved(asked, known)
+    return as_numbers(found, entities.column_names).combine_chunks()
+
+
+def views_and_refs(store: FeatureStore, service: FeatureService) -> tuple[list[FeatureView], list[str]]:
+    """The feature views of a service as it projects them, and `view:feature` of each of its columns."""
+    from feast.utils import _get_feature_views_to_use, _get_features
+
+    refs: list[str] = _get_features(store.registry, store.project, service, allow_cache=True)
+    views, _ = _get_feature_views_to_use(store.registry, store.project, service, allow_cache=True)
+    return list(views), refs
 
 
 def as_numbers(table: pa.Table, but: Collection[str]) -> pa.Table:
@@ -72,13 +88,12 @@ def as_numbers(table: pa.Table, but: Collection[str]) -> pa.Table:
 
 @contextmanager
 def file_errors(pipeline: Pipeline) -> Iterator[None]:
-    """Map what DuckDB raises when the Parquet files are absent or damaged onto the project's errors."""
-    import duckdb
-
+    """Say of what cannot be read how the pipeline's files come to be."""
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
+    except FeatureError as error:
+        if pipeline.source is None:
+            raise
         raise FeatureError(
-            f"pipeline {pipeline.name} has no readable offline features ({reason}): run its ingest step first"
+            f"pipeline {pipeline.name} has no readable offline features ({error}): run its ingest step first"
         ) from error

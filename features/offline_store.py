@@ -1,116 +1,283 @@
-"""Feast's DuckDB offline store, with two changes: it sees archived events, and reads only rows that can matter.
+"""A Feast offline store on columns: Parquet files and Postgres, joined point in time by `features.asof`.
 
-The rows of a view are those of its files and those of the archive beside them
-(`features.archive`), if it has one. Of two rows of one entity and event time
-Feast takes the one created later.
+Chosen in `feature_store.yaml`, without anything else of this project:
 
-Feast joins the entities with all history and discards afterwards what is later
-than the entity's moment or older than the TTL. Here each view is first cut to
-the time from the earliest moment less the TTL to the latest moment, which
-DuckDB turns into skipped files and row groups: an hourly run costs the same
-however long the history has grown.
+    offline_store:
+      type: features.offline_store.AlmanacOfflineStore
+      host: db.example.org      # this and the following only for PostgreSQLSource and entities given as SQL;
+      database: features        # the options are those of Feast's own postgres store
+      user: feast
+      password: ${FEAST_PASSWORD}
+      staging_location: /exports  # where `to_remote_storage` writes; or s3://…
+
+Views of one retrieval may stand on files and on Postgres at once. Entities are
+a pandas DataFrame, an Arrow table, SQL for Postgres, or none (every row between
+`start_date` and `end_date`). A retrieval reads nothing before it is evaluated,
+and its `to_arrow` goes through no pandas.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ibis  # type: ignore[import-untyped]
-from feast import FeatureView
 from feast.data_source import DataSource
-from feast.infra.offline_stores import offline_utils
-from feast.infra.offline_stores.duckdb import (
-    DuckDBOfflineStore,
-    DuckDBOfflineStoreConfig,
-    _read_data_source,
-    _write_data_source,
-)
-from feast.infra.offline_stores.ibis import get_historical_features_ibis, pull_latest_from_table_or_query_ibis
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from feast.utils import compute_non_entity_date_range
+from typing_extensions import override
 
-from features.archive import archived_files
+from almanac.errors import FeatureError
+from features.asof import Files, View, latest, paths_of
+from features.offline_job import ArrowRetrievalJob, metadata_of
+from features.offline_retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
+from features.offline_sources import append, opened, rows
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
 
-class PrunedDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
-    """DuckDB's options of Feast."""
+class AlmanacOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
+    """Options below `offline_store`; all may be left out.
 
-    type: str = "features.offline_store.PrunedDuckDBOfflineStore"
+    Attributes:
+        type: this store's class path.
+        staging_location, staging_location_endpoint_override: where exports go.
+        more_files: dotted path of a function (folder of a FileSource, earliest, latest) -> paths of further Parquet
+            files whose rows belong to the source; either time may be None.
+        host, port, database, …: Postgres, as for Feast's own postgres store.
+    """
+
+    type: str = "features.offline_store.AlmanacOfflineStore"
+    more_files: str | None = None
+    host: str | None = None
+    port: int = 5432
+    database: str | None = None
+    db_schema: str = "public"
+    user: str | None = None
+    password: str | None = None
+    sslmode: str | None = "prefer"
+    sslkey_path: str | None = None
+    sslcert_path: str | None = None
+    sslrootcert_path: str | None = None
+    keepalives_idle: int | None = None
 
 
-class PrunedDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
-    """`DuckDBOfflineStore` whose point-in-time retrieval skips what no entity can see."""
+class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
+    """Feast's contract for offline stores; what Feast monitors of features is kept as its DuckDB store keeps it."""
 
+    supports_filter_by_created_timestamp = True
+
+    @override
     @staticmethod
     def get_historical_features(
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
-        entity_df: pd.DataFrame,
+        entity_df: Any,
         registry: BaseRegistry,
         project: str,
-        **options: bool,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """As Feast's, on the rows from the earliest moment less the TTL to the latest moment."""
-        column = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
-        earliest, latest = entity_df[column].min().to_pydatetime(), entity_df[column].max().to_pydatetime()
-        ttls: dict[str, timedelta | None] = {}
-        for view in feature_views:
-            known = ttls.get(view.batch_source.name, view.ttl)
-            ttls[view.batch_source.name] = max(known, view.ttl) if known and view.ttl else None
+        """The features of entities as they were at their moments.
 
-        def read(source: DataSource, repo_path: str) -> Any:
-            ttl = ttls.get(source.name)
-            if entity_df.empty:  # there is no time then
-                table = _read_data_source(source, repo_path)
-            else:
-                table = _with_archive(source, repo_path, earliest - ttl if ttl else None, latest)
-            moment = table[source.timestamp_field]
-            table = table.filter(moment <= ibis.literal(latest))
-            return table.filter(moment >= ibis.literal(earliest - ttl)) if ttl else table
+        Args:
+            entity_df: pandas DataFrame, Arrow table, SQL for Postgres; None: what the views have in a time.
+            filter_by_created_timestamp: a row counts only if it was also written by the moment.
+            start_date, end_date: of that time; by default the longest TTL (or 30 days) before now, and now.
 
-        return get_historical_features_ibis(
+        Raises:
+            FeastEntityDFMissingColumnsError, EntityTimestampInferenceException: the entities lack a column.
+            FeatureError: when evaluated, a source cannot be read or does not have what its view says.
+        """
+        if entity_df is None:
+            start, end = compute_non_entity_date_range(feature_views, start_date, end_date)
+            ask: Callable[[], Entities] = partial(entities_between, config, feature_views, start, end)
+            keys = sorted({name for view in feature_views for name in keys_of(view).values()})
+            bounds: tuple[datetime | None, datetime | None] = (start, end)
+        else:
+            given = entities_of(config, entity_df)
+            check_keys(given, feature_views)
+            ask, keys, bounds = (lambda: given), given.keys, (given.earliest, given.latest)
+
+        def read() -> pa.RecordBatchReader:
+            views = views_of(config, feature_views, feature_refs, full_feature_names, bounds)
+            return retrieved(ask(), views, filter_by_created_timestamp).to_reader()
+
+        return ArrowRetrievalJob(
             config=config,
-            feature_views=feature_views,
-            feature_refs=feature_refs,
-            entity_df=entity_df,
-            registry=registry,
-            project=project,
-            data_source_reader=read,
-            data_source_writer=_write_data_source,
-            staging_location=config.offline_store.staging_location,
-            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
-            **options,
+            read=read,
+            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names=full_feature_names,
+            metadata=metadata_of(feature_refs, keys, *bounds),
+            explained=lambda: [
+                explained(view) for view in views_of(config, feature_views, feature_refs, full_feature_names, bounds)
+            ],
         )
 
+    @override
     @staticmethod
     def pull_latest_from_table_or_query(
-        config: RepoConfig, data_source: DataSource, *, start_date: datetime, end_date: datetime, **columns: Any
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
     ) -> RetrievalJob:
-        """As Feast's, with archived events."""
-        return pull_latest_from_table_or_query_ibis(
-            config=config,
-            data_source=data_source,
-            start_date=start_date,
-            end_date=end_date,
-            data_source_reader=lambda source, path: _with_archive(source, path, start_date, end_date),
-            data_source_writer=_write_data_source,
-            staging_location=config.offline_store.staging_location,
-            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
-            **columns,
+        """The newest row of each entity in a time, ends included; columns by the source's names.
+
+        Without feature columns all of the source's are given.
+        """
+
+        def read() -> pa.RecordBatchReader:
+            source = opened(config, data_source, earliest=start_date, latest=end_date)
+            known = {*join_key_columns, timestamp_field, created_timestamp_column}
+            features = feature_name_columns or [name for name in source.schema.names if name not in known]
+            view = View(
+                name=data_source.name,
+                source=source.rows,
+                keys={name: name for name in join_key_columns},
+                timestamp=timestamp_field,
+                created=created_timestamp_column or None,
+                features={name: name for name in features},
+            )
+            order = [*join_key_columns, *features, timestamp_field]
+            order += [created_timestamp_column] if created_timestamp_column else []
+            return _ordered(latest(view, _aware(start_date), _aware(end_date)), order, source.schema, join_key_columns)
+
+        return ArrowRetrievalJob(config=config, read=read)
+
+    @override
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """All rows of a time, ends included; columns by the source's names."""
+
+        def read() -> pa.RecordBatchReader:
+            source = opened(config, data_source, earliest=start_date, latest=end_date)
+            named = [*join_key_columns, *feature_name_columns, timestamp_field]
+            named += [created_timestamp_column] if created_timestamp_column else []
+            order = list(dict.fromkeys(named if feature_name_columns else [*named, *source.schema.names]))
+            start, end = (moment and _aware(moment) for moment in (start_date, end_date))
+            found = rows(source, order, timestamp_field, start, end)
+            return _ordered(found, order, source.schema, join_key_columns)
+
+        return ArrowRetrievalJob(config=config, read=read)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Add rows to a view's batch source: to its table or file, or as one more file of its folder.
+
+        Raises:
+            ValueError: the columns are not those of the source, in its order.
+            FeatureError: a column cannot be of the source's type; nothing was written.
+        """
+        if feature_view.batch_source is None:
+            raise ValueError(f"feature view {feature_view.name} has no batch source: give it one to write to")
+        names = opened(config, feature_view.batch_source).schema.names
+        if names != table.column_names:
+            raise ValueError(f"rows of {feature_view.name} have columns {table.column_names}, its source has {names}")
+        append(config, feature_view.batch_source, table)
+        if progress is not None:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Add served features to the destination's folder as further files, partitioned as it says.
+
+        Raises:
+            FeatureError: the destination is no folder of files.
+        """
+        import pyarrow.dataset as ds
+
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise FeatureError(
+                f"logs go to a FileLoggingDestination here, not to a {type(destination).__name__}: name a folder"
+            )
+        place = FileSource.get_uri_for_file_path(config.repo_path, destination.path)
+        filesystem, path = FileSource.create_filesystem_and_path(place, destination.s3_endpoint_override)
+        ds.write_dataset(
+            ds.dataset(str(data), format="parquet") if isinstance(data, Path) else data,
+            path,
+            filesystem=filesystem,
+            format="parquet",
+            basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
+            partitioning=destination.partition_by or None,
+            existing_data_behavior="overwrite_or_ignore",
         )
 
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Names and types of a source's columns; of a pattern or folder those of its first file."""
+        if isinstance(data_source, FileSource):
+            return [(field.name, str(field.type)) for field in opened(config, data_source).schema]
+        found: Iterable[tuple[str, str]] = data_source.get_table_column_names_and_types(config)
+        return found
 
-def _with_archive(source: DataSource, repo_path: str, earliest: datetime | None, latest: datetime) -> Any:
-    """The rows of a source, and those of its archive that can lie in a time."""
-    table = _read_data_source(source, repo_path)
-    archived = archived_files(Path(source.path).parent, earliest, latest)
-    if not archived:
-        return table
-    return table.union(ibis.read_parquet(archived).select(*table.columns).cast(table.schema()))
+
+def explained(view: View) -> str:
+    """What a retrieval reads of a view, in a line."""
+    if isinstance(view.source, Files):
+        files = paths_of(view.source, view.name)
+        what = files[0] if len(files) == 1 else f"{len(files)} Parquet files"
+    else:
+        what = "Postgres"
+    ttl = f"at most {view.ttl} old" if view.ttl else "of any age"
+    keys = ", ".join(view.keys.values()) or "nothing: it holds for all"
+    return f"{view.name}: {len(view.features)} columns of {what}, joined on {keys}, {ttl}"
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _ordered(
+    batches: Iterable[pa.RecordBatch], order: list[str], schema: pa.Schema, join_keys: list[str]
+) -> pa.RecordBatchReader:
+    """Batches with columns in an order and of the source's types; without join keys, Feast's stand-in for one."""
+    import pyarrow as pa
+
+    fields = [schema.field(name).remove_metadata() for name in dict.fromkeys(order)]
+    whole = pa.schema(fields if join_keys else [*fields, pa.field(DUMMY_ENTITY_ID, pa.string())])
+
+    def parts() -> Iterable[pa.RecordBatch]:
+        for batch in batches:
+            columns = [batch.column(field.name).cast(field.type, safe=False) for field in fields]
+            stand_in = [] if join_keys else [pa.array([DUMMY_ENTITY_VAL] * batch.num_rows, pa.string())]
+            yield pa.RecordBatch.from_arrays([*columns, *stand_in], schema=whole)
+
+    return pa.RecordBatchReader.from_batches(whole, parts())

@@ -157,7 +157,10 @@ def _read(results: Path, said: str) -> Outcome:
         for kind, held in (("failure", failed), ("error", failed), ("skipped", skipped)):
             found = case.find(kind)
             if found is not None:
-                held[name] = " ".join((found.get("message") or found.text or kind).split())
+                said_of_it = found.get("message") or ""
+                if kind != "skipped":  # the last lines of the traceback say where
+                    said_of_it = f"{said_of_it} | {' | '.join((found.text or '').strip().splitlines()[-4:])}"
+                held[name] = " ".join(said_of_it.split())
                 break
         else:
             passed.append(name)
