@@ -100,10 +100,13 @@ def rollback(
     ),
 ) -> None:
     """Make an earlier generation current again; nothing is published over that until it is cleared."""
+    from contextlib import nullcontext
+
     from almanac.declarations import pipeline as declared
     from almanac.errors import UsageError
     from almanac.settings import settings
     from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
     from serving_cache.rollback import roll_back
 
     found = declared(pipeline)
@@ -115,7 +118,9 @@ def rollback(
             was = "nothing was held" if held is None else f"generation {held} stays rolled back"
             typer.echo(f"{found.name}: {was}; the next generation is published as usual")
             return
-        outcome, trouble = roll_back(found, store, settings().redis_url, to)
+        url = settings().redis_url
+        with nullcontext() if url is None else RedisStore(url) as cache:
+            outcome, trouble = roll_back(found, store, cache, to)
     typer.echo(f"{found.name} is back at generation {outcome.generation}, epoch {outcome.epoch}")
     typer.echo(f"nothing is published over that until you run `almanac rollback {found.name} --clear`")
     if trouble:

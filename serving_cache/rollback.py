@@ -23,9 +23,13 @@ from serving_cache.sync import bring_generation, sync_redis
 
 
 def roll_back(
-    pipeline: Pipeline, store: PostgresStore, redis_url: str | None, to: int | None
+    pipeline: Pipeline, store: PostgresStore, cache: RedisStore | None, to: int | None = None
 ) -> tuple[Publication, str]:
     """Make an earlier generation current again in Postgres, then in Redis.
+
+    Args:
+        cache: None if there is no Redis.
+        to: see `PostgresStore.rollback`.
 
     Returns:
         What became of it, and why Redis follows later: empty if it has followed.
@@ -36,23 +40,21 @@ def roll_back(
         Unavailable: Postgres does not answer.
     """
     target = store.rollback_target(pipeline.name, to)
-    with contextlib.ExitStack() as stack:
-        cache = None if redis_url is None else stack.enter_context(RedisStore(redis_url))
-        marker = None
-        if cache is not None:
-            with contextlib.suppress(Unavailable):
-                marker = cache.mark(pipeline.name)
-                bring_generation(pipeline, target, store, cache, prove=True)
-        passing("rollback.prepared")
-        outcome = store.rollback(pipeline.name, target, now=utc_now(), partitioning=repr(pipeline.partitions))
-        if cache is None:
-            return outcome, ""
-        try:
-            pointer = store.pointer(pipeline.name)
-            if marker is not None and pointer is not None and pointer.generation.generation == target:
-                with contextlib.suppress(Emptied):
-                    cache.move_pointer(pointer, marker)
-            sync_redis(pipeline, store, cache)
-        except Unavailable as error:
-            return outcome, str(error)
+    marker = None
+    if cache is not None:
+        with contextlib.suppress(Unavailable):
+            marker = cache.mark(pipeline.name)
+            bring_generation(pipeline, target, store, cache, prove=True)
+    passing("rollback.prepared")
+    outcome = store.rollback(pipeline.name, target, now=utc_now(), partitioning=repr(pipeline.partitions))
+    if cache is None:
+        return outcome, ""
+    try:
+        pointer = store.pointer(pipeline.name)
+        if marker is not None and pointer is not None and pointer.generation.generation == target:
+            with contextlib.suppress(Emptied):
+                cache.move_pointer(pointer, marker)
+        sync_redis(pipeline, store, cache)
+    except Unavailable as error:
+        return outcome, str(error)
     return outcome, ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from almanac.blocks import Block
 from almanac.end_manifest import EndManifest
 from almanac.errors import BlockError, GateError, UsageError
+from almanac.partitioning import Grid
 from almanac.pipeline import Jump, Pipeline
 from serving_cache.layout import child_name
 from serving_cache.postgres import PostgresStore
@@ -48,7 +50,7 @@ def people(postgres_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def published(store: PostgresStore, postgres_url: str, **changes: object) -> Pipeline:
+def published(store: PostgresStore, postgres_url: str, **changes: Any) -> Pipeline:
     """A pipeline with one generation."""
     pipeline = grid_pipeline(**changes)
     migrated(postgres_url, pipeline)
@@ -73,7 +75,7 @@ def test_rows_that_are_not_what_was_staged_are_never_current(
     before = store.pointer(pipeline.name)
     attempt = staged_generation(store, pipeline, 2.0)
     name = child_name(pipeline.name, attempt.generation)
-    people.execute(damage.replace("%%", "%").replace("{}", name))  # type: ignore[arg-type]
+    people.execute(damage.replace("%%", "%").replace("{}", name))
     for _ in range(2):
         with pytest.raises(BlockError, match=match):
             store.publish(attempt, pipeline, now=NOON)
@@ -97,7 +99,7 @@ def test_a_manifest_that_does_not_match_its_blocks_is_not_gone_back_to(
     pipeline = published(store, postgres_url)
     published_generation(store, pipeline, 2.0)
     before = store.pointer(pipeline.name)
-    people.execute(damage, (pipeline.name,))  # type: ignore[arg-type]
+    people.execute(damage, (pipeline.name,))
     with pytest.raises(BlockError, match="do not match its end manifest of 16"):
         store.rollback(pipeline.name, now=NOON)
     assert store.pointer(pipeline.name) == before
@@ -166,7 +168,7 @@ def test_a_partitioning_that_changed_between_plan_and_publish_is_refused(
 ) -> None:
     pipeline = published(store, postgres_url)
     attempt = staged_generation(store, pipeline, 2.0)
-    changed = grid_pipeline(pipeline.name, partitions=replace(pipeline.partitions, north=57.0))  # type: ignore[type-var]
+    changed = grid_pipeline(pipeline.name, partitions=Grid(rows=8, cols=8, tile=2, north=57.0))
     with pytest.raises(UsageError, match=r"planned for Grid.*start a new run"):
         store.publish(attempt, changed, now=NOON)
     with pytest.raises(UsageError, match="put the declaration back"):
@@ -216,7 +218,7 @@ def test_rolling_back_is_in_redis_at_once_and_takes_the_overlays_of_its_model_al
             sync_redis(pipeline, store, cache)
         store.put_overlays(pipeline.name, [overlay_of("1", NOON, 1)])
         before = store.blocks(pipeline, 1, range(16))
-        outcome, trouble = roll_back(pipeline, store, redis_url, 1)
+        outcome, trouble = roll_back(pipeline, store, cache, 1)
         pointer = cache.pointer(pipeline.name)
         assert (outcome.generation, outcome.epoch, trouble) == (1, 4, "")
         assert pointer is not None
@@ -224,7 +226,7 @@ def test_rolling_back_is_in_redis_at_once_and_takes_the_overlays_of_its_model_al
         assert pointer.previous is None
         assert store.blocks(pipeline, 1, range(16)) == before
         assert len(cache.blocks(pipeline.name, [e.block_hash for e in store.manifest(pipeline.name, 1).values()])) == 16
-        outcome, _ = roll_back(pipeline, store, redis_url, 3)  # and forward again
+        outcome, _ = roll_back(pipeline, store, cache, 3)  # and forward again
         assert (outcome.generation, outcome.epoch) == (3, 5)
         assert store.held(pipeline.name) is None
 
@@ -232,7 +234,8 @@ def test_rolling_back_is_in_redis_at_once_and_takes_the_overlays_of_its_model_al
 def test_a_rollback_works_while_redis_is_away(store: PostgresStore, postgres_url: str) -> None:
     pipeline = published(store, postgres_url)
     published_generation(store, pipeline, 2.0)
-    outcome, trouble = roll_back(pipeline, store, "redis://127.0.0.1:1/0", None)
+    with RedisStore("redis://127.0.0.1:1/0") as cache:
+        outcome, trouble = roll_back(pipeline, store, cache)
     assert outcome.generation == 1
     assert "did not answer" in trouble
 
@@ -245,8 +248,8 @@ def test_an_impossible_rollback_changes_nothing(
     published_generation(store, pipeline, 2.0)
     staged_generation(store, pipeline, 3.0)
     before = store.pointer(pipeline.name)
-    with pytest.raises(UsageError, match=match):
-        roll_back(pipeline, store, redis_url, to)
+    with RedisStore(redis_url) as cache, pytest.raises(UsageError, match=match):
+        roll_back(pipeline, store, cache, to)
     assert store.pointer(pipeline.name) == before
 
 
