@@ -28,6 +28,8 @@ MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 OUTPUTS_MAX = 64
+SHARD_PARTITIONS = 12
+"""Partitions of a shard before anything was measured."""
 
 ValueRange = tuple[float, float] | type[bool] | None
 """What may be true of a value: least and greatest, yes or no, or any number."""
@@ -218,7 +220,7 @@ class Pipeline:
         jump: how far a generation may differ from the one before, and whether it is refused then.
         may_publish: asked with a generation's end manifest and the current one's (or None) before readers see it;
             a text that it returns is why not, and rejects the generation.
-        shard_partitions: partitions that one Airflow task scores.
+        shard_partitions: partitions that one Airflow task scores; None to have them cut by measured cost.
         training: how `almanac train` makes the model.
         integrity: how its features are checked.
         owner, description, tags: shown in the Airflow UI.
@@ -246,7 +248,7 @@ class Pipeline:
     rolled_back_kept: timedelta = ROLLED_BACK_KEPT_MIN
     jump: Jump = field(default_factory=Jump)
     may_publish: Callable[[EndManifest, EndManifest | None], str | None] | None = field(default=None, repr=False)
-    shard_partitions: int = 12
+    shard_partitions: int | None = None
     training: Training = field(default_factory=Training)
     integrity: Integrity = field(default_factory=Integrity)
     owner: str = "almanac"
@@ -325,7 +327,8 @@ class Pipeline:
                 raise DeclarationError(f"{name} is {getattr(self, name)}: give at least {least}")
         if self.may_publish is not None and not callable(self.may_publish):
             raise DeclarationError(f"may_publish is {self.may_publish!r}: give a function, or leave it out")
-        need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
+        if self.shard_partitions is not None:
+            need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
         if self.default is not None:
             need_a("default", self.default, Mapping, "give a dictionary of output to value, or leave it out")
             for output, value in self.default.items():
@@ -376,7 +379,7 @@ class Pipeline:
     def shards(self) -> list[list[int]]:
         """All partitions, cut into the lists that one task scores each."""
         every = list(range(self.partitions.count))
-        size = self.shard_partitions
+        size = self.shard_partitions or SHARD_PARTITIONS
         return [every[start : start + size] for start in range(0, len(every), size)]
 
     def shard_label(self, partitions: list[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import typer
 
@@ -13,11 +13,12 @@ RUN_TIMEOUT_SECONDS = 1800.0
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
-    from jobs import models_cli, quality_cli
+    from jobs import models_cli, plan_cli, quality_cli
 
     app.command("pipelines")(list_pipelines)
     app.command("trigger")(trigger)
     app.command("materialize")(materialize)
+    plan_cli.register(app)
     models_cli.register(app)
     quality_cli.register(app)
 
@@ -91,13 +92,11 @@ def partition_key(as_of: str, now: datetime) -> str:
     """
     from almanac.clock import floor_hour
     from almanac.errors import UsageError
+    from jobs.moments import moment_of
 
     if not as_of:
         return floor_hour(now).strftime(PARTITION_KEY_FORMAT)
-    try:
-        moment = datetime.strptime(as_of, PARTITION_KEY_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        raise UsageError(f"--as-of {as_of!r} is not a time such as 2026-03-31T06:00Z: give one, in UTC") from None
+    moment = moment_of("--as-of", as_of)
     if moment > now:
         raise UsageError(f"--as-of {as_of} lies in the future: give a past hour")
     return moment.strftime(PARTITION_KEY_FORMAT)

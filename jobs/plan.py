@@ -13,7 +13,8 @@ from almanac.errors import DataError, ModelError, UsageError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
-from jobs.shards import cut
+from jobs.costs import STAGES_LOOKED_AT_MAX, measured
+from jobs.shards import cut, rows_of_grid
 from jobs.stages import Stage, stage
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,11 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     with PostgresStore(settings.need("postgres_url")) as store:
         attempt = store.begin_generation(pipeline, start, now=now)
         unchanged = store.carry_unchanged(attempt)
-        shards = cut(pipeline, store.pending(attempt, every))
+        rows = rows_of_grid(pipeline.partitions) or {
+            part: was.rows for part, was in store.basis(pipeline.name)[1].items()
+        }
+        left = store.pending(attempt, every)
+        shards = cut(pipeline, left, measured(store.recent_stages(pipeline.name, STAGES_LOOKED_AT_MAX)), rows)
     record.generation, record.partitions = attempt.generation, sum(map(len, shards))
     log.info(
         "planned pipeline=%s generation=%d as_of=%s model=%s shards=%d unchanged=%d",

@@ -16,7 +16,8 @@ from almanac.errors import UsageError
 from serving_cache.layout import child_name
 from serving_cache.postgres_client import Connection
 from serving_cache.postgres_rows import StoreBase, check_token, need_staged
-from serving_cache.records import Attempt, LedgerEntry
+from serving_cache.records import Attempt, Basis, LedgerEntry
+from serving_cache.stage_times import StageTime, recent
 
 REASON_CHARACTERS_MAX = 500
 ORIGINS_MAX = 8
@@ -55,6 +56,18 @@ _DIGEST_EQUAL = " AND v.partition = l.partition AND v.digest = s.input_digest"
 _SOURCE_EQUAL = """ AND g.source_digest <> '' AND g.source_digest = (
     SELECT c.source_digest FROM pointers p JOIN generations c USING (pipeline, generation)
     WHERE p.pipeline = %(pipeline)s)"""
+
+
+_BASIS = """
+SELECT m.partition, m.origin, m.rows, m.reason, m.input_digest, o.model, o.model_hash, o.code_digest,
+    o.outputs, o.partitioning, m.origin IN (
+        SELECT origin FROM generation_partitions WHERE pipeline = %(pipeline)s AND generation = p.generation
+        GROUP BY origin ORDER BY count(*) DESC, origin DESC LIMIT %(origins)s)
+FROM pointers p
+JOIN generation_partitions m ON m.pipeline = p.pipeline AND m.generation = p.generation
+JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin
+WHERE p.pipeline = %(pipeline)s ORDER BY m.partition
+"""
 
 
 class Ledger(StoreBase):
@@ -109,6 +122,34 @@ class Ledger(StoreBase):
                 "digests": list((digests or {}).values()),
             }
             return sorted(row[0] for row in connection.execute(sql.SQL(statement), values).fetchall())
+
+    def basis(self, pipeline: str) -> tuple[str, dict[int, Basis]]:
+        """What the next run is compared with: the current generation's source digest, and each of its partitions."""
+        found = self._client.query(
+            "SELECT c.source_digest FROM pointers p JOIN generations c USING (pipeline, generation) "
+            "WHERE pipeline = %s",
+            (pipeline,),
+        )
+        rows = self._client.query(_BASIS, {"pipeline": pipeline, "origins": ORIGINS_MAX})
+        return found[0][0] if found else "", {
+            row[0]: Basis(
+                origin=row[1],
+                rows=row[2],
+                reason=row[3],
+                input_digest=row[4],
+                model=row[5],
+                model_hash=row[6],
+                code_digest=row[7],
+                outputs=tuple(row[8]),
+                partitioning=row[9],
+                kept=row[10],
+            )
+            for row in rows
+        }
+
+    def recent_stages(self, pipeline: str, limit: int) -> list[StageTime]:
+        """What the newest stages took that were done."""
+        return recent(self._client, pipeline, limit)
 
     def ledger(self, pipeline: str, generation: int) -> list[LedgerEntry]:
         """What was decided about each partition of a generation, ascending; empty once retention has dropped it."""

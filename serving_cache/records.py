@@ -179,6 +179,27 @@ class StagedPartition:
     input_digest: str = ""
 
 
+class Basis(msgspec.Struct, frozen=True, kw_only=True):
+    """What a partition of the current generation was made from: what the next run compares with.
+
+    Args:
+        origin: the generation that wrote its rows; the fields from `model` on are that one's.
+        reason: empty, or why it was carried forward though it should have been scored.
+        kept: False if the next run scores it again in any case, so that its origin's rows can go.
+    """
+
+    origin: int
+    rows: int
+    reason: str
+    input_digest: str
+    model: str
+    model_hash: str
+    code_digest: str
+    outputs: tuple[str, ...]
+    partitioning: str
+    kept: bool
+
+
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has decided about one partition.
 

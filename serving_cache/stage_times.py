@@ -96,6 +96,16 @@ def of_generation(client: Client, pipeline: str, generation: int) -> list[StageT
     return [_stage_time(row) for row in rows]
 
 
+def recent(client: Client, pipeline: str, limit: int) -> list[StageTime]:
+    """The newest records of stages that were done, newest first."""
+    rows = client.query(
+        f"SELECT {_COLUMNS} FROM stage_times WHERE pipeline = %s AND outcome = %s "  # noqa: S608 - our own words
+        "ORDER BY started_at DESC, id DESC LIMIT %s",
+        (pipeline, DONE, min(limit, READ_ROWS_MAX)),
+    )
+    return [_stage_time(row) for row in rows]
+
+
 def seconds_by_stage(client: Client, pipeline: str, generation: int) -> dict[str, float]:
     """Seconds of a generation's stages, its shards and attempts added up."""
     rows = client.query(

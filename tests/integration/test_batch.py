@@ -19,6 +19,7 @@ from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, check_cutoff, check_watermark, plan
+from jobs.preview import preview
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
 from serving_cache.migrate import migrate
@@ -245,3 +246,36 @@ def test_a_source_that_ended_long_ago_is_refused() -> None:
     check_watermark(WEATHER, NOW, NOW - WEATHER.freshness.usable_for)
     with pytest.raises(DataError, match="bring the source up to date"):
         check_watermark(WEATHER, NOW, NOW - WEATHER.freshness.usable_for - timedelta(seconds=1))
+
+
+def test_a_preview_says_what_a_run_would_do_and_writes_nothing(at: Settings) -> None:
+    pipeline = judged_otherwise(405.0)
+    hour = NOW.replace(minute=0)
+    made = plan(pipeline, at, run_key="previewed", cutoff=hour, now=NOW)
+    for shard in made.shards:
+        score_shard(pipeline, at, made, shard)
+    publish(pipeline, at, made, now=NOW)
+    with PostgresStore(at.need("postgres_url")) as store:
+        before = store.generations(WEATHER.name)
+
+        same = preview(pipeline, at, cutoff=NOW, now=NOW)
+        assert {(part.action, part.reason) for part in same.partitions} == {("carry", "unchanged")}
+        assert (same.rows, same.shards) == (0, 0)
+        later = preview(pipeline, at, cutoff=NOW + timedelta(hours=1), now=NOW + timedelta(hours=1))
+        assert {part.reason for part in later.partitions} == {
+            "inputs changed: observations of 2026-03-10T13:00:00Z after 2026-03-10T12:00:00Z"
+        }
+        assert (later.rows, later.shards) == (99, 2)  # nine tiles, five a shard as declared
+        assert later.seconds is not None
+        assert later.seconds > 0
+        other = preview(judged_otherwise(406.0), at, cutoff=NOW, now=NOW)
+        assert {part.reason.partition(":")[0] for part in other.partitions} == {"code changed"}
+        path = _touch(at, {9, 10}, hour)
+        try:
+            touched = preview(pipeline, at, cutoff=NOW, now=NOW)
+        finally:
+            path.unlink()
+        assert [part.action for part in touched.partitions].count("score") == 1
+        with pytest.raises(UsageError, match="lies in the future"):
+            preview(pipeline, at, cutoff=NOW + timedelta(hours=1), now=NOW)
+        assert store.generations(WEATHER.name) == before

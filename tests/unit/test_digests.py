@@ -9,9 +9,11 @@ import pytest
 
 from almanac.partitioning import Grid
 from almanac.pipeline import Gate
+from jobs.costs import Costs, measured
 from jobs.digests import PARTITION, code_digest, partition_digests
-from jobs.shards import SHARDS_MAX, cut
-from tests.generations import bucket_pipeline, grid_pipeline
+from jobs.shards import SHARDS_MAX, cut, rows_of_grid
+from serving_cache.stage_times import StageTime
+from tests.generations import NOON, bucket_pipeline, grid_pipeline
 
 OWNERS = [4, 4, 2, 2, 2]
 
@@ -76,3 +78,40 @@ def test_shards_are_few_at_any_size_of_the_grid() -> None:
     assert [part for shard in shards for part in shard] == list(every)
     assert [len(shard) for shard in cut(pipeline, range(30))] == [12, 12, 6]
     assert cut(pipeline, []) == []
+
+
+def test_shards_last_tens_of_seconds_by_what_was_measured() -> None:
+    pipeline = grid_pipeline(partitions=Grid(rows=1000, cols=1000, tile=10, step=0.01))
+    every, rows = range(10_000), rows_of_grid(pipeline.partitions)
+    assert (len(rows), sum(rows.values())) == (10_000, 1_000_000)
+    shards = cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.0003), rows)
+    assert (len(shards), {len(shard) for shard in shards}) == (10, {1000})  # 300 s
+    assert [part for shard in shards for part in shard] == list(every)
+    assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.00001), rows)) == 1  # 10 s: one task
+    assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.00002), rows)) == 2  # 20 s: both at once
+    assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=1.0), rows)) == SHARDS_MAX
+    uneven = cut(pipeline, range(5), Costs(run=1.0, shard=1.0, row=1.0), {0: 100, 1: 1, 2: 1, 3: 1, 4: 90})
+    assert uneven[0] == [0]
+    assert all(uneven)
+
+
+def stage_time(stage: str, seconds: float, rows: int, **steps: float) -> StageTime:
+    return StageTime(
+        pipeline="p", generation=1, stage=stage, shard=None, started_at=NOON, seconds=seconds, partitions=1, rows=rows,
+        outcome="done", steps=steps,
+    )  # fmt: skip
+
+
+def test_costs_are_those_of_the_stages_and_unknown_before_anything_was_scored() -> None:
+    assert measured([stage_time("plan", 2.0, 0), stage_time("score", 1.0, 0)]) is None
+    found = measured(
+        [
+            stage_time("plan", 2.0, 0),
+            stage_time("gate_features", 10.0, 1000),
+            stage_time("score", 6.0, 500, model=1.0),
+            stage_time("score", 6.0, 500, model=1.0),
+            stage_time("publish", 1.0, 1000),
+        ]
+    )
+    assert found == Costs(run=3.0, shard=1.0, row=0.02)
+    assert found.seconds(1000, 2) == pytest.approx(3 + 2 + 20)

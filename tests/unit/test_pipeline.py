@@ -14,7 +14,17 @@ import pytest
 from almanac.declarations import load_pipelines
 from almanac.errors import DeclarationError
 from almanac.partitioning import Buckets, Grid
-from almanac.pipeline import Freshness, Gate, GridObservations, Output, Pipeline, Stream, Training, horizons
+from almanac.pipeline import (
+    SHARD_PARTITIONS,
+    Freshness,
+    Gate,
+    GridObservations,
+    Output,
+    Pipeline,
+    Stream,
+    Training,
+    horizons,
+)
 from pipelines.weather import weather
 
 
@@ -118,7 +128,7 @@ def test_a_wrong_type_is_one_line_with_field_and_remedy(make: Any, said: str) ->
 def test_shards_hold_every_partition_once() -> None:
     shards = weather.shards()
     assert [partition for shard in shards for partition in shard] == list(range(weather.partitions.count))
-    assert max(len(shard) for shard in shards) == weather.shard_partitions
+    assert max(len(shard) for shard in shards) == SHARD_PARTITIONS
     assert weather.shard_label(shards[0]) == "tile r0 c0 … tile r1 c4 (12)"
 
 
