@@ -80,9 +80,7 @@ def connected(options: Options, what: str) -> Iterator[Any]:
             connection.commit()
     except adbc.Error as error:
         reason = " ".join(str(error).split())
-        raise FeatureError(
-            f"{what} cannot be used in Postgres ({reason}): correct it, or see whether it is up"
-        ) from None
+        raise FeatureError(f"{what} cannot be used in Postgres ({reason}): correct it, or wait for it") from None
 
 
 def query(options: Options, sql: str, what: str) -> pa.Table:
@@ -138,12 +136,12 @@ def rows_of(options: Options, relation: str, timestamp: str, what: str) -> Rows:
     """A relation as the engine's source; rows of other times stay in Postgres.
 
     Args:
-        timestamp: column of the event time; without a time zone it counts as UTC.
+        timestamp: column of the event time, empty if unknown; without a time zone it counts as UTC.
     """
     schema = schema_of(options, relation, what)
 
     def batches(wanted: Wanted) -> Iterator[pa.RecordBatch]:
-        within = between(timestamp, wanted.earliest, wanted.latest)
+        within = between(timestamp, wanted.earliest, wanted.latest) if timestamp else ""
         yield from read(options, relation, schema, what, within, wanted.columns)
 
     import pyarrow as pa

@@ -1,0 +1,331 @@
+"""Our Feast offline store as anybody would use it: a repository of its own, files and Postgres in one retrieval."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, RequestSource
+from feast.data_format import ParquetFormat
+from feast.errors import FeastEntityDFMissingColumnsError, SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig
+from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import (
+    PostgreSQLSource,
+    SavedDatasetPostgreSQLStorage,
+)
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64, String
+from feast.value_type import ValueType
+
+from almanac.errors import FeatureError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning", "ignore::FutureWarning"
+)
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+UTC_TIMES = pa.timestamp("us", "UTC")
+
+
+def at(*hours: float) -> pa.Array:
+    """Times, in hours from noon."""
+    return pa.array([NOON + hour * HOUR for hour in hours], UTC_TIMES)
+
+
+TRIPS = pa.table(
+    {  # of driver 1 two rows speak of one moment; the second was written later
+        "driver_id": pa.array([1, 1, 1, 2], pa.int64()),
+        "event_timestamp": at(-5, -2, -2, -1),
+        "created": at(-5, -2, -1, -1),
+        "trips": pa.array([1.0, 2.0, 3.0, math.nan]),
+        "raw_rate": pa.array([0.1, 0.2, 0.3, None]),
+    }
+)
+CITIES = [("york", -24, 10, "north"), ("york", -3, 11, "north"), ("bath", -30, 20, None)]
+
+
+class World:
+    """A Feast repository with our store: `trips` in files, `city` in a Postgres table."""
+
+    def __init__(self, folder: Path, postgres_url: str) -> None:
+        self.folder, self.postgres_url = folder, postgres_url
+        (folder / "trips").mkdir()
+        pq.write_table(TRIPS.slice(0, 2), folder / "trips" / "a.parquet")
+        pq.write_table(TRIPS.slice(2), folder / "trips" / "b.parquet")
+        self.table = f"city_{uuid.uuid4().hex[:8]}"
+        with psycopg.connect(postgres_url) as connection:
+            connection.execute(f"CREATE TABLE {self.table} (town text, seen timestamptz, people numeric, region text)")
+            for town, hours, people, region in CITIES:
+                connection.execute(
+                    f"INSERT INTO {self.table} VALUES (%s, %s, %s, %s)", (town, NOON + hours * HOUR, people, region)
+                )
+        parts = urlsplit(postgres_url)
+        self.options = {
+            "type": "features.offline_store.AlmanacOfflineStore",
+            "host": parts.hostname,
+            "port": parts.port,
+            "database": parts.path.strip("/"),
+            "user": unquote(parts.username or ""),
+            "password": unquote(parts.password or ""),
+            "staging_location": str(folder / "exports"),
+        }
+        self.store = self.open(self.options)
+        self.driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
+        self.town = Entity(name="town", join_keys=["town"], value_type=ValueType.STRING)
+        self.trips = FeatureView(
+            name="trips",
+            entities=[self.driver],
+            ttl=4 * HOUR,
+            schema=[Field(name="trips", dtype=Float64), Field(name="rate", dtype=Float64)],
+            source=FileSource(
+                name="trips_files",
+                path=str(folder / "trips"),
+                file_format=ParquetFormat(),
+                timestamp_field="event_timestamp",
+                created_timestamp_column="created",
+                field_mapping={"raw_rate": "rate"},
+            ),
+        )
+        self.city = FeatureView(
+            name="city",
+            entities=[self.town],
+            ttl=timedelta(0),
+            schema=[Field(name="people", dtype=Float64), Field(name="region", dtype=String)],
+            source=PostgreSQLSource(name="city_table", table=self.table, timestamp_field="seen"),
+        )
+        asked = RequestSource(name="asked", schema=[Field(name="bonus", dtype=Float64)])
+
+        @on_demand_feature_view(
+            sources=[self.trips, asked], schema=[Field(name="trips_and_bonus", dtype=Float64)], mode="pandas"
+        )
+        def with_bonus(inputs: pd.DataFrame) -> pd.DataFrame:
+            return pd.DataFrame({"trips_and_bonus": inputs["trips"] + inputs["bonus"]})
+
+        self.service = FeatureService(
+            name="everything",
+            features=[self.trips, self.city],
+            logging_config=LoggingConfig(destination=FileLoggingDestination(path=str(folder / "logs"))),
+        )
+        self.store.apply([self.driver, self.town, self.trips, self.city, with_bonus, self.service])
+
+    def open(self, options: dict[str, Any]) -> FeatureStore:
+        """The repository with other options of the offline store."""
+        return FeatureStore(
+            config=RepoConfig(
+                project="world",
+                provider="local",
+                registry=str(self.folder / "registry.db"),
+                repo_path=self.folder,
+                offline_store=options,
+                online_store={"type": "sqlite", "path": str(self.folder / "online.db")},
+                entity_key_serialization_version=3,
+            )
+        )
+
+    def asked(self) -> pa.Table:
+        """Entities: driver 1 at noon and when both rows have expired, driver 2, and one that nobody knows."""
+        return pa.table(
+            {
+                "driver_id": pa.array([1, 1, 2, 9], pa.int64()),
+                "town": pa.array(["york", "bath", "york", None]),
+                "event_timestamp": at(0, 3, 0, 0),
+                "label": pa.array([1, 2, 3, 4], pa.int8()),
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def world(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"), postgres_url)
+    yield made
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(f"DROP TABLE IF EXISTS {made.table}")
+
+
+ALL = ["trips:trips", "trips:rate", "city:people", "city:region"]
+
+
+def test_files_and_postgres_in_one_retrieval(world: World) -> None:
+    job = world.store.get_historical_features(world.asked(), ALL)
+    found = job.to_arrow()
+    assert found.column_names == ["driver_id", "town", "event_timestamp", "label", "trips", "rate", "people", "region"]
+    assert found.select(world.asked().column_names).equals(world.asked())
+    trips = found["trips"].to_pylist()
+    assert trips[0] == 3.0  # of one moment the row written later
+    assert trips[1] is None  # five hours old, four are allowed
+    assert math.isnan(trips[2])
+    assert trips[3] is None
+    assert found["rate"].to_pylist() == [0.3, None, None, None]
+    assert found["people"].to_pylist() == [11.0, 20.0, 11.0, None]
+    assert found["region"].to_pylist() == ["north", None, "north", None]
+    assert "2 Parquet files" in job.explain()
+    assert "Postgres" in job.explain()
+    assert (job.metadata.features, sorted(job.metadata.keys)) == (ALL, ["driver_id", "label", "town"])
+
+
+def test_entities_are_pandas_arrow_sql_or_none(world: World) -> None:
+    arrow = world.store.get_historical_features(world.asked(), ALL).to_arrow()
+    pandas = world.store.get_historical_features(world.asked().to_pandas(), ALL).to_arrow()
+    pd.testing.assert_frame_equal(pandas.to_pandas(), arrow.to_pandas())
+    query = "SELECT 1::bigint AS driver_id, 'york' AS town, TIMESTAMPTZ '2026-03-01 12:00+00' AS event_timestamp;"
+    from_sql = world.store.get_historical_features(query, ALL).to_arrow()
+    assert from_sql.to_pylist()[0] | {"label": 1} == arrow.to_pylist()[0]
+    times = world.store.get_historical_features(
+        features=["trips:trips"], start_date=NOON - 2 * HOUR, end_date=NOON
+    ).to_arrow()
+    assert times.num_rows == 2  # the two rows of one moment are one entity at one moment
+    assert times["driver_id"].to_pylist() == [1, 2]
+    assert times["trips"].to_pylist()[0] == 3.0
+
+
+def test_times_as_text_without_a_zone_and_in_nanoseconds_are_understood(world: World) -> None:
+    asked = world.asked().slice(0, 1)
+    place = asked.column_names.index("event_timestamp")
+    for column in (
+        pa.array(["2026-03-01T13:00:00+01:00"]),
+        pa.array([NOON.replace(tzinfo=None)], pa.timestamp("s")),
+        asked["event_timestamp"].cast(pa.timestamp("ns", "UTC")),
+    ):
+        found = world.store.get_historical_features(asked.set_column(place, "event_timestamp", column), ALL).to_arrow()
+        assert found["trips"].to_pylist() == [3.0]
+
+
+def test_names_aliases_and_on_demand_columns(world: World) -> None:
+    full = world.store.get_historical_features(world.asked(), ALL, full_feature_names=True).to_arrow()
+    assert full.column_names[4:] == ["trips__trips", "trips__rate", "city__people", "city__region"]
+    origin = world.city.with_name("origin").with_join_key_map({"town": "from_town"})
+    target = world.city.with_name("target").with_join_key_map({"town": "to_town"})
+    service = FeatureService(name="both_ends", features=[origin[["people"]], target[["people"]]])
+    world.store.apply([service])
+    ends = pa.table({"from_town": ["york"], "to_town": ["bath"], "event_timestamp": at(0)})
+    found = world.store.get_historical_features(ends, service, full_feature_names=True).to_arrow()
+    assert (found["origin__people"].to_pylist(), found["target__people"].to_pylist()) == ([11.0], [20.0])
+    asked = world.asked().slice(0, 1).append_column("bonus", pa.array([10.0]))
+    computed = world.store.get_historical_features(asked, ["trips:rate", "with_bonus:trips_and_bonus"]).to_arrow()
+    assert computed["trips_and_bonus"].to_pylist() == [13.0]
+
+
+def test_rows_can_be_limited_to_what_was_written_by_the_moment(world: World) -> None:
+    asked = pa.table({"driver_id": pa.array([1]), "event_timestamp": at(-1.5)})
+    everything = world.store.get_historical_features(asked, ["trips:trips"]).to_arrow()
+    by_then = world.store.get_historical_features(asked, ["trips:trips"], filter_by_created_timestamp=True).to_arrow()
+    assert (everything["trips"].to_pylist(), by_then["trips"].to_pylist()) == ([3.0], [2.0])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "postgres"])
+def test_saved_datasets(world: World, kind: str) -> None:
+    name = f"saved_{kind}_{uuid.uuid4().hex[:8]}"
+    path = str(world.folder / (f"{name}.parquet" if kind == "file" else name))
+    storage = SavedDatasetPostgreSQLStorage(table_ref=name) if kind == "postgres" else SavedDatasetFileStorage(path)
+    job = world.store.get_historical_features(world.asked(), ALL)
+    for overwrite in (False, True):
+        world.store.create_saved_dataset(job, name, storage, allow_overwrite=overwrite)
+    again = world.store.get_saved_dataset(name).to_df()
+    assert sorted(again["people"].dropna()) == [11.0, 11.0, 20.0]
+    assert set(again.columns) >= {"driver_id", "town", "event_timestamp", "trips", "rate", "people", "region"}
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+
+
+def test_an_export_is_parquet_files(world: World) -> None:
+    job = world.store.get_historical_features(world.asked(), ALL)
+    assert job.supports_remote_storage_export()
+    files = job.to_remote_storage()
+    assert pa.concat_tables([pq.read_table(file) for file in files]).num_rows == 4
+
+
+def test_the_newest_rows_and_all_rows_of_a_time(world: World) -> None:
+    provider, source = world.store._get_provider(), world.trips.batch_source
+    named = (world.store.config, source, ["driver_id"], ["trips"], "event_timestamp", "created")
+    newest = provider.offline_store.pull_latest_from_table_or_query(*named, NOON - 6 * HOUR, NOON - 2 * HOUR)
+    assert newest.to_arrow().to_pylist() == [
+        {"driver_id": 1, "trips": 3.0, "event_timestamp": NOON - 2 * HOUR, "created": NOON - HOUR}
+    ]
+    whole = provider.offline_store.pull_all_from_table_or_query(*named, NOON - 6 * HOUR, NOON - 2 * HOUR)
+    assert sorted(whole.to_arrow()["trips"].to_pylist()) == [1.0, 2.0, 3.0]
+    city = (world.store.config, world.city.batch_source, ["town"], ["people"], "seen", None)
+    newest = provider.offline_store.pull_latest_from_table_or_query(*city, NOON - 48 * HOUR, NOON)
+    assert {(row["town"], row["people"]) for row in newest.to_arrow().to_pylist()} == {("york", 11.0), ("bath", 20.0)}
+    assert sum(batch.num_rows for batch in newest.to_batches()) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "postgres"])
+def test_rows_are_added_to_what_a_view_stands_on(world: World, kind: str) -> None:
+    name = f"grows_{kind}_{uuid.uuid4().hex[:8]}"
+    rows = pa.table({"driver_id": pa.array([5], pa.int64()), "seen": at(-1), "value": pa.array([1.5])})
+    if kind == "postgres":
+        with psycopg.connect(world.postgres_url) as connection:
+            connection.execute(f"CREATE TABLE {name} (driver_id bigint, seen timestamptz, value float8)")
+        source: Any = PostgreSQLSource(name=name, table=name, timestamp_field="seen")
+    else:
+        place = world.folder / (f"{name}.parquet" if kind == "file" else f"{name}/first.parquet")
+        place.parent.mkdir(exist_ok=True)
+        pq.write_table(rows.slice(0, 0), place)
+        source = FileSource(name=name, path=str(place if kind == "file" else place.parent), timestamp_field="seen")
+    view = FeatureView(
+        name=name, entities=[world.driver], schema=[Field(name="value", dtype=Float64)], source=source, online=False
+    )
+    world.store.apply([view])
+    for hours in (-1, 0):
+        one = rows.set_column(1, "seen", at(hours)).set_column(2, "value", pa.array([float(hours)]))
+        world.store.write_to_offline_store(name, one.to_pandas())
+    asked = pa.table({"driver_id": pa.array([5, 5]), "event_timestamp": at(-0.5, 1)})
+    found = world.store.get_historical_features(asked, [f"{name}:value"]).to_arrow()
+    assert found["value"].to_pylist() == [-1.0, 0.0]
+    provider = world.store._get_provider()
+    with pytest.raises(FeatureError, match="column value is string"):
+        bad = rows.set_column(2, "value", pa.array(["much"]))
+        provider.offline_store.offline_write_batch(world.store.config, view, bad, None)
+    assert world.store.get_historical_features(asked, [f"{name}:value"]).to_arrow().equals(found)
+
+
+def test_served_features_are_logged_as_files(world: World) -> None:
+    logged = pa.table({"driver_id": [1], "trips__trips": [1.0]})
+    for _ in range(2):
+        world.store._get_provider().write_feature_service_logs(
+            feature_service=world.service, logs=logged, config=world.store.config, registry=world.store.registry
+        )
+    assert pq.read_table(world.folder / "logs").num_rows == 2
+
+
+def test_feast_infers_and_monitors_what_the_files_hold(world: World) -> None:
+    offline, config = world.store._get_provider().offline_store, world.store.config
+    columns = dict(offline.get_table_column_names_and_types_from_data_source(config, world.trips.batch_source))
+    assert columns["trips"] == "double"
+    assert dict(world.city.batch_source.get_table_column_names_and_types(config))["region"] == "text"
+
+
+def test_what_cannot_be_joined_is_refused_in_a_line(world: World, tmp_path: Path) -> None:
+    with pytest.raises(FeastEntityDFMissingColumnsError, match="driver_id"):
+        world.store.get_historical_features(world.asked().drop_columns(["driver_id"]), ALL)
+    with pytest.raises(FeatureError, match="entities are a list"):
+        world.store.get_historical_features([1], ALL)
+    without = {name: value for name, value in world.options.items() if name != "host"}
+    with pytest.raises(FeatureError, match="needs host below offline_store"):
+        world.open(without).get_historical_features(world.asked(), ALL).to_arrow()
+    with pytest.raises(FeatureError, match="cannot be used in Postgres"):
+        world.store.get_historical_features("SELECT nothing FROM nowhere", ALL)
+    for name, write, said in (
+        ("corrupt", lambda path: path.write_bytes(b"PAR1 not really"), "cannot be read|is not"),
+        ("narrow", lambda path: pq.write_table(TRIPS.drop_columns(["trips"]), path), "no column trips"),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(TRIPS, path)
+        source = FileSource(name=name, path=str(path), timestamp_field="event_timestamp")
+        view = FeatureView(name=name, entities=[world.driver], schema=[Field(name="trips", dtype=Int64)], source=source)
+        world.store.apply([view])
+        write(path)
+        with pytest.raises(FeatureError, match=said):
+            world.store.get_historical_features(world.asked(), [f"{name}:trips"]).to_arrow()
