@@ -285,8 +285,8 @@ def test_rows_are_added_to_what_a_view_stands_on(world: World, kind: str) -> Non
     found = world.store.get_historical_features(asked, [f"{name}:value"]).to_arrow()
     assert found["value"].to_pylist() == [-1.0, 0.0]
     provider = world.store._get_provider()
+    bad = rows.set_column(2, "value", pa.array(["much"]))
     with pytest.raises(FeatureError, match="column value is string"):
-        bad = rows.set_column(2, "value", pa.array(["much"]))
         provider.offline_store.offline_write_batch(world.store.config, view, bad, None)
     assert world.store.get_historical_features(asked, [f"{name}:value"]).to_arrow().equals(found)
 
