@@ -13,10 +13,24 @@ from tests.universal import harness
 # These import what great_expectations no longer has since version 1.
 OLD_EXPECTATIONS = "--ignore-glob=*/test_dqm_validation.py"
 OFFLINE = ["integration/offline_store", "integration/materialization/test_universal_materialization.py"]
+OF_ONLINE = (
+    "universal_online",
+    "universal_online_types",
+    "universal_e2e",
+    "push_features_to_online_store",
+    "redis_versioning",
+)
+ONLINE = [
+    *(f"integration/online_store/test_{name}.py" for name in OF_ONLINE),
+    "integration/registration/test_universal_odfv_feature_inference.py",
+    "integration/materialization/test_universal_materialization.py",
+]
+# Two tests of these files start a DynamoDB of their own.
+NOT_DYNAMO = ("-k", "not dynamo")
 PATHS = {
     "offline": OFFLINE,
     "feast_duckdb": OFFLINE,
-    "online": ["integration/online_store"],
+    "online": ONLINE,
 }
 
 
@@ -42,7 +56,7 @@ def main() -> int:
                 paths,
                 postgres=postgres,
                 redis=redis,
-                options=[OLD_EXPECTATIONS, *asked.options],
+                options=[OLD_EXPECTATIONS, *(NOT_DYNAMO if asked.store == "online" else ()), *asked.options],
             )
     for name in outcome.passed:
         print(f"passed  {name}")
