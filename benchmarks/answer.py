@@ -161,8 +161,7 @@ class Floor:
 
     def answer(self, cell: int) -> dict[str, Any]:
         """One cell's predictions."""
-        row = self._redis.hmget(self._reader.key(cell), self._reader.fields)
-        decoded = self._reader.decode([row], now=utc_now())
+        decoded = self._reader.decode(self._redis.mget(self._reader.keys([cell])), now=utc_now())
         return dict(self._scorer.score(decoded.columns))
 
 

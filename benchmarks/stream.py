@@ -266,7 +266,7 @@ def stored(world: World) -> dict[str, float]:
         reader = Reader(decode_plan(client.get(plan_key(world.pipeline.features))))
         cells = range(min(SAMPLED_MAX, world.grid.cells))
         overlays = [client.memory_usage(overlay_key(world.pipeline.name, str(cell))) or 0 for cell in cells]
-        entities = [client.memory_usage(reader.key(cell)) or 0 for cell in cells]
+        entities = [sum(client.memory_usage(key) or 0 for key in reader.keys([cell])) for cell in cells]
     finally:
         client.close()
     with psycopg.connect(world.settings.need("postgres_url")) as connection:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from almanac.clock import need_utc, utc_now
-from almanac.errors import FeatureError, Unavailable
+from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from features.online_reading import Reader
+from features.layout import EVENT_TIMESTAMP
+from features.online_reading import NEVER, Features, Reader, micros_of
+from features.packed import UnknownLayouts
+from features.packed_arrow import encode, micros
+from features.packed_store import fetch, learn, put_if_newer
+from features.packed_views import keys_of, layout_of
 from features.reading_plans import plan_of
 from features.sources import grid_of
 from features.store import open_service, registry_errors
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureService, FeatureStore, FeatureView
 
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # nothing has expired then
-READ_ENTITIES_MAX = 1_000  # of one trip to Redis
+REDIS_SECONDS_MAX = 5.0
+RETRIES_MAX = 2
+RETRY_SECONDS_MAX = 0.2
 NEWEST_AT = "newest_at"
 """Column of the newest event time among an entity's features that no event replaces."""
 
@@ -76,21 +81,44 @@ class OnlineFeatures:
             FeatureError: the pipeline's FeatureService is not registered.
             Unavailable: the registry does not answer.
         """
-        settings.need("redis_url")
+        self._redis = open_redis(settings.need("redis_url"))
         self._pipeline = pipeline
         self._dated = dated
-        self._store, self._service = open_service(pipeline, settings, ties_replace=True)
+        store, service = open_service(pipeline, settings)
         with registry_errors():
-            views = views_of(self._store, self._service)
-            self._reader = Reader(plan_of(self._store, self._service))
-        streams = [view for view in views if view.stream_source is not None]
-        self._push_source = streams[0].stream_source.name if streams else None
-        self._pushed = [field.name for field in streams[0].features] if streams else []
+            views = views_of(store, service)
+            self._reader = Reader(plan_of(store, service))
+        pushed = next((view for view in views if view.stream_source is not None), None)
+        versioned = store.config.registry.enable_online_feature_view_versioning
+        self._pushed = pushed and (
+            layout_of(store.project, pushed, versioned=versioned),
+            keys_of(store.project, pushed, versioned=versioned),
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns, in the service's order."""
         return tuple(column for view in self._reader.plan.views for column in view.columns)
+
+    def features(self, entities: Sequence[EntityKey] | np.ndarray[Any, Any], *, at: datetime | None = None) -> Features:
+        """The latest features of some entities as NumPy columns, in their order, with what is known of each view's row.
+
+        Args:
+            entities: each may occur more than once.
+            at: rows older than their view's TTL at this moment have expired; None: none has.
+
+        Raises:
+            FeatureError: an entity is no key, or what is in Redis cannot be read.
+            Unavailable: Redis does not answer.
+        """
+        keys = self._reader.keys(entities)
+        with redis_errors():
+            values = fetch(self._redis, keys)
+            try:
+                return self._reader.decode(values, at)
+            except UnknownLayouts:  # rows that were packed before columns came or went
+                learn(self._redis, self._reader.known, set(self._reader.unmet(values)))
+        return self._reader.decode(values, at)
 
     def read(self, entities: Sequence[EntityKey], *, at: datetime | None = None) -> pa.Table:
         """The latest features of some entities, in their order.
@@ -105,10 +133,7 @@ class OnlineFeatures:
         Raises:
             Unavailable: Redis does not answer.
         """
-        import pyarrow as pa
-
-        tables = [self._read(part, at) for part in _parts(entities)]
-        return pa.concat_tables(tables or [self._table([], {}, [])]).combine_chunks()
+        return self._table(entities, self.features(entities, at=at))
 
     def read_with_moments(self, entities: Sequence[EntityKey]) -> tuple[pa.Table, dict[str, list[datetime | None]]]:
         """As `read`, whatever has expired, and each entity's event time by view; None where it has no row.
@@ -116,37 +141,10 @@ class OnlineFeatures:
         Raises:
             Unavailable: Redis does not answer.
         """
-        import pyarrow as pa
+        found = self.features(entities)
+        return self._table(entities, found), {rows.view.name: rows.moments for rows in found.views}
 
-        tables = [self._table([], {}, [])]
-        moments: dict[str, list[datetime | None]] = {view.name: [] for view in self._reader.plan.views}
-        for part in _parts(entities):
-            rows = self._rows(part)
-            tables.append(self._table(part, self._reader.decode(rows, _LONG_AGO).columns, [None] * len(part)))
-            for name, found in self._reader.moments(rows).items():
-                moments[name] += found
-        return pa.concat_tables(tables).combine_chunks(), moments
-
-    def _read(self, entities: list[EntityKey], at: datetime | None) -> pa.Table:
-        rows = self._rows(entities)
-        found = self._reader.decode(rows, _LONG_AGO if at is None else at)
-        return self._table(entities, found.columns, self._reader.newest_unobserved(rows) if self._dated else [])
-
-    def _rows(self, entities: list[EntityKey]) -> Any:
-        """One trip to Redis, without Feast: its own reading takes most of the time that the stream has for an event."""
-        with redis_errors(), self._redis().pipeline(transaction=False) as trip:
-            for entity in entities:
-                trip.hmget(self._reader.key(entity), self._reader.fields)
-            return trip.execute()
-
-    def _redis(self) -> Any:
-        """The connection that Feast's store writes with, and its time limits."""
-        provider = self._store._get_provider()
-        return provider.online_store._get_client(self._store.config.online_store)
-
-    def _table(
-        self, entities: list[EntityKey], columns: Mapping[str, np.ndarray[Any, Any]], newest: Sequence[datetime | None]
-    ) -> pa.Table:
+    def _table(self, entities: Sequence[EntityKey], found: Features) -> pa.Table:
         import pyarrow as pa
 
         keys = pa.int64() if self._pipeline.partitions.key_type is int else pa.string()
@@ -154,11 +152,11 @@ class OnlineFeatures:
         for name in self.columns:
             # NaN is what is missing, and becomes a null; a double beyond float32 becomes infinite.
             with np.errstate(over="ignore"):
-                numbers = columns[name].astype(np.float32) if columns else np.empty(0, np.float32)
+                numbers = found.columns[name].astype(np.float32)
             table[name] = pa.array(numbers, pa.float32(), from_pandas=True)
         if self._dated:
-            whole = [when and when.replace(microsecond=0) for when in newest]
-            table[NEWEST_AT] = pa.array(whole, pa.timestamp("s", tz="UTC"))
+            newest = found.newest_unobserved
+            table[NEWEST_AT] = pa.array(newest // 1_000_000, mask=newest == NEVER).cast(pa.timestamp("s", tz="UTC"))
         return pa.table(table)
 
     def push(self, rows: pa.Table) -> None:
@@ -171,26 +169,41 @@ class OnlineFeatures:
             FeatureError: a column is absent, or no view of the service has a push source.
             Unavailable: Redis does not answer.
         """
-        from feast.data_source import PushMode
-
-        if self._push_source is None:
+        if self._pushed is None:
             raise FeatureError(f"no view of {self._pipeline.features} has a PushSource: declare one in its Feast file")
-        absent = [
-            name for name in (self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed) if name not in rows.column_names
-        ]
+        layout, keys = self._pushed
+        names = (self._pipeline.entity, EVENT_TIMESTAMP, *(column.name for column in layout.columns))
+        absent = [name for name in names if name not in rows.column_names]
         if absent:
             raise FeatureError(f"pushed rows have no column {', '.join(absent)}: make them with observation_row")
         if not rows.num_rows:
             return
-        frame = rows.select([self._pipeline.entity, EVENT_TIMESTAMP, *self._pushed]).to_pandas()
-        frame[CREATED_TIMESTAMP] = utc_now()
+        created = np.full(rows.num_rows, micros_of(utc_now()))
+        values = encode(layout, rows, micros(rows[EVENT_TIMESTAMP], layout.view), created)
         with redis_errors():
-            self._store.push(self._push_source, frame, to=PushMode.ONLINE)
+            entities = keys.of(rows[self._pipeline.entity].to_pylist())
+            put_if_newer(self._redis, layout, entities, values, ties_replace=True)
 
 
-def _parts(entities: Sequence[EntityKey]) -> Iterator[list[EntityKey]]:
-    for start in range(0, len(entities), READ_ENTITIES_MAX):
-        yield list(entities[start : start + READ_ENTITIES_MAX])
+def open_redis(url: str) -> Any:
+    """A client that gives up soon, for who calls decides how to wait; nothing is connected yet.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
+    import redis
+    from redis.backoff import ExponentialBackoff
+    from redis.retry import Retry
+
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=REDIS_SECONDS_MAX,
+            socket_connect_timeout=REDIS_SECONDS_MAX,
+            retry=Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX),
+        )
+    except ValueError:
+        raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
 
 
 @contextmanager

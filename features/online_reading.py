@@ -1,27 +1,21 @@
-"""Reading Feast's online store in Redis without Feast: for processes that must start in a second and stay light.
+"""Reading online features in Redis without Feast: for processes that must start in a second and stay light.
 
 What to read stands in a reading plan, a small JSON document that `features.reading_plans` makes of Feast's registry
-whenever definitions are applied. Nothing here imports Feast; a test holds every answer to Feast's own.
+whenever definitions are applied. Values are packed (`features.packed`), one for each entity and feature view; those of
+all entities and views come with one command, and are taken apart at once. Nothing here imports Feast.
 
-The layout, Feast's with `entity_key_serialization_version: 3`:
-
-    key        join keys and values of an entity, serialized, then the project's name
-    field      `_ts:<view>`: event time of the view's row, a protobuf Timestamp
-    field      murmur3 of `<view>:<feature>`, four bytes: the feature, a protobuf Value
-
-A plan names its layout. A process that reads another one says so, instead of misreading it.
+A plan names its version and layout. A process that reads another one says so, instead of misreading it.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
-import mmh3
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -31,37 +25,46 @@ from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
+from features.packed import Column, Layout, Micros, Packed, numbers_of, packing, parse
+from features.packed_keys import Keys
+from features.packed_store import LAYOUTS_FETCHED_MAX, layouts_of
+from features.packed_store import LAYOUTS_KEY as LAYOUTS_KEY
+from features.packed_store import layout_field as layout_field
 
-PLAN_VERSION = 1
-LAYOUT = "feast-redis-3"
+PLAN_VERSION = 2
+LAYOUT = "packed-1"
 PLAN_TABLE = "reading_plans"
 """Table in Feast's schema of Postgres: service, plan as JSON text. The record; Redis has a copy."""
 VIEWS_MAX = 64
 FEATURES_MAX = 4_096  # of all views
 ENTITIES_MAX = 1_000  # of one read
-TIMES_KNOWN_MAX = 1_024  # event times kept decoded
 
-_STRING, _INT32, _INT64 = 2, 3, 4  # Feast's ValueType
-_FLOAT_TAG = b"\x35"  # protobuf: field 6 (float_val), fixed 32 bits
-_PACKED = np.dtype([("tag", "u1"), ("number", "<f4")])
+PRESENT, MISSING, EXPIRED = 0, 1, 2
+"""What is said of an entity's row of a view: it holds, there is none, or it is older than the view's TTL."""
+NEVER = np.iinfo(np.int64).min
+"""In place of a moment that there is not."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_VARINT_BYTES_MAX = 10
+_HOUR = 3_600_000_000  # microseconds
+_WORDS = {MISSING: "is missing", EXPIRED: "has expired"}
 
 Floats = NDArray[np.float64]
+Status = NDArray[np.uint8]
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """One feature view of a plan.
 
     Args:
-        name: as its fields in Redis are named.
-        features: in the service's order.
-        columns: what the features are called in the answer; the same names unless the service renames them.
+        name: what the view is called online.
+        packed: all its features with their types, in the order of its values.
+        features: those to read, in the service's order; numbers all.
+        columns: what they are called in the answer; the same names unless the service renames them.
         ttl_seconds: a row older than this has expired; None holds at all times.
         observed: whether events push this view, so that its event time is that of the newest observation.
     """
 
     name: str
+    packed: tuple[Column, ...]
     features: tuple[str, ...]
     columns: tuple[str, ...]
     ttl_seconds: float | None = None
@@ -81,8 +84,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_key(service: str) -> str:
-    """Redis key of a service's plan."""
-    return f"almanac:reading-plan:{service}"
+    """Redis key of a service's plan; one of its own for each version, so that older processes keep theirs."""
+    return f"almanac:reading-plan-{PLAN_VERSION}:{service}"
 
 
 def encode_plan(plan: Plan) -> bytes:
@@ -107,8 +110,11 @@ def decode_plan(data: bytes) -> Plan:
         plan = msgspec.json.decode(data, type=Plan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FeatureError(f"the reading plan cannot be read ({error}): {remedy}") from None
-    whole = all(len(view.features) == len(view.columns) for view in plan.views)
-    if not whole or not 1 <= len(plan.views) <= VIEWS_MAX or sum(len(v.features) for v in plan.views) > FEATURES_MAX:
+    whole = all(
+        len(view.features) == len(view.columns) and {c.name for c in view.packed} >= {*view.features} and view.packed
+        for view in plan.views
+    )
+    if not whole or not 1 <= len(plan.views) <= VIEWS_MAX or sum(len(v.packed) for v in plan.views) > FEATURES_MAX:
         raise FeatureError(f"the reading plan of {plan.service} names no views, or too many features: {remedy}")
     return plan
 
@@ -119,98 +125,181 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewRows:
+    """The rows of one view for n entities.
+
+    Args:
+        status: uint8 (n,): `PRESENT`, `MISSING` or `EXPIRED`.
+        times: event times in microseconds since 1970, whether expired or not; `NEVER` where there is no row.
+    """
+
+    view: View
+    status: Status
+    times: Micros
+
+    @property
+    def moments(self) -> list[datetime | None]:
+        """The event times."""
+        return _moments(self.times)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features:
     """The online features of n entities.
 
     Args:
         columns: float64 (n,) for each feature, NaN where it is null, missing or expired.
-        as_of: event time of each entity's observation; None where there is none that may be used.
-        lacking: why an entity's row is not whole, view by view; empty where every view is there and in time.
+        views: what is known of each view's rows.
     """
 
     columns: dict[str, Floats]
-    as_of: tuple[datetime | None, ...]
-    lacking: tuple[tuple[str, ...], ...]
+    views: tuple[ViewRows, ...]
+
+    @cached_property
+    def observed_at(self) -> Micros:
+        """Event time of each entity's observation in microseconds; `NEVER` where there is none that may be used.
+
+        That of the view that events push; of a service without one, that of its oldest view that changes.
+        """
+        n = len(self.views[0].times)
+        usable = [np.where(rows.status == PRESENT, rows.times, NEVER) for rows in self.views if rows.view.observed]
+        if usable:
+            return np.asarray(np.maximum.reduce(usable))
+        changing = [rows for rows in self.views if rows.view.ttl_seconds is not None]
+        oldest = [np.where(rows.status == PRESENT, rows.times, NEVER) for rows in changing]
+        return np.asarray(np.minimum.reduce(oldest)) if oldest else np.full(n, NEVER)
+
+    @cached_property
+    def as_of(self) -> tuple[datetime | None, ...]:
+        """`observed_at` as moments; None where there is none."""
+        return tuple(_moments(self.observed_at))
+
+    @cached_property
+    def lacking(self) -> tuple[tuple[str, ...], ...]:
+        """Why an entity's row is not whole, view by view; empty where every view is there and in time."""
+        found: list[list[str]] = [[] for _ in range(len(self.views[0].times))]
+        for rows in self.views:
+            for at in np.flatnonzero(rows.status).tolist():
+                found[at].append(f"{rows.view.name} {_WORDS[int(rows.status[at])]}")
+        return tuple(tuple(reasons) for reasons in found)
+
+    @property
+    def newest_unobserved(self) -> Micros:
+        """The newest event time of each entity among the views that no event pushes, expired or not."""
+        times = [rows.times for rows in self.views if not rows.view.observed]
+        return np.asarray(np.maximum.reduce(times)) if times else np.full(len(self.views[0].times), NEVER)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A plan, ready to be used: keys and fields of Redis, and what to make of the answers."""
+    """A plan, ready to be used: keys in Redis, and what to make of the answers.
+
+    `known` has further layouts by fingerprint, in which rows were packed before columns came or went.
+    """
 
     plan: Plan
-    fields: tuple[str | bytes, ...] = field(init=False)
-    _prefix: bytes = field(init=False)
+    known: dict[int, Layout] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        fields: list[str | bytes] = []
-        for view in self.plan.views:
-            fields.append(f"_ts:{view.name}")
-            fields += [field_of(view.name, feature) for feature in view.features]
-        object.__setattr__(self, "fields", tuple(fields))
-        name = self.plan.join_key.encode()
-        object.__setattr__(self, "_prefix", struct.pack("<III", 1, _STRING, len(name)) + name)
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layout of each view's values."""
+        return tuple(Layout(project=self.plan.project, view=view.name, columns=view.packed) for view in self.plan.views)
 
-    def key(self, entity: int | str) -> bytes:
-        """Redis key of an entity.
+    @cached_property
+    def _keys(self) -> tuple[Keys, ...]:
+        joined = (Column(self.plan.join_key, self.plan.key_type.upper()),)
+        return tuple(Keys(project=self.plan.project, view=view.name, join_keys=joined) for view in self.plan.views)
 
-        Raises:
-            FeatureError: an entity of this type has no key in this plan.
-        """
-        return self._prefix + _key_value(self.plan, entity) + self.plan.project.encode()
-
-    def decode(self, rows: Sequence[Sequence[bytes | None]], now: datetime) -> Features:
-        """What Redis answered to HMGET of `fields`, a row for each entity.
+    def keys(self, entities: Any) -> list[bytes]:
+        """Redis keys of n entities: all of the first view, then all of the second, and so on.
 
         Args:
-            rows: n answers, in the entities' order.
-            now: rows older than their view's TTL at this moment count as expired, whatever they hold.
+            entities: a list, or an array.
 
         Raises:
-            FeatureError: a value that is no number.
+            FeatureError: one of them has no key in this plan; says which.
         """
-        moment = need_utc(now)
-        lacking: list[list[str]] = [[] for _ in rows]
-        times: list[list[tuple[bool, datetime]]] = [[] for _ in rows]
+        found = [keys.of(entities) for keys in self._keys]
+        return found[0] if len(found) == 1 else list(chain.from_iterable(found))
+
+    def unmet(self, values: Sequence[bytes | None]) -> list[int]:
+        """Fingerprints of layouts that values are packed in and that are not known: to be fetched and learned."""
+        met = {packing(layout).head.to_bytes(8, "little") for layout in self.layouts}
+        heads = {value[:8] for value in values if value is not None} - met
+        found = {int.from_bytes(head[4:], "little") for head in heads if len(head) == 8} - self.known.keys()
+        return sorted(found)[:LAYOUTS_FETCHED_MAX]
+
+    def learn(self, fingerprints: Sequence[int], held: Sequence[bytes | None]) -> None:
+        """Add layouts.
+
+        Args:
+            held: what HMGET of `LAYOUTS_KEY` gave for their `layout_field`s.
+
+        Raises:
+            FeatureError: one cannot be read.
+        """
+        self.known.update(layouts_of(fingerprints, held))
+
+    def decode(self, values: Sequence[bytes | None], now: datetime | None) -> Features:
+        """What Redis answered to MGET of `keys`, taken apart.
+
+        Args:
+            values: of n entities, in the order of `keys`.
+            now: rows older than their view's TTL at this moment have expired, whatever they hold; None: none has.
+
+        Raises:
+            UnknownLayouts: a row is packed in a layout that is not known.
+            FeatureError: a value is damaged, or packed by a newer version.
+        """
+        n = len(values) // len(self.plan.views)
+        moment = None if now is None else micros_of(now)
         columns: dict[str, Floats] = {}
-        at = 0
-        for view in self.plan.views:
-            usable = np.zeros(len(rows), dtype=bool)
-            for index, row in enumerate(rows):
-                written = _timestamp(row[at])
-                why = _why_not(view, written, moment)
-                if why is not None:
-                    lacking[index].append(why)
-                    continue
-                usable[index] = True
-                if written is not None and (view.observed or view.ttl_seconds is not None):
-                    times[index].append((view.observed, written))
-            numbers = _numbers(rows, at + 1, view)
-            numbers[:, ~usable] = np.nan
-            columns |= dict(zip(view.columns, numbers, strict=True))
-            at += 1 + len(view.columns)
-        return Features(
-            columns=columns,
-            as_of=tuple(_as_of(found, self.plan) for found in times),
-            lacking=tuple(tuple(found) for found in lacking),
-        )
+        rows = []
+        for at, (view, layout) in enumerate(zip(self.plan.views, self.layouts, strict=True)):
+            found = parse(layout, values[at * n : (at + 1) * n], self.known)
+            read = _rows(view, found, n, moment)
+            numbers = numbers_of(found, n, view.features)
+            if moment is not None and (expired := read.status == EXPIRED).any():
+                numbers[:, expired] = np.nan
+            columns.update(zip(view.columns, numbers, strict=True))
+            rows.append(read)
+        return Features(columns=columns, views=tuple(rows))
 
-    def moments(self, rows: Sequence[Sequence[bytes | None]]) -> dict[str, list[datetime | None]]:
-        """Event time of each row by view, expired or not; None where the view has no row."""
-        found, at = {}, 0
-        for view in self.plan.views:
-            found[view.name] = [_timestamp(row[at]) for row in rows]
-            at += 1 + len(view.columns)
-        return found
 
-    def newest_unobserved(self, rows: Sequence[Sequence[bytes | None]]) -> list[datetime | None]:
-        """The newest event time of each row among the views that no event pushes, expired or not; None without any."""
-        places, at = [], 0
-        for view in self.plan.views:
-            if not view.observed:
-                places.append(at)
-            at += 1 + len(view.columns)
-        times = [[when for place in places if (when := _timestamp(row[place])) is not None] for row in rows]
-        return [max(found, default=None) for found in times]
+def micros_of(when: datetime) -> int:
+    """Whole microseconds since 1970."""
+    return (need_utc(when) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _moments(times: Micros) -> list[datetime | None]:
+    """Microseconds as moments; rows that were written together have the same, which are made once."""
+    distinct, places = np.unique(times, return_inverse=True)
+    known = [None if each == NEVER else _moment(each) for each in distinct.tolist()]
+    return [known[place] for place in places.tolist()]
+
+
+def _moment(micros: int) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        raise FeatureError("an event time in Redis cannot be read: materialize the features again") from None
+
+
+def _rows(view: View, found: Sequence[Packed], n: int, now: int | None) -> ViewRows:
+    if len(found) == 1 and found[0].where is None:
+        times = found[0].times
+        absent = ~found[0].present
+        if absent.any():
+            times = np.where(absent, NEVER, times)
+    else:
+        times = np.full(n, NEVER)
+        for part in found:
+            times[part.where] = part.times
+        absent = times == NEVER
+    status = absent.astype(np.uint8)  # MISSING is 1
+    if now is not None and view.ttl_seconds is not None:
+        status[~absent & (times < now - round(view.ttl_seconds * 1_000_000))] = EXPIRED
+    return ViewRows(view=view, status=status, times=times)
 
 
 def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[Any]]:
@@ -223,115 +312,6 @@ def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[An
     variable = pipeline.source.variable
     if not {variable, *HISTORY, *CARRIED, *NEIGHBOURS} <= found.columns.keys():
         return dict(found.columns)
-    hours = np.array([np.nan if when is None else (when - _EPOCH) / timedelta(hours=1) for when in found.as_of])
+    times = found.observed_at
+    hours = np.where(times == NEVER, np.nan, times / _HOUR)
     return {**found.columns, **bring_forward(found.columns, hours, variable)}
-
-
-def field_of(view: str, feature: str) -> bytes:
-    """Redis field of one feature."""
-    return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
-
-
-def _key_value(plan: Plan, entity: int | str) -> bytes:
-    try:
-        if plan.key_type == "string":
-            text = str(entity).encode()
-            return struct.pack("<II", _STRING, len(text)) + text
-        number = int(entity)
-        if plan.key_type == "int32":
-            return struct.pack("<IIi", _INT32, 4, number)
-        return struct.pack("<IIq", _INT64, 8, number)
-    except (ValueError, struct.error, UnicodeEncodeError):
-        raise FeatureError(
-            f"{plan.join_key} {str(entity)[:40]!r} is no {plan.key_type}: ask for a key of that type"
-        ) from None
-
-
-def _why_not(view: View, written: datetime | None, now: datetime) -> str | None:
-    """Why a view's row may not be used."""
-    if written is None:
-        return f"{view.name} is missing"
-    if view.ttl_seconds is not None and now - written > timedelta(seconds=view.ttl_seconds):
-        return f"{view.name} has expired"
-    return None
-
-
-def _as_of(times: list[tuple[bool, datetime]], plan: Plan) -> datetime | None:
-    """The observation's time: of the view that events push; of a service without one, its oldest view that changes."""
-    if any(view.observed for view in plan.views):
-        return max((when for observed, when in times if observed), default=None)
-    changing = sum(view.ttl_seconds is not None for view in plan.views)
-    return min((when for _, when in times), default=None) if len(times) == changing else None
-
-
-def _numbers(rows: Sequence[Sequence[bytes | None]], start: int, view: View) -> Floats:
-    """The protobuf Values of one view from column `start` on, float64 (features, rows); absent and null ones as NaN."""
-    width = len(view.features)
-    values = [value for row in rows for value in row[start : start + width]]
-    data = b"".join(values) if None not in values else b""  # type: ignore[arg-type]
-    if len(data) == 5 * len(values) and data[::5] == _FLOAT_TAG * len(values):
-        # All of them floats, as almost always: read at once.
-        found = np.frombuffer(data, dtype=_PACKED)["number"].astype(np.float64)
-    else:
-        names = [f"{view.name}:{feature}" for feature in view.features] * len(rows)
-        found = np.array([_number(value, name) for value, name in zip(values, names, strict=True)], dtype=np.float64)
-    return np.ascontiguousarray(found.reshape(len(rows), width).T)
-
-
-def _number(data: bytes | None, name: str) -> float:
-    """One protobuf Value: a float, a double, a whole number or a truth value; NaN if it is null or absent."""
-    if not data:
-        return float("nan")
-    try:
-        tag, at = _varint(data, 0)
-        read = _READERS.get(tag)
-        if read is not None:
-            return read(data, at)
-    except (IndexError, struct.error):
-        pass
-    raise FeatureError(f"feature {name} in Redis is no number: correct the feature view, and materialize again")
-
-
-def _whole(data: bytes, at: int) -> float:
-    value = _varint(data, at)[0]
-    return float(value - (1 << 64) if value >= 1 << 63 else value)
-
-
-_READERS: dict[int, Callable[[bytes, int], float]] = {
-    3 << 3: _whole,  # int32_val
-    4 << 3: _whole,  # int64_val
-    5 << 3 | 1: lambda data, at: float(struct.unpack_from("<d", data, at)[0]),  # double_val
-    6 << 3 | 5: lambda data, at: float(struct.unpack_from("<f", data, at)[0]),  # float_val
-    7 << 3: _whole,  # bool_val
-    8 << 3: _whole,  # unix_timestamp_val
-    19 << 3: lambda data, at: float("nan"),  # null_val
-}
-
-
-@lru_cache(maxsize=TIMES_KNOWN_MAX)  # rows that were written together have the same
-def _timestamp(data: bytes | None) -> datetime | None:
-    """A protobuf Timestamp; None if absent."""
-    if data is None:
-        return None
-    parts = {1: 0, 2: 0}
-    at = 0
-    try:
-        while at < len(data):
-            tag, at = _varint(data, at)
-            parts[tag >> 3], at = _varint(data, at)
-        seconds = parts[1] - (1 << 64) if parts[1] >= 1 << 63 else parts[1]
-        return _EPOCH + timedelta(seconds=seconds, microseconds=parts[2] // 1000)
-    except (IndexError, OverflowError):
-        raise FeatureError("an event time in Redis cannot be read: materialize the features again") from None
-
-
-def _varint(data: Any, at: int) -> tuple[int, int]:
-    """A protobuf varint and where it ends."""
-    value = 0
-    for shift in range(0, 7 * _VARINT_BYTES_MAX, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise IndexError("varint too long")

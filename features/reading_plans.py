@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from almanac.errors import FeatureError, Unavailable
 from almanac.settings import Settings
 from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View, encode_plan, plan_key
+from features.packed import NUMBERS
+from features.packed_views import layout_of
 from features.store import REGISTRY_SCHEMA
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS_MAX = 5
-_NUMBERS = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP"})
 _KEY_TYPES = {"INT32": "int32", "INT64": "int64", "STRING": "string"}
 
 
@@ -32,18 +33,18 @@ def plan_of(store: FeatureStore, service: FeatureService) -> Plan:
     Raises:
         FeatureError: its views have no join key, several, or different ones, or one that is no number or text.
     """
-    from feast.infra.online_stores.helpers import compute_versioned_name
-
     views, keys = [], set()
+    versioned = store.config.registry.enable_online_feature_view_versioning
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
         keys |= {(column.name, column.dtype.to_value_type().name) for column in view.entity_columns}
         # A model reads numbers alone; text and lists are for other readers.
-        names = tuple(found.name for found in projection.features if found.dtype.to_value_type().name in _NUMBERS)
-        versioned = store.config.registry.enable_online_feature_view_versioning
+        names = tuple(found.name for found in projection.features if found.dtype.to_value_type().name in NUMBERS)
+        layout = layout_of(store.project, view, versioned=versioned)
         views.append(
             View(
-                name=compute_versioned_name(view, versioned),
+                name=layout.view,
+                packed=layout.columns,
                 features=names,
                 columns=names,
                 ttl_seconds=view.ttl.total_seconds() if view.ttl else None,

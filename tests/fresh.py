@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY
-from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, field_of, plan_key
+from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, micros_of, plan_key
+from features.packed import Cells, Column, Layout, as_bytes, records
 from tests.models import description
 
 COLUMNS = ("t2m", "lag_1h", "latitude")
@@ -32,11 +33,15 @@ def plan_for(pipeline: Pipeline, key_type: str = "int64") -> Plan:
         join_key=pipeline.entity,
         key_type=key_type,  # type: ignore[arg-type]
         views=(
-            View(name="seen", features=("t2m",), columns=("t2m",), ttl_seconds=TTL_SECONDS, observed=True),
-            View(name="history", features=("lag_1h",), columns=("lag_1h",), ttl_seconds=TTL_SECONDS),
-            View(name="position", features=("latitude",), columns=("latitude",)),
+            _view("seen", "t2m", ttl_seconds=TTL_SECONDS, observed=True),
+            _view("history", "lag_1h", ttl_seconds=TTL_SECONDS),
+            _view("position", "latitude"),
         ),
     )
+
+
+def _view(name: str, feature: str, **more: Any) -> View:
+    return View(name=name, packed=(Column(feature, "FLOAT"),), features=(feature,), columns=(feature,), **more)
 
 
 def put_plan(url: str, plan: Plan) -> None:
@@ -48,36 +53,19 @@ def put_plan(url: str, plan: Plan) -> None:
 def put_features(
     url: str, plan: Plan, entity: int | str, at: datetime, *, history_at: datetime | None = None, **values: float | None
 ) -> None:
-    """Write an entity's rows as Feast would; a value of None is a null."""
+    """Write an entity's rows; a value of None is a null."""
     given = {"t2m": 280.0, "lag_1h": 2.0, "latitude": 50.0, **values}
     times = {"seen": at, "history": history_at or at, "position": _MOMENT}
-    fields: dict[str | bytes, bytes] = {}
-    for view in plan.views:
-        fields[f"_ts:{view.name}"] = timestamp(times[view.name])
-        for feature in view.features:
-            fields[field_of(view.name, feature)] = value(given[feature])
+    reader = Reader(plan)
+    rows = [packed(layout, times[layout.view], given[layout.columns[0].name]) for layout in reader.layouts]
     with redis.Redis.from_url(url) as client:
-        client.hset(Reader(plan).key(entity), mapping=fields)  # type: ignore[arg-type]
+        client.mset(dict(zip(reader.keys([entity]), rows, strict=True)))
 
 
-def value(number: float | None) -> bytes:
-    """A protobuf Value of Feast's: float_val, or null."""
-    return b"" if number is None else b"\x35" + struct.pack("<f", number)
-
-
-def timestamp(when: datetime) -> bytes:
-    """A protobuf Timestamp."""
-    found = b"\x08" + varint(int(when.timestamp()))
-    return found + b"\x10" + varint(when.microsecond * 1000) if when.microsecond else found
-
-
-def varint(number: int) -> bytes:
-    """A protobuf varint of a number that is not negative."""
-    found = bytearray()
-    while number >= 0x80:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])
+def packed(layout: Layout, when: datetime, number: float | None) -> bytes:
+    """The value of a view of one feature, which is a float."""
+    cells = Cells(np.array([number or 0.0], dtype=np.float32), np.array([number is not None]))
+    return as_bytes(records(layout, np.array([micros_of(when)]), {layout.columns[0].name: cells}, {}))[0]
 
 
 def register_model(root: Path, pipeline: Pipeline, weights: tuple[float, ...] = (1.0, 0.5, 0.0)) -> ModelVersion:

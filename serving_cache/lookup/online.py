@@ -15,7 +15,7 @@ from typing import Any
 
 from almanac.errors import AlmanacError, FeatureError
 from almanac.partitioning import EntityKey
-from features.online_reading import PLAN_TABLE, Reader, decode_plan, plan_key
+from features.online_reading import LAYOUTS_KEY, PLAN_TABLE, Reader, decode_plan, layout_field, plan_key
 from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.lookup.redis_client import open_redis, redis_failures
 from serving_cache.lookup.write_back import in_own_thread
@@ -32,7 +32,7 @@ RecordedPlan = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class Read:
-    """Rows as Redis gave them, a row for each entity that has a key, and the reader that can decode them."""
+    """For each entity that has a key a value of each view, as Redis gave them, and the reader that decodes them."""
 
     reader: Reader
     rows: dict[EntityKey, Row]
@@ -78,34 +78,36 @@ class OnlineFeatures:
 
     async def _read(self, service: str, entities: Sequence[EntityKey]) -> Read:
         known = self._readers.get(service)
-        data, rows = await self._trip(service, known[1] if known else None, entities)
+        data, read = await self._trip(service, known[1] if known else None, entities)
         if data is None and known is None:
             data = await self._recorded_plan(service)
-        if data is None or (known is not None and data == known[0]):
-            assert known is not None  # noqa: S101 - without a plan `_recorded_plan` has raised
-            return Read(known[1], rows)
-        reader = Reader(decode_plan(data))
-        self._readers[service] = (data, reader)
-        _, rows = await self._trip(service, reader, entities)
-        return Read(reader, rows)
+        if data is not None and (known is None or data != known[0]):
+            reader = Reader(decode_plan(data))
+            self._readers[service] = (data, reader)
+            _, read = await self._trip(service, reader, entities)
+        assert read is not None  # noqa: S101 - without a plan `_recorded_plan` has raised
+        if unmet := read.reader.unmet([value for row in read.rows.values() for value in row]):
+            held = await self._redis.hmget(LAYOUTS_KEY, [layout_field(each) for each in unmet])  # type: ignore[misc]
+            read.reader.learn(unmet, held)
+        return read
 
     async def _trip(
         self, service: str, reader: Reader | None, entities: Sequence[EntityKey]
-    ) -> tuple[bytes | None, dict[EntityKey, Row]]:
+    ) -> tuple[bytes | None, Read | None]:
         """The plan as Redis has it, and the rows if there is a reader."""
-        keys: dict[EntityKey, bytes] = {}
+        asked: Sequence[EntityKey] = ()
+        keys: list[bytes] = []
         if reader is not None:
-            for entity in entities:
-                try:
-                    keys[entity] = reader.key(entity)
-                except FeatureError:
-                    continue  # said of this one entity by the caller, who finds no row
+            asked, keys = _keys(reader, entities)
         async with self._redis.pipeline(transaction=False) as trip:
             trip.get(plan_key(service))
-            for key in keys.values():
-                trip.hmget(key, list(reader.fields) if reader else [])  # type: ignore[arg-type]  # keys are bytes
-            data, *rows = await trip.execute()
-        return data, dict(zip(keys, rows, strict=True))
+            if keys:
+                trip.mget(keys)
+            data, *found = await trip.execute()
+        if reader is None:
+            return data, None
+        values: list[bytes | None] = found[0] if found else []
+        return data, Read(reader, {entity: values[at :: len(asked)] for at, entity in enumerate(asked)})
 
     async def _recorded_plan(self, service: str) -> bytes:
         loop = asyncio.get_running_loop()
@@ -117,6 +119,22 @@ class OnlineFeatures:
         if data is None:
             raise PlaceUnusable(f"there is no reading plan of {service}: run `almanac feast apply`")
         return data
+
+
+def _keys(reader: Reader, entities: Sequence[EntityKey]) -> tuple[Sequence[EntityKey], list[bytes]]:
+    """The entities that have keys, and these, a view after the other."""
+    try:
+        return entities, reader.keys(entities)
+    except FeatureError:
+        kept = [entity for entity in entities if _has_key(reader, entity)]
+        return kept, reader.keys(kept)  # said of the others by the caller, who finds no row
+
+
+def _has_key(reader: Reader, entity: EntityKey) -> bool:
+    try:
+        return bool(reader.keys([entity]))
+    except FeatureError:
+        return False
 
 
 def recorded_plans(client: Any) -> RecordedPlan:

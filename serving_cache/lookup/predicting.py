@@ -68,7 +68,7 @@ def _rows(
     if not rows:
         return {}
     try:
-        return _group(asked, list(rows), reader.decode(list(rows.values()), asked.now), scorer)
+        return _group(asked, list(rows), reader.decode(flattened(rows), asked.now), scorer)
     except FeatureError as error:
         if len(rows) == 1:
             return dict.fromkeys(rows, Unmade(reason=str(error)))
@@ -76,6 +76,11 @@ def _rows(
     for entity, row in rows.items():
         found |= _rows(asked, reader, {entity: row}, scorer)
     return found
+
+
+def flattened(rows: Mapping[EntityKey, Sequence[bytes | None]]) -> list[bytes | None]:
+    """The values of all entities, a view after the other."""
+    return [value for values in zip(*rows.values(), strict=True) for value in values]
 
 
 def _group(asked: Question, entities: list[EntityKey], features: Features, scorer: Scores) -> dict[EntityKey, Made]:

@@ -258,11 +258,11 @@ def test_a_deadline_that_passes_goes_on_down_the_ladder(served: Served) -> None:
 
 def test_definitions_applied_meanwhile_are_followed(served: Served) -> None:
     served.put(33, TEN, t2m=285.0)
-    unreadable = encode_plan(served.plan).replace(b'"version":1', b'"version":2')
+    unreadable = encode_plan(served.plan).replace(b'"version":2', b'"version":3')
     with redis.Redis.from_url(served.redis_url) as raw:
         try:
             raw.set(plan_key(served.plan.service), unreadable)
-            told = "fresh computation: the reading plan is of version 2 and layout feast-redis-3"
+            told = "fresh computation: the reading plan is of version 3 and layout packed-1"
             served.refuses(served.old, 33, told)
         finally:
             put_plan(served.redis_url, served.plan)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from string import Template
 from typing import Any
 
+import msgspec
 import numpy as np
+import pandas as pd
 import psycopg
 import pyarrow as pa
 import pytest
 import redis
+import yaml  # type: ignore[import-untyped]
 
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
+from features.definitions import REPO
 from features.ingest import refresh
 from features.materialize import materialize
 from features.offline import historical
@@ -23,14 +28,18 @@ from features.online_reading import (
     PLAN_TABLE,
     Features,
     Reader,
+    View,
     brought_forward,
     decode_plan,
     encode_plan,
-    field_of,
+    micros_of,
     plan_key,
 )
+from features.packed import Column
+from features.packed_arrow import encode
+from features.packed_store import fetch, put_if_newer
 from features.reading_plans import plan_of, write_plans
-from features.store import apply, open_service
+from features.store import CONFIG_FILE, apply, environment, open_service, redis_connection
 from pipelines.weather import weather
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Feast's own imports
@@ -54,12 +63,11 @@ class Stored:
     def reader(self) -> Reader:
         return Reader(decode_plan(self.client.get(plan_key(TINY.features))))  # type: ignore[arg-type]
 
+    def values(self, cells: list[int]) -> list[bytes | None]:
+        return fetch(self.client, self.reader.keys(cells))
+
     def read(self, cells: list[int], now: datetime) -> Features:
-        reader = self.reader
-        with self.client.pipeline(transaction=False) as trip:
-            for cell in cells:
-                trip.hmget(reader.key(cell), list(reader.fields))  # type: ignore[arg-type]
-            return reader.decode(trip.execute(), now)
+        return self.reader.decode(self.values(cells), now)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +82,33 @@ def stored(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator
         materialize(TINY, settings, AS_OF)
         online = OnlineFeatures(TINY, settings)
         online.push(pa.Table.from_pylist([observation_row(TINY, 3, PUSHED, 285.5)]))
+        fill_feasts_own(settings)
         yield Stored(settings, online, client)
         client.flushdb()
 
 
+def feasts_store(settings: Settings) -> tuple[Any, Any]:
+    """Feast with a Redis store of its own beside ours, in the same Redis, and the service."""
+    from feast import FeatureStore, RepoConfig
+
+    config = yaml.safe_load(Template(CONFIG_FILE.read_text()).substitute(environment(settings)))
+    config["online_store"] = {"type": "redis", "connection_string": redis_connection(settings.need("redis_url"))}
+    store = FeatureStore(config=RepoConfig(**config, repo_path=REPO))
+    return store, store.get_feature_service(TINY.features)
+
+
+def fill_feasts_own(settings: Settings) -> None:
+    """Write the same rows by Feast's means alone."""
+    store, _ = feasts_store(settings)
+    store.materialize(datetime(1999, 1, 1, tzinfo=UTC), AS_OF)
+    row = observation_row(TINY, 3, PUSHED, 285.5)
+    store.push("weather_observations", pd.DataFrame([{**row, "created_timestamp": PUSHED}]))
+
+
 def feasts_own(settings: Settings, cells: list[int], at: datetime | None = None) -> pa.Table:
     """What Feast's own reading gives, less what had expired at a moment, which Feast returns as well."""
-    store, service = open_service(TINY, settings)
-    answer = store.get_online_features(features=service, entity_rows={TINY.entity: cells})
+    store, service = feasts_store(settings)
+    answer = store.get_online_features(features=service, entity_rows=[{TINY.entity: cell} for cell in cells])
     found = answer.to_dict(include_event_timestamps=True)
     columns: dict[str, Any] = {TINY.entity: cells}
     for projection in service.feature_view_projections:
@@ -155,50 +182,45 @@ def test_what_is_scored_is_what_the_stream_would_score(stored: Stored) -> None:
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        ("float_val", 1.5), ("float_val", float("nan")), ("float_val", float("-inf")), ("float_val", -0.0),
-        ("double_val", 1e300), ("double_val", float("nan")), ("int64_val", -3), ("int64_val", 2**53),
-        ("int32_val", -(2**31)), ("int32_val", 7), ("bool_val", True), ("bool_val", False),
-        ("unix_timestamp_val", 1_700_000_000), ("null_val", 0), (None, None),
+        ("FLOAT", 1.5), ("FLOAT", float("nan")), ("FLOAT", float("-inf")), ("FLOAT", -0.0), ("DOUBLE", 1e300),
+        ("DOUBLE", float("nan")), ("INT64", -3), ("INT64", 2**53), ("INT32", -(2**31)), ("INT32", 7), ("BOOL", True),
+        ("BOOL", False), ("UNIX_TIMESTAMP", 1_700_000_000), ("INT64", None), ("BOOL", None),
     ],
 )  # fmt: skip
-def test_every_kind_of_number_is_read_as_feast_wrote_it(stored: Stored, kind: str | None, number: Any) -> None:
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    value = Value(**{kind: number}) if kind else Value()
-    reader = stored.reader
-    row = list(stored.client.hmget(reader.key(5), list(reader.fields)))  # type: ignore[arg-type]
-    row[1] = value.SerializeToString()
-    found = reader.decode([row], AS_OF).columns["t2m"][0]
-    expected = np.nan if kind in (None, "null_val") else float(number)
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("cell", [0, 17, 2**40, -5])
-def test_keys_and_fields_are_feasts(stored: Stored, cell: int) -> None:
-    from feast.infra.online_stores.helpers import _mmh3, _redis_key
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
-
+def test_every_kind_of_number_is_read_beside_others(stored: Stored, kind: str, number: Any) -> None:
     plan = stored.reader.plan
-    own = _redis_key(plan.project, EntityKey(join_keys=["cell_id"], entity_values=[Value(int64_val=cell)]))
-    assert stored.reader.key(cell) == own
-    text = Reader(type(plan)(**{**{n: getattr(plan, n) for n in plan.__struct_fields__}, "key_type": "string"}))
-    own = _redis_key(plan.project, EntityKey(join_keys=["cell_id"], entity_values=[Value(string_val=f"é{cell}")]))
-    assert text.key(f"é{cell}") == own
-    assert field_of("cell_history", "lag_1h") == _mmh3("cell_history:lag_1h")
+    columns = (Column("x", "FLOAT"), Column("y", kind), Column("name", "STRING"), Column("z", "FLOAT"))
+    view = View(name="mixed", packed=columns, features=("z", "y", "x"), columns=("z", "y", "x"))
+    reader = Reader(msgspec.structs.replace(plan, views=(view, plan.views[0])))
+    table = pa.table({"x": [1.0], "y": pa.array([number]), "name": ["é"], "z": [3.0]})
+    value = encode(reader.layouts[0], table, np.array([micros_of(AS_OF)]))
+    values = [*value, None, *stored.values([5, 6])[:2]]
+    found = reader.decode(values, AS_OF).columns
+    expected = np.nan if number is None else float(number)
+    np.testing.assert_array_equal([found["x"], found["y"], found["z"]], [[1, np.nan], [expected, np.nan], [3, np.nan]])
+    assert not np.isnan(found["t2m"]).any()
 
 
 def test_event_times_are_read_to_the_microsecond(stored: Stored) -> None:
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     reader = stored.reader
-    row = list(stored.client.hmget(reader.key(5), list(reader.fields)))  # type: ignore[arg-type]
     for moment in (AS_OF + timedelta(microseconds=123456), AS_OF, FOREVER, datetime(1969, 12, 31, tzinfo=UTC)):
-        stamp = Timestamp()
-        stamp.FromDatetime(moment)
-        row[0] = stamp.SerializeToString()
-        found = reader.decode([row], moment)
-        assert found.as_of == (moment,)
+        table = pa.table({column.name: [1.0] for column in reader.layouts[0].columns})
+        value = encode(reader.layouts[0], table, np.array([micros_of(moment)]))
+        assert reader.decode([*value, None, None, None], moment).as_of == (moment,)
+
+
+def test_rows_packed_before_columns_came_or_went_are_read_by_name(stored: Stored) -> None:
+    reader = stored.reader
+    layout = reader.layouts[3]
+    older = msgspec.structs.replace(layout, columns=(Column("gone", "STRING"), *layout.columns[1:]))
+    rows = pa.table({column.name: ["x"] if column.name == "gone" else [7.0] for column in older.columns})
+    key = reader.keys([900])[3]
+    put_if_newer(stored.client, older, [key], encode(older, rows, np.array([micros_of(AS_OF)])), ties_replace=True)
+    found = stored.online.read([900, 5])  # the older layout comes from beside the values
+    names = [column.name for column in layout.columns]
+    assert found.slice(0, 1).select(names).to_pylist() == [dict(zip(names, [None, *[7.0] * 9], strict=False))]
+    assert found.slice(1).to_pylist() == stored.online.read([5]).to_pylist()
+    stored.client.delete(key)
 
 
 def test_applying_definitions_writes_the_plan_to_both(stored: Stored, postgres_url: str) -> None:

@@ -20,7 +20,7 @@ from features.online_reading import Reader, decode_plan
 from serving_cache.lookup.models import Models
 from serving_cache.lookup.write_back import WriteBack
 from serving_cache.records import OverlayRecord
-from tests.fresh import plan_for, register_model, timestamp, value
+from tests.fresh import packed, plan_for, register_model
 from tests.generations import grid_pipeline, overlay_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -133,18 +133,19 @@ def test_without_its_copy_the_record_is_written() -> None:
 
 @given(st.lists(st.tuples(st.floats(width=32), st.booleans()), min_size=1, max_size=40))
 def test_numbers_come_back_bit_for_bit_and_nulls_as_nan(cells: list[tuple[float, bool]]) -> None:
-    at = timestamp(NOW)
-    rows = [[at, value(None if null else number), at, value(2.0), at, value(50.0)] for number, null in cells]
-    found = READER.decode(rows, NOW).columns["t2m"]
+    observed, before, position = READER.layouts
+    values = [packed(observed, NOW, None if null else number) for number, null in cells]
+    values += [packed(before, NOW, 2.0)] * len(cells) + [packed(position, NOW, 50.0)] * len(cells)
+    found = READER.decode(values, NOW).columns["t2m"]
     expected = np.array([np.nan if null else np.float32(number) for number, null in cells], dtype=np.float64)
     np.testing.assert_array_equal(found, expected)
 
 
-@given(st.lists(st.none() | st.binary(max_size=24), min_size=6, max_size=6))
+@given(st.lists(st.none() | st.binary(max_size=24), min_size=3, max_size=3))
 def test_any_bytes_are_read_or_refused_in_one_line(damaged: list[bytes | None]) -> None:
     told = ""
     try:
-        READER.decode([damaged], NOW)
+        READER.decode(damaged, NOW)
     except FeatureError as error:
         told = str(error)
     assert "\n" not in told
@@ -164,9 +165,9 @@ def test_a_service_that_no_event_pushes_speaks_from_its_oldest_changing_view() -
     still = msgspec.structs.replace(
         plan, views=tuple(msgspec.structs.replace(view, observed=False) for view in plan.views)
     )
-    at, before, long_ago = (timestamp(NOW - age) for age in (timedelta(0), timedelta(hours=2), timedelta(days=900)))
-    row = [at, value(1.0), before, value(2.0), long_ago, value(50.0)]
-    assert READER.decode([row], NOW).as_of == (NOW,)
-    assert Reader(still).decode([row], NOW).as_of == (NOW - timedelta(hours=2),)
-    missing = [at, value(1.0), None, None, long_ago, value(50.0)]
-    assert Reader(still).decode([missing], NOW).as_of == (None,)  # how old the missing one is nobody knows
+    ages = (timedelta(0), timedelta(hours=2), timedelta(days=900))
+    row = [packed(layout, NOW - age, 1.0) for layout, age in zip(READER.layouts, ages, strict=True)]
+    assert READER.decode(row, NOW).as_of == (NOW,)
+    assert Reader(still).decode(row, NOW).as_of == (NOW - timedelta(hours=2),)
+    missing = [row[0], None, row[2]]
+    assert Reader(still).decode(missing, NOW).as_of == (None,)  # how old the missing one is nobody knows

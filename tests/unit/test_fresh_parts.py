@@ -23,7 +23,7 @@ from serving_cache.lookup.online import Read
 from serving_cache.lookup.places import Guarded, PlaceDown
 from serving_cache.lookup.predicting import Made, Question, predict
 from serving_cache.records import FRESH_TOPIC, OverlayRecord
-from tests.fresh import COLUMNS, plan_for, timestamp, value
+from tests.fresh import COLUMNS, packed, plan_for
 from tests.generations import bucket_pipeline, grid_pipeline
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -36,11 +36,12 @@ WISH = Compute(model="weather-v1", newer_than=None)
 def row(t2m: float | None = 280.0, age: timedelta = timedelta(minutes=10), **ages: timedelta | None) -> list[Any]:
     """What Redis answers for one entity; `history=None` for a view that is missing."""
     history = ages.get("history", age)
+    observed, before, position = READER.layouts
     return [
-        timestamp(NOW - age), value(t2m),
-        None if history is None else timestamp(NOW - history), None if history is None else value(2.0),
-        timestamp(NOW - timedelta(days=900)), value(50.0),
-    ]  # fmt: skip
+        packed(observed, NOW - age, t2m),
+        None if history is None else packed(before, NOW - history, 2.0),
+        packed(position, NOW - timedelta(days=900), 50.0),
+    ]
 
 
 class Adds:
@@ -273,12 +274,13 @@ def asked(**wishes: Compute) -> Question:
     [
         (row(history=timedelta(hours=7)), "no usable online features: history has expired"),
         (row(history=None), "no usable online features: history is missing"),
-        ([None] * 6, "no usable online features: seen is missing, history is missing, position is missing"),
+        ([None] * 3, "no usable online features: seen is missing, history is missing, position is missing"),
         (row(t2m=None), "no usable online features: t2m null"),
         (row(t2m=float("nan")), "no usable online features: t2m null"),
         (row(t2m=13.0), "model weather-v1 answered NaN"),
-        ([*row()[:1], b"\x12\x01x", *row()[2:]], "feature seen:t2m in Redis is no number"),
-        ([b"\xff", *row()[1:]], "an event time in Redis cannot be read"),
+        ([row()[0][:-1], *row()[1:]], "a row of view seen in Redis is damaged"),
+        ([b"\xff", *row()[1:]], "a row of view seen in Redis is damaged"),
+        ([row()[1], *row()[1:]], "rows of view seen are packed in a layout"),
     ],
 )
 def test_one_bad_entity_does_not_spoil_the_others(bad: list[Any], reason: str) -> None:
