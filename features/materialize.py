@@ -18,10 +18,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from almanac.clock import format_time, need_utc
+from almanac.closing import Closing
 from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
@@ -30,8 +30,8 @@ from features.materialize_ahead import Ahead
 from features.materialize_plan import Asked, File, Reading, Shard, Watermark, cut, due, readings, start_of
 from features.materialize_progress import Lines, Progress
 from features.materialize_source import Found, Source, check_files, examine, newest, partitions_of, source_of
-from features.materialize_writer import Batch, Writer
-from features.online import redis_errors, views_of
+from features.materialize_writer import Batch, PackedWriter, Writer
+from features.online import open_redis, redis_errors, views_of
 from features.store import open_service, registry_errors
 
 if TYPE_CHECKING:
@@ -87,33 +87,30 @@ def materialize(pipeline: Pipeline, settings: Settings, as_of: datetime) -> int:
         return run.all(Asked(until=need_utc(as_of))).rows
 
 
-class Materialization:
-    """The materialization of one pipeline, with its definitions read once; a context manager."""
+class Materialization(Closing):
+    """The materialization of one pipeline, with its definitions read once."""
 
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(self, pipeline: Pipeline, settings: Settings, writer: Writer | None = None) -> None:
         """Read the definitions.
+
+        Args:
+            writer: writes to the online store; default: to that of the settings.
 
         Raises:
             FeatureError: the service is not registered, or a view of it cannot be materialized.
             UsageError: there is no Redis.
             Unavailable: the registry does not answer.
         """
-        settings.need("redis_url")
         self._pipeline, self._settings = pipeline, settings
         self._store, self._service = open_service(pipeline, settings)
         with registry_errors():
             views = views_of(self._store, self._service)
-        self._sources = {source.view: source for source in map(self._source, views)}
-        self._views = {view.name: view for view in views}
-        self._writer = Writer(self._store)
+        self.sources = {source.view: source for source in map(self._source, views)}
+        self._writer: Writer = writer or PackedWriter(open_redis(settings.need("redis_url")))
 
-    def __enter__(self) -> Materialization:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
+    def close(self) -> None:
+        """Give the connection to Redis back."""
+        self._writer.client.close()
 
     def all(self, asked: Asked, progress: Progress | None = None) -> Report:
         """Plan, and bring every shard, in this process.
@@ -151,7 +148,7 @@ class Materialization:
             Unavailable: Redis, Postgres or the registry does not answer.
         """
         report, started = Report(), time.perf_counter()
-        source = self._sources.get(shard.view)
+        source = self.sources.get(shard.view)
         if source is None or source.definition != shard.definition:
             raise _changed(shard.view)
         files = source.files(start_of(shard.until, source.ttl), shard.until)
@@ -164,8 +161,11 @@ class Materialization:
 
     def _works(self, asked: Asked) -> Iterator[_Work]:
         """Steps 1 and 2; all views are looked at before the first shard is given out."""
+        if self._settings.postgres_url:
+            name, count = self._pipeline.name, self._pipeline.partitions.count
+            watermarks.forget(self._settings.postgres_url, name, list(self.sources), count)
         found: list[_Work] = []
-        for source in self._sources.values():
+        for source in self.sources.values():
             files = source.files(start_of(asked.until, source.ttl), asked.until)
             for shard in self._due(source, asked):
                 reads = readings(shard, files, source.ttl)
@@ -195,16 +195,16 @@ class Materialization:
 
     def _bring(self, work: _Work, report: Report, progress: Progress) -> None:
         """Steps 3 to 5."""
-        shard, source = work.shard, self._sources[work.shard.view]
+        shard, source = work.shard, self.sources[work.shard.view]
         label = self._pipeline.shard_label(list(shard.partitions)) if len(shard.partitions) > 1 else ""
         progress.begin(f"{shard.view} {label}".strip())
         rows = kept = 0
         with Ahead(self._packed(source, work)) as packed:
             for batch in packed:
                 with redis_errors():
-                    kept += batch.count - self._writer.put(batch)
-                rows += batch.count
-                progress.advance(batch.count)
+                    kept += len(batch) - self._writer.put(batch)
+                rows += len(batch)
+                progress.advance(len(batch))
         with registry_errors():
             now = self._store.registry.get_feature_view(shard.view, self._store.project, allow_cache=False)
         if self._source(now).definition != shard.definition:

@@ -1,15 +1,18 @@
-"""Writes newest rows into the online store, through Feast's own write."""
+"""Newest rows into the online store: packed from Arrow, whole columns at a time, written newer-wins by one script."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 from features.materialize_source import Source
+from features.packed import Column, Layout
+from features.packed_keys import Keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from feast import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -17,30 +20,95 @@ class Batch:
     """Rows that are ready to be written."""
 
     source: Source
-    count: int
-    rows: Any
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
-class Writer:
-    """The online store of one Feast store."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
+class Writer(Protocol):
+    """Where rows are written to."""
 
     @property
     def client(self) -> Any:
         """The connection to Redis, and its time limits."""
-        provider = self._store._get_provider()
-        return provider.online_store._get_client(self._store.config.online_store)
 
     def pack(self, source: Source, rows: pa.RecordBatch) -> Batch:
-        """Make rows ready."""
-        return Batch(source, rows.num_rows, rows.to_pandas())
+        """Make rows ready: key and features by the view's names, times by the files'."""
 
     def put(self, batch: Batch) -> int:
-        """Write rows, each only if it is newer; returns how many were."""
-        self._store.write_to_online_store(batch.source.view, batch.rows)
-        return batch.count
+        """Write rows, each only if it is newer than what is there; returns how many were."""
 
-    def close(self) -> None:
-        """Give the connections back."""
+
+@lru_cache(maxsize=256)
+def layout_of(source: Source) -> Layout:
+    """The layout of a view's values."""
+    columns = tuple(Column(feature.name, feature.type) for feature in source.features)
+    return Layout(project=source.project, view=source.online_view, columns=columns)
+
+
+@lru_cache(maxsize=256)
+def keys_of(source: Source) -> Keys:
+    """How a view's entities are named."""
+    return Keys(project=source.project, view=source.online_view, join_keys=(Column(source.key, source.key_type),))
+
+
+class PackedWriter:
+    """Packed values.
+
+    Where neither event time nor creation decides, a row that is written again replaces what is there, unless events
+    write the view, too: a view that only files write gets what is in the files now.
+
+    Args:
+        client: a Redis of redis-py, or a RedisCluster.
+        ties_replace: a row that is written again replaces what is there also where events write the view.
+        expire_seconds: after which Redis itself forgets a row; None keeps it.
+    """
+
+    def __init__(self, client: Any, *, ties_replace: bool = False, expire_seconds: float | None = None) -> None:
+        self.client = client
+        self._ties_replace = ties_replace
+        self._expire_seconds = expire_seconds
+
+    def pack(self, source: Source, rows: pa.RecordBatch) -> Batch:
+        """Pack rows.
+
+        Raises:
+            FeatureError: a column holds what its type cannot; says which.
+        """
+        import pyarrow as pa
+
+        from features.packed_arrow import encode, micros
+
+        table = pa.Table.from_batches([rows])
+        created = _created(rows[source.created]) if source.created else None
+        values = encode(layout_of(source), table, micros(rows[source.moment], source.view), created)
+        key = rows[source.key]
+        names: Any = key.to_pylist() if source.key_type == "STRING" else key.to_numpy(zero_copy_only=False)
+        return Batch(source, keys_of(source).of(names), values)
+
+    def put(self, batch: Batch) -> int:
+        """Write packed rows.
+
+        Raises:
+            FeatureError: a row that is there was packed by a newer version.
+        """
+        from features.packed_store import put_if_newer
+
+        return put_if_newer(
+            self.client,
+            layout_of(batch.source),
+            batch.keys,
+            batch.values,
+            ties_replace=self._ties_replace or not batch.source.pushed,
+            expire_seconds=self._expire_seconds,
+        )
+
+
+def _created(column: pa.Array) -> Any:
+    """When rows were created, in microseconds since 1970; 0 where that is not known."""
+    import pyarrow as pa
+
+    known = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).fill_null(0)
+    return known.to_numpy(zero_copy_only=False)
