@@ -1,4 +1,4 @@
-"""`almanac plan`: what a run would do and why, without running anything."""
+"""`almanac plan`: what a run would do and why, without running anything; `almanac backfill`: runs for the past."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command("plan")(plan)
+    app.command("backfill")(backfill)
 
 
 def plan(
@@ -43,6 +44,54 @@ def plan(
         title=f"{made.pipeline} as of {format_time(made.as_of)} by {made.model}",
     )
     typer.echo(summary(made))
+
+
+def backfill(
+    pipeline: str,
+    since: str = typer.Option(..., "--from", help="First partition key in UTC, such as 2026-03-31T06:00Z."),
+    until: str = typer.Option(..., "--to", help="Last partition key; included."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="List what is missing and what it would cost; run nothing."),
+    as_json: bool = typer.Option(False, "--json", help="With --dry-run: machine-readable."),
+) -> None:
+    """Make the generations that are missing in a past time, through Airflow; they are archived, never current."""
+    from almanac.airflow_api import AirflowApi
+    from almanac.clock import PARTITION_KEY_FORMAT, utc_now
+    from almanac.declarations import pipeline as declared
+    from almanac.errors import AlmanacError, UsageError
+    from almanac.output import print_json, print_table
+    from almanac.settings import settings
+    from jobs.backfill import look, run
+    from jobs.moments import moment_of
+
+    found, now = declared(pipeline), utc_now()
+    first, last = moment_of("--from", since), moment_of("--to", until)
+    if as_json and not dry_run:
+        raise UsageError("--json tells what is missing: give --dry-run with it")
+    asked = look(found, settings(), first=first, last=last, now=now)
+    if as_json:
+        print_json({**asdict(asked), "missing": asked.missing})
+        return
+    print_table(
+        ["partition key", "generation", "state"],
+        [[tick.at.strftime(PARTITION_KEY_FORMAT), tick.generation, tick.state or "missing"] for tick in asked.ticks],
+    )
+    cost = "its cost is known after the first run" if asked.seconds is None else f"about {asked.seconds:.0f} s"
+    typer.echo(f"{len(asked.missing)} of {len(asked.ticks)} generations are missing: {asked.rows:,} rows each, {cost}")
+    if dry_run or not asked.missing:
+        return
+    with AirflowApi(settings()) as airflow:
+        if airflow.is_paused(found.name):
+            typer.echo(f"the DAG {found.name} is paused: the runs wait until somebody unpauses it", err=True)
+        done = 0
+        for tick in run(found, settings(), airflow, asked):
+            done += 1
+            key = tick.at.strftime(PARTITION_KEY_FORMAT)
+            typer.echo(f"  {done}/{len(asked.missing)}  {key}  generation {tick.generation} {tick.state}")
+    if done < len(asked.missing):
+        raise AlmanacError(
+            f"{len(asked.missing) - done} of {len(asked.missing)} generations are still missing: see the failed runs "
+            "of the backfill in the Airflow UI, then run the same command again"
+        )
 
 
 def to_json(made: Preview) -> dict[str, Any]:

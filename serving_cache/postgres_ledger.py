@@ -8,6 +8,7 @@ any     -> quarantined   a gate or the scorer refused it; a later attempt may sc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from psycopg import sql
 
@@ -146,6 +147,15 @@ class Ledger(StoreBase):
             )
             for row in rows
         }
+
+    def published(self, pipeline: str, first: datetime, last: datetime) -> dict[datetime, tuple[int, str]]:
+        """The generations that were published for moments of a time, ends included: number and state, by cutoff."""
+        rows = self._client.query(
+            "SELECT cutoff, generation, state FROM generations WHERE pipeline = %s AND cutoff BETWEEN %s AND %s "
+            "AND published_at IS NOT NULL ORDER BY generation",
+            (pipeline, first, last),
+        )
+        return {need_utc(cutoff): (generation, state) for cutoff, generation, state in rows}
 
     def recent_stages(self, pipeline: str, limit: int) -> list[StageTime]:
         """What the newest stages took that were done."""

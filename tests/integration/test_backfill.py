@@ -1,0 +1,89 @@
+"""A backfill asks for what is missing within a past time, and for nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from almanac.errors import UsageError
+from almanac.settings import load_settings
+from jobs.backfill import TICKS_MAX, Tick, look, run, spans, ticks_between
+from serving_cache.postgres import PostgresStore
+from tests.generations import NOON, grid_pipeline, migrated, staged_parts, start_of
+
+HOUR = timedelta(hours=1)
+
+
+def test_ticks_are_those_of_the_schedule_with_both_ends() -> None:
+    found = ticks_between("0 * * * *", NOON - 2 * HOUR, NOON, NOON)
+    assert found == [NOON - 2 * HOUR, NOON - HOUR, NOON]
+    assert found[0].tzinfo is not None
+    assert ticks_between("30 6 * * *", NOON - 30 * HOUR, NOON, NOON) == [
+        datetime(2026, 2, 28, 6, 30, tzinfo=UTC),
+        datetime(2026, 3, 1, 6, 30, tzinfo=UTC),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (NOON, NOON + HOUR, "lies in the future"),
+        (NOON, NOON - HOUR, "is later than --to"),
+        (NOON + timedelta(minutes=1), NOON + timedelta(minutes=2), "no tick of"),
+        (NOON - (TICKS_MAX + 1) * HOUR, NOON, "more than 1000 ticks"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(first: datetime, last: datetime, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ticks_between("0 * * * *", first, last, NOON + timedelta(minutes=30))
+
+
+def test_missing_ticks_make_stretches_that_leave_out_what_is_there() -> None:
+    ticks = [Tick(at=NOON + n * HOUR, generation=number, state=None) for n, number in enumerate([None, None, 7, None])]
+    assert list(spans(ticks)) == [(NOON, NOON + HOUR), (NOON + 3 * HOUR, NOON + 3 * HOUR)]
+    assert list(spans(ticks[2:3])) == []
+
+
+class Publishing:
+    """Stands in for Airflow: each backfill that is asked for publishes the ticks it is about, but the first."""
+
+    def __init__(self, publish: Any) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._publish = publish
+
+    def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        if method == "POST":
+            self.asked.append(arguments["json"])
+            self._publish(datetime.fromisoformat(arguments["json"]["to_date"]))
+        return {"id": 3, "completed_at": "2026-03-01T13:00:00Z"}
+
+
+def test_what_was_published_is_not_missing_and_what_fails_stays_so(postgres_url: str) -> None:
+    pipeline = grid_pipeline()
+    migrated(postgres_url, pipeline)
+    at = load_settings(postgres_url=postgres_url)
+    with PostgresStore(postgres_url) as store:
+
+        def publish(moment: datetime) -> None:
+            start = start_of(pipeline, f"backfill {moment}", moment, backfill=True)
+            attempt = store.begin_generation(pipeline, start, now=moment)
+            store.stage(attempt, staged_parts(pipeline, 1.0, moment))
+            store.publish(attempt, pipeline, now=moment)
+
+        publish(NOON + 2 * HOUR)
+        asked = look(pipeline, at, first=NOON, last=NOON + 2 * HOUR, now=NOON + 3 * HOUR)
+        assert asked.missing == (NOON, NOON + HOUR)
+        assert (asked.ticks[2].state, asked.rows, asked.seconds) == ("archived", 64, None)
+        airflow = Publishing(publish)
+        done = list(run(pipeline, at, airflow, asked))  # type: ignore[arg-type]
+        assert [tick.at for tick in done] == [NOON + HOUR]
+        (request,) = airflow.asked
+        assert (request["from_date"], request["to_date"]) == ("2026-03-01T12:00:00Z", "2026-03-01T13:00:00Z")
+        again = look(pipeline, at, first=NOON, last=NOON + 2 * HOUR, now=NOON + 3 * HOUR)
+        assert again.missing == (NOON,)
+        assert store.pointer(pipeline.name) is None
+        none = look(replace(pipeline, schedule="0 12 * * *"), at, first=NOON, last=NOON, now=NOON)
+        assert none.missing == (NOON,)
