@@ -69,8 +69,10 @@ partition key (UTC), all published at once or not at all.
 
 Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
 
-**To run a past hour**: *Trigger* → *Backfill*, or trigger with a partition key such as `2026-03-31T06:00Z`. A run older
-than the current generation is archived: it never replaces newer predictions.
+**To run past hours**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
+are archived, never current. **One past hour**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
+than the current generation is archived too. **To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
+**To run after it**: a DAG scheduled on the asset with `PartitionedAssetTimetable` gets the same partition key.
 **When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
 `plan`.
 """
@@ -127,7 +129,14 @@ def build(pipeline: Pipeline) -> DAG:
 
             context = get_current_context()
             cutoff = context.get("partition_date") or context["dag_run"].run_after
-            made = plan_run(declared(name), settings(), run_key=context["run_id"], cutoff=cutoff, now=utc_now())
+            made = plan_run(
+                declared(name),
+                settings(),
+                run_key=context["run_id"],
+                cutoff=cutoff,
+                now=utc_now(),
+                backfill=context["dag_run"].run_type == "backfill",
+            )
             return made.to_json()
 
         @task(doc_md="Great Expectations on every partition's features; returns the shards of those that pass.")
