@@ -1,0 +1,194 @@
+"""Random histories of features: a pipeline over two Feast views, rows for their files, what both sides say of them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
+from almanac.partitioning import Buckets
+from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
+from features import asof
+from features.materialize_source import Source
+from features.materialize_writer import keys_of, layout_of
+from features.packed import parse
+from features.packed_arrow import decode
+from features.packed_store import fetch, time_of
+
+USERS = 6
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+TTL = timedelta(hours=6)
+TYPES = {"score": "FLOAT", "sum": "DOUBLE", "count": "INT64", "open": "BOOL", "name": "STRING"}
+ARROW = {
+    "score": pa.float32(),
+    "sum": pa.float64(),
+    "count": pa.int64(),
+    "open": pa.bool_(),
+    "name": pa.string(),
+}
+FEAST = '''"""Two views of users: one that events push, one that files alone keep, a row for each user and moment."""
+
+from datetime import timedelta
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.data_format import ParquetFormat
+from feast.types import Bool, Float32, Float64, Int64, String
+
+user = Entity(name="history_user", join_keys=["user"], value_type=ValueType.INT64)
+
+
+def _file(name: str, created: str) -> FileSource:
+    return FileSource(
+        name=f"{{name}}_file", path="{folder}/" + name + "/*.parquet", file_format=ParquetFormat(),
+        timestamp_field="event_timestamp", created_timestamp_column=created,
+    )
+
+
+pushed = FeatureView(
+    name="user_pushed", entities=[user], ttl=timedelta(hours={hours}),
+    source=PushSource(name="user_events", batch_source=_file("user_pushed", "created_timestamp")),
+    schema=[Field(name="score", dtype=Float32), Field(name="sum", dtype=Float64), Field(name="count", dtype=Int64),
+            Field(name="open", dtype=Bool), Field(name="name", dtype=String)],
+)
+kept = FeatureView(
+    name="user_kept", entities=[user], ttl=timedelta(0), source=_file("user_kept", ""),
+    schema=[Field(name="score", dtype=Float32), Field(name="name", dtype=String)],
+)
+histories_v1 = FeatureService(name="histories_v1", features=[pushed, kept[["score"]]])
+'''
+
+
+def pipeline(partitions: int = 3) -> Pipeline:
+    """A pipeline of users in buckets, whose features the two views are."""
+    return Pipeline(
+        name="histories",
+        entity="user",
+        partitions=Buckets(count=partitions, keys="integer"),
+        outputs=horizons("score", hours=(6,)),
+        features="histories_v1",
+        model="histories@champion",
+        schedule="0 * * * *",
+        freshness=Freshness(fresh_for=minutes(90), usable_for=hours(24)),
+    )
+
+
+def written_definitions(folder: Path, *, hours: int = 6) -> Path:
+    """The Feast file, for views below a folder; returns it.
+
+    Args:
+        hours: for which a row of the pushed view may be used.
+    """
+    path = folder / "feast_histories.py"
+    path.write_text(FEAST.replace("{folder}", str(folder)).replace("{hours}", str(hours)).replace("{{name}}", "{name}"))
+    return path
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One row of a view: minutes from `NOON`, and when it was created, in the order of creation."""
+
+    created: int
+    user: int
+    minute: int
+    values: tuple[Any, ...] = field(compare=False)
+
+
+_CELLS = {
+    "score": st.floats(width=32),
+    "sum": st.floats(),
+    "count": st.integers(-(2**63), 2**63 - 1),
+    "open": st.booleans(),
+    "name": st.text(max_size=5),
+}
+_NUMBERS = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0])
+MINUTES = st.sampled_from([-900, -420, -361, -360, -359, -60, -1, 0, 1, 30, 359, 360, 361])
+"""Event times: many ties, and both sides of every edge of the TTL and of `NOON`."""
+
+
+@st.composite
+def histories(draw: st.DrawFn, view: str) -> list[Row]:
+    """Rows of a view in the order of creation; no two were created at once, where that is known, or of one moment."""
+    names = columns_of(view)
+    cells = st.tuples(
+        *(st.none() | (_NUMBERS | _CELLS[name] if name in ("score", "sum") else _CELLS[name]) for name in names)
+    )
+    alike = None if view == "user_pushed" else (lambda row: row[:2])
+    rows = draw(st.lists(st.tuples(st.integers(0, USERS - 1), MINUTES, cells), max_size=14, unique_by=alike))
+    return [Row(at, user, minute, values) for at, (user, minute, values) in enumerate(rows)]
+
+
+def columns_of(view: str) -> list[str]:
+    """Names of a view's features."""
+    return ["score", "name"] if view == "user_kept" else list(TYPES)
+
+
+def table_of(view: str, rows: Sequence[Row]) -> pa.Table:
+    """Rows as they lie in a file."""
+    times = pa.timestamp("us", tz="UTC")
+    table = {
+        "user": pa.array([row.user for row in rows], pa.int64()),
+        "event_timestamp": pa.array([NOON + timedelta(minutes=row.minute) for row in rows], times),
+    }
+    if view == "user_pushed":
+        table["created_timestamp"] = pa.array([NOON + timedelta(days=1, seconds=row.created) for row in rows], times)
+    for at, name in enumerate(columns_of(view)):
+        table[name] = pa.array([row.values[at] for row in rows], ARROW[name])
+    return pa.table(table)
+
+
+def write_file(folder: Path, view: str, name: str, rows: Sequence[Row]) -> None:
+    """Add a file to a view, as whole as a source should write it."""
+    write_table(folder / view / f"{name}.parquet", table_of(view, rows))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a file and move it into place."""
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    pq.write_table(table, aside)
+    aside.rename(path)
+
+
+Cells = list[tuple[Any, ...]]
+
+
+def offline(source: Source, files: Sequence[Path], at: datetime) -> Cells:
+    """What the files say of each user at a moment, point in time."""
+    entities = pa.table(
+        {
+            "user": pa.array(range(USERS), pa.int64()),
+            "event_timestamp": pa.array([at] * USERS, pa.timestamp("us", "UTC")),
+        }
+    )
+    found = asof.join(entities, [source.as_view([str(file) for file in files])])
+    return _cells(found, source)
+
+
+def online(source: Source, client: Any, at: datetime) -> Cells:
+    """What the online store says at a moment: nothing of what has expired."""
+    values = fetch(client, keys_of(source).of(list(range(USERS))))
+    if source.ttl:
+        oldest = (at - source.ttl - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        values = [None if value is None or time_of(value) < oldest else value for value in values]
+    layout = layout_of(source)
+    return _cells(decode(layout, parse(layout, values), USERS), source)
+
+
+def _cells(table: pa.Table, source: Source) -> Cells:
+    columns = [table[feature.name].to_pylist() for feature in source.features]
+    return [tuple(_bits(cell) for cell in row) for row in zip(*columns, strict=True)]
+
+
+def _bits(cell: Any) -> Any:
+    """A cell in a form whose equality tells NaN from null, and zero from minus zero."""
+    if not isinstance(cell, float):
+        return cell
+    return "nan" if math.isnan(cell) else struct.pack("<d", cell)
