@@ -191,6 +191,16 @@ PARTITIONS = Gauge(
 ROWS_SCORED = Counter(
     "almanac_rows_scored_total", "Predictions that batch runs staged since the monitor started.", ("pipeline",)
 )
+ROWS_MATERIALIZED = Counter(
+    "almanac_rows_materialized_total",
+    "Feature rows that materializations handed to the online store since the monitor started.",
+    ("pipeline",),
+)
+FEATURES_AGE = Gauge(
+    "almanac_features_age_seconds",
+    "Time since the watermark of online features: of all views and partitions the one that is furthest behind.",
+    ("pipeline",),
+)
 STAGE_SECONDS = Histogram(
     "almanac_stage_seconds",
     "Time of each stage of a batch run, a shard at a time, since the monitor started.",

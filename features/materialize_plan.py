@@ -189,3 +189,16 @@ def cut(
         yield msgspec.structs.replace(
             shard, first=first, last=last, entities=-(-entities * (last - first + 1) // count)
         )
+
+
+def bundled(shards: Iterable[Shard], *, most: int = SHARD_ENTITIES_MAX) -> list[list[Shard]]:
+    """Neighbouring shards that one task takes, so that few tasks start for small views; more than `most` only alone."""
+    found: list[list[Shard]] = []
+    held = 0
+    for shard in shards:
+        if not found or held + shard.entities > most:
+            found.append([])
+            held = 0
+        found[-1].append(shard)
+        held += shard.entities
+    return found

@@ -77,6 +77,20 @@ def move(url: str, pipeline: str, view: str, partitions: Sequence[int], to: Wate
         )
 
 
+def forget(url: str, pipeline: str, views: Sequence[str], partitions: int) -> None:
+    """Drop the watermarks of views that the pipeline no longer has, and of partitions that are no more.
+
+    Raises:
+        Unavailable: Postgres does not answer.
+        UsageError: the database was not migrated.
+    """
+    with _connected(url) as connection:
+        connection.execute(
+            "DELETE FROM feature_watermarks WHERE pipeline = %s AND (view <> ALL (%s) OR partition >= %s)",
+            (pipeline, list(views), partitions),
+        )
+
+
 @contextmanager
 def _connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A transaction in a connection of its own: a materialization asks Postgres a few times in minutes."""

@@ -36,6 +36,8 @@ SILENT_SECONDS_MAX = 60.0
 """Without a look that found something for this long the monitor is not ready."""
 HUNG_SECONDS_MAX = 300.0
 """A look has time limits far below this; one that takes longer hangs."""
+ROWS = {"score": metrics.ROWS_SCORED, "materialize": metrics.ROWS_MATERIALIZED}
+"""What counts the rows of a stage."""
 PARTITION_STATES = ("planned", "staged", "quarantined")
 
 
@@ -62,7 +64,8 @@ class Monitor:
         self._found_at = steady
         self._stepped_at = steady
         for pipeline in self._pipelines:
-            metrics.ROWS_SCORED.labels(pipeline.name).inc(0)
+            for counter in ROWS.values():
+                counter.labels(pipeline.name).inc(0)
             metrics.GENERATION_LATE.labels(pipeline.name).set(0)
             metrics.GENERATION_LATE_SECONDS.labels(pipeline.name).set(0)
             freshness = pipeline.freshness
@@ -151,6 +154,8 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
     if found.errors is not None:
         for (output, _), source in product(horizons(pipeline), SOURCES):
             _show_errors((name, output, source), found.errors.get((output, source), Sums()))
+    if found.features_through is not None:
+        metrics.FEATURES_AGE.labels(name).set(age_of(found.features_through, now).total_seconds())
     for state in State:
         metrics.GENERATIONS.labels(name, state.value).set(found.generations.get(state.value, 0))
     for partition_state in PARTITION_STATES:
@@ -160,8 +165,8 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
     for record in found.recorded:
         outcome = record.outcome if record.outcome == DONE else "failed"
         metrics.STAGE_SECONDS.labels(name, record.stage, outcome).observe(record.seconds)
-        if record.stage == "score":
-            metrics.ROWS_SCORED.labels(name).inc(record.rows)
+        if record.stage in ROWS:
+            ROWS[record.stage].labels(name).inc(record.rows)
 
 
 def _show_errors(labels: tuple[str, str, str], sums: Sums) -> None:

@@ -36,6 +36,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
         partitions: number of partitions of the newest run by state.
         stage_seconds: time of the newest run's stages, by stage.
         recorded: stage times that were not seen at the look before.
+        features_through: event time up to which all views' features are online; None if none was materialized.
         errors: sums by output and source over `ERRORS_SPAN`; None if they were not read at this look.
     """
 
@@ -45,6 +46,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     partitions: Mapping[str, int] = {}
     stage_seconds: Mapping[str, float] = {}
     recorded: tuple[StageTime, ...] = ()
+    features_through: datetime | None = None
     errors: Mapping[tuple[str, str], Sums] | None = None
 
 
@@ -106,6 +108,7 @@ class Eyes:
             partitions=dict(partitions),
             stage_seconds={} if newest is None else seconds_by_stage(self._client, name, newest),
             recorded=self._new_records(name, now),
+            features_through=self._features_through(name),
             errors=self._errors(name, now),
         )
 
@@ -115,6 +118,10 @@ class Eyes:
         found = self._log.errors(name, now - ERRORS_SPAN)
         self._errors_at[name] = now
         return found
+
+    def _features_through(self, name: str) -> datetime | None:
+        found = self._client.query("SELECT min(through) FROM feature_watermarks WHERE pipeline = %s", (name,))[0][0]
+        return None if found is None else need_utc(found)
 
     def _new_records(self, name: str, now: datetime) -> tuple[StageTime, ...]:
         """Stage times since the last look; the first look finds none new, for a counter begins at zero."""
