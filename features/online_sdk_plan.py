@@ -101,6 +101,7 @@ class Plan:
     Args:
         kinds: value types of the join keys of the request, by name.
         views: in the answer's order.
+        wanted: names of the request's columns without which no key can be named.
         types: of all features, by name; Feast's response decides by them what text is a UUID.
     """
 
@@ -108,6 +109,7 @@ class Plan:
     join_keys: frozenset[str]
     other_names: frozenset[str]
     views: tuple[ViewPlan, ...]
+    wanted: frozenset[str]
     types: dict[str, ValueType]
 
 
@@ -131,6 +133,7 @@ def plan_of(context: tuple[Any, ...], config: RepoConfig, full_feature_names: bo
         join_keys=frozenset(join_keys),
         other_names=frozenset(entity_names) - frozenset(join_keys),
         views=tuple(views),
+        wanted=frozenset(column for view in views for column in view.columns),
         types=OnlineStore._build_feature_types(grouped),
     )
 
@@ -170,7 +173,7 @@ def _view(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Named:
     """The join keys of n entities, by the request's names: as they name keys, and as they are given back."""
 
@@ -198,10 +201,9 @@ def named(plan: Plan, entity_rows: dict[str, Any]) -> Named | None:
     if len(lengths) != 1 or 0 in lengths:
         return None
     rows = lengths.pop()
-    wanted = {column for view in plan.views for column in view.columns}
-    if _DUMMY in wanted:
+    if _DUMMY in plan.wanted:
         values[_DUMMY] = [""] * rows
-    return Named(rows=rows, values=values, columns=columns) if wanted <= values.keys() else None
+    return Named(rows=rows, values=values, columns=columns) if plan.wanted <= values.keys() else None
 
 
 def _column(name: str, given: list[Any], declared: ValueType) -> tuple[str, Any, list[Any]]:

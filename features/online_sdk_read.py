@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feast import FeatureService, RepoConfig, utils
+from feast import FeatureService, RepoConfig, metrics, utils
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
@@ -46,7 +46,7 @@ Row = tuple[datetime | None, dict[str, Value] | None]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """The arguments of `get_online_features`."""
 
@@ -141,10 +141,7 @@ class Reader:
         join_keys, grouped, entity_names, on_demand, references, result_names, response = prepared
         started = time.monotonic()
         yield from self._fill(request, grouped, join_keys, entity_names, response)
-        if _metrics():
-            from feast.metrics import track_online_store_read
-
-            track_online_store_read(time.monotonic() - started)
+        metrics.track_online_store_read(time.monotonic() - started)
         types = OnlineStore._build_feature_types(grouped)
         if on_demand:
             utils._augment_response_with_on_demand_transforms(
@@ -223,7 +220,7 @@ def _view_rows(
     config: RepoConfig,
 ) -> ViewRows:
     keep = config.online_store.expired_values == "keep"
-    return ViewRows(names=names, shown=shown, parts=parts, rows=rows, oldest=oldest, keep_expired=keep)
+    return ViewRows(names=tuple(names), shown=shown, parts=parts, rows=rows, oldest=oldest, keep_expired=keep)
 
 
 def _add_version(response: GetOnlineFeaturesResponse, table: Any) -> None:
@@ -236,12 +233,8 @@ def _add_version(response: GetOnlineFeaturesResponse, table: Any) -> None:
 
 def _metrics() -> bool:
     """Whether Feast's server counts what is read; that it is asked for is not known before it runs."""
-    from feast.metrics import _config
-
-    return bool(_config.online_features)
+    return bool(metrics._config.online_features)
 
 
 def _count(table: Any, rows: ViewRows) -> None:
-    from feast.metrics import track_feature_statuses
-
-    track_feature_statuses(table.name, *rows.counts())
+    metrics.track_feature_statuses(table.name, *rows.counts())

@@ -22,7 +22,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from feast.value_type import ValueType
 from numpy.typing import NDArray
 
-from features.online_sdk_values import Cells, entries, python_values, varint
+from features.online_sdk_values import Cells, entries, plain_columns, python_values, varint
 from features.packed import Packed
 
 PRESENT = int(FieldStatus.PRESENT)
@@ -31,11 +31,12 @@ NOT_FOUND = int(FieldStatus.NOT_FOUND)
 OUTSIDE_MAX_AGE = int(FieldStatus.OUTSIDE_MAX_AGE)
 
 _MILLION = 1_000_000
+_TAG = [bytes([number]) for number in range(128)]
 _NO_TIME = b"\x1a\x00"  # an event time of 1970, as protobuf writes it
 _TIMESTAMP_POSTFIX = "__ts"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ViewRows:
     """One feature view's rows for n entities, still packed.
 
@@ -48,7 +49,7 @@ class ViewRows:
         keep_expired: whether such a row's values are given all the same.
     """
 
-    names: Sequence[str]
+    names: tuple[str, ...]
     shown: Sequence[str]
     parts: Sequence[Packed]
     rows: int
@@ -93,16 +94,30 @@ class ViewRows:
 
     def cells(self) -> list[Cells]:
         """The columns in the order of `names`; absent, null and (unless kept) expired cells are None in them."""
-        found = Cells.of(self.parts, self.names, self.rows, self.present)
-        if self.expired is not None and not self.keep_expired:
+        found = Cells.of(self.parts, self.names, self.rows)
+        if not self.keep_expired and self.expired is not None:
             left_out = np.flatnonzero(self.expired).tolist()
             found = [cells.without(left_out) for cells in found]
         return found
 
+    def shown_values(self, types: Mapping[str, ValueType]) -> dict[str, list[Any]]:
+        """The columns as Feast's `to_dict` shows them."""
+        if len(self.parts) == 1 and self.parts[0].where is None and self.keep_expired:
+            columns = plain_columns(self.parts[0], self.names)
+            if columns is not None:
+                return dict(zip(self.shown, columns, strict=True))
+        pairs = zip(self.shown, self.cells(), strict=True)
+        return {name: python_values(cells, types.get(name)) for name, cells in pairs}
+
     def vectors(self) -> list[bytes]:
         """For each feature, the bytes of Feast's FeatureVector."""
         times, statuses = self._wire_times(), self.states.tobytes()
-        return [entries(cells) + _packed_statuses(self._with_nulls(cells, statuses)) + times for cells in self.cells()]
+        all_there = _field(0x12, statuses) + times
+        found = []
+        for cells in self.cells():
+            ending = _field(0x12, self._with_nulls(cells, statuses)) + times if cells.nulls else all_there
+            found.append(entries(cells) + ending)
+        return found
 
     def seconds(self) -> list[int]:
         """Event times in whole seconds, as `to_dict` shows them."""
@@ -115,8 +130,6 @@ class ViewRows:
         return there * len(self.names), (self.rows - there) * len(self.names)
 
     def _with_nulls(self, cells: Cells, statuses: bytes) -> bytes:
-        if not cells.nulls:
-            return statuses
         changed = bytearray(statuses)
         for at in cells.nulls:
             if changed[at] == PRESENT:
@@ -134,7 +147,7 @@ class ViewRows:
         return b"".join(found)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class EntityColumn:
     """One join key of the request, given back with the answer."""
 
@@ -144,7 +157,7 @@ class EntityColumn:
     def vector(self) -> bytes:
         """The bytes of Feast's FeatureVector: all present, without event times."""
         rows = len(self.cells.values)
-        return entries(self.cells) + _packed_statuses(bytes([PRESENT]) * rows) + _NO_TIME * rows
+        return entries(self.cells) + _field(0x12, bytes([PRESENT]) * rows) + _NO_TIME * rows
 
 
 @dataclass(kw_only=True)
@@ -184,19 +197,18 @@ class PackedResponse(OnlineResponse):  # type: ignore[misc]
             if include_event_timestamps:
                 answer[column.name + _TIMESTAMP_POSTFIX] = [0] * len(column.cells.values)
         for view in self.views:
-            for name, cells in zip(view.shown, view.cells(), strict=True):
-                answer[name] = python_values(cells, self.types.get(name))
-                if include_event_timestamps:
-                    answer[name + _TIMESTAMP_POSTFIX] = view.seconds()
+            columns = view.shown_values(self.types)
+            if not include_event_timestamps:
+                answer |= columns
+                continue
+            for name, values in columns.items():
+                answer[name] = values
+                answer[name + _TIMESTAMP_POSTFIX] = view.seconds()
         return answer
 
 
-def _packed_statuses(statuses: bytes) -> bytes:
-    return _field(0x12, statuses)
-
-
 def _field(tag: int, content: bytes) -> bytes:
-    return bytes([tag]) + varint(len(content)) + content
+    return _TAG[tag] + varint(len(content)) + content
 
 
 def _timestamp(micros: int) -> bytes:

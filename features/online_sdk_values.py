@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from feast.value_type import ValueType
 from numpy.typing import NDArray
 
 from almanac.errors import FeatureError
-from features.packed import BYTES, LISTS, NUMBERS, TEXTS, Packed, packing
+from features.packed import BYTES, LISTS, NUMBERS, TEXTS, Layout, Packed, packing
 
 PLAIN = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
 """Types whose cells are the Python values that Feast shows."""
@@ -30,8 +32,11 @@ _FIXED = {
     "DOUBLE": (b"\x0a\x09\x29", "<f8"),
     "BOOL": (b"\x0a\x02\x38", "u1"),
 }
+_PACK = {"FLOAT": Struct("<f").pack, "DOUBLE": Struct("<d").pack, "BOOL": Struct("?").pack}
 _WHOLE = {"INT32": 0x18, "INT64": 0x20, "UNIX_TIMESTAMP": 0x40}
 _SHORT = {"STRING": 0x12, **dict.fromkeys(BYTES, 0x0A)}
+SHAPES_MAX = 1_024
+FEW = 8  # cells; for fewer, arrays cost more than they save
 _SHORT_BYTES_MAX = 120  # with its own head below 128, so that each length is one byte
 
 
@@ -40,7 +45,7 @@ def attribute(kind: str) -> str:
     return "bytes_val" if kind in BYTES else f"{kind.lower()}_val"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Cells:
     """One feature of n entities.
 
@@ -55,21 +60,20 @@ class Cells:
     nulls: Sequence[int] = ()
 
     @classmethod
-    def of(cls, parts: Sequence[Packed], names: Sequence[str], rows: int, present: NDArray[np.bool_]) -> list[Cells]:
+    def of(cls, parts: Sequence[Packed], names: Sequence[str], rows: int) -> list[Cells]:
         """The columns of some features, in their order.
 
         Args:
             parts: as `parse` read them.
             rows: how many entities were asked for.
-            present: which of them have a row.
         """
         if len(parts) == 1 and parts[0].where is None:
-            return _of_one(parts[0], names, present)
+            return _of_one(parts[0], names)
         blank = cls(kind=NULL, values=[None] * rows, nulls=range(rows))
         found = dict.fromkeys(names, blank)
         for part in parts:
             places = range(rows) if part.where is None else part.where.tolist()
-            for name, cells in zip(names, _of_one(part, names, np.ones(len(places), bool)), strict=True):
+            for name, cells in zip(names, _of_one(part, names), strict=True):
                 found[name] = found[name]._over(cells, places, name)
         return [found[name] for name in names]
 
@@ -95,42 +99,90 @@ class Cells:
         return Cells(kind=cells.kind, values=values, nulls=[at for at, value in enumerate(values) if value is None])
 
 
-def _of_one(part: Packed, names: Sequence[str], present: NDArray[np.bool_]) -> list[Cells]:
-    packed = packing(part.layout)
-    columns: dict[str, list[Any]] = {}
-    for kind, held in packed.groups.items():
-        columns |= zip(held, part.records[kind].T.tolist(), strict=True)
-    if packed.tail:
-        columns |= _tail(part, [name for name in names if name in packed.tail])
-    kinds = {column.name: column.type for column in part.layout.columns}
-    nulls = _nulls(part, names)
-    none_there = len(present)
-    found = []
-    for name in names:
-        if name not in kinds:
-            found.append(Cells(kind=NULL, values=[None] * none_there, nulls=range(none_there)))
-            continue
-        values, places = columns[name], nulls.get(name, ())
-        for at in places:
-            values[at] = None
-        found.append(Cells(kind=kinds[name], values=values, nulls=places))
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """Where some features lie in the values of a layout.
+
+    Args:
+        kinds: value type of each feature; NULL of one that the layout has not.
+        groups: place of each feature among those of its type; -1 in the tail or nowhere.
+        tail: those of them that have no fixed width.
+        bits: place of each feature's bit; -1 nowhere.
+        full: the bits of a row without nulls.
+        plain: whether all are numbers as Feast shows them.
+    """
+
+    kinds: tuple[str, ...]
+    groups: tuple[int, ...]
+    tail: tuple[str, ...]
+    bits: tuple[int, ...]
+    full: bytes
+    plain: bool
+
+
+@lru_cache(maxsize=SHAPES_MAX)
+def _shape(layout: Layout, names: tuple[str, ...]) -> _Shape:
+    packed = packing(layout)
+    types = {column.name: column.type for column in layout.columns}
+    kinds = tuple(types.get(name, NULL) for name in names)
+    groups = [packed.groups.get(kind, ()) for kind in kinds]
+    return _Shape(
+        kinds=kinds,
+        groups=tuple(held.index(name) if name in held else -1 for name, held in zip(names, groups, strict=True)),
+        tail=tuple(name for name in names if name in packed.tail),
+        bits=tuple(packed.places.get(name, -1) for name in names),
+        full=np.packbits(np.ones(len(types), dtype=np.uint8), bitorder="little").tobytes(),
+        plain=all(kind in PLAIN for kind in kinds),
+    )
+
+
+def plain_columns(part: Packed, names: tuple[str, ...]) -> list[list[Any]] | None:
+    """The columns of features that are numbers as Feast shows them; None where one of them is not."""
+    shape = _shape(part.layout, names)
+    if not shape.plain:
+        return None
+    columns = _numbers(part, shape)
+    for at, places in _nulls(part, shape).items():
+        for place in places:
+            columns[at][place] = None
+    return columns
+
+
+def _numbers(part: Packed, shape: _Shape) -> list[list[Any]]:
+    """Each feature of fixed width; nothing for others."""
+    blocks = {kind: part.records[kind].T.tolist() for kind in set(shape.kinds) & NUMBERS.keys()}
+    return [blocks[kind][at] if at >= 0 else [] for kind, at in zip(shape.kinds, shape.groups, strict=True)]
+
+
+def _of_one(part: Packed, names: Sequence[str]) -> list[Cells]:
+    shape = _shape(part.layout, tuple(names))
+    columns = _numbers(part, shape)
+    if shape.tail:
+        held = _tail(part, shape.tail)
+        columns = [held.get(name, column) for name, column in zip(names, columns, strict=True)]
+    rows = len(part.records)
+    found = [Cells(kind=kind, values=values) for kind, values in zip(shape.kinds, columns, strict=True)]
+    for at, kind in enumerate(shape.kinds):
+        if kind == NULL:
+            found[at] = Cells(kind=NULL, values=[None] * rows, nulls=range(rows))
+    for at, places in _nulls(part, shape).items():
+        found[at].nulls = places
+        for place in places:
+            found[at].values[place] = None
     return found
 
 
-def _nulls(part: Packed, names: Sequence[str]) -> dict[str, list[int]]:
+def _nulls(part: Packed, shape: _Shape) -> dict[int, list[int]]:
     """Places without a value, of the features that have some; an absent row has none of its values."""
     bits = part.records["valid"]
-    full = np.packbits(np.ones(len(part.layout.columns), dtype=np.uint8), bitorder="little")
-    if (bits == full).all():
+    if bits.tobytes() == shape.full * len(bits):
         return {}
     found = {}
-    places = packing(part.layout).places
-    for name in names:
-        at = places.get(name)
-        if at is not None:
-            missing = np.flatnonzero((bits[:, at // 8] & (1 << at % 8)) == 0)
+    for at, bit in enumerate(shape.bits):
+        if bit >= 0:
+            missing = np.flatnonzero((bits[:, bit // 8] & (1 << bit % 8)) == 0)
             if len(missing):
-                found[name] = missing.tolist()
+                found[at] = missing.tolist()
     return found
 
 
@@ -218,6 +270,9 @@ def _with_nulls(cells: Cells, made: NDArray[Any]) -> list[bytes]:
 
 def _fixed(cells: Cells) -> list[bytes]:
     head, code = _FIXED[cells.kind]
+    if len(cells.values) <= FEW:
+        pack = _PACK[cells.kind]
+        return [_NULL_ENTRY if value is None else head + pack(value) for value in cells.values]
     made = np.empty(len(cells.values), dtype=[("head", "S3"), ("value", code)])
     made["head"] = head
     with np.errstate(over="ignore"):
@@ -226,6 +281,8 @@ def _fixed(cells: Cells) -> list[bytes]:
 
 
 def _whole(cells: Cells) -> list[bytes]:
+    if len(cells.values) <= FEW:
+        return _any(cells)
     made = np.empty((len(cells.values), 3 + _VARINT_BYTES), dtype=np.uint8)
     made[:, 0] = 0x0A
     made[:, 1] = 1 + _VARINT_BYTES
@@ -259,8 +316,13 @@ def _entry(value: Value) -> bytes:
     return b"\x0a" + varint(len(content)) + content
 
 
+_BYTES = [bytes([number]) for number in range(128)]
+
+
 def varint(number: int) -> bytes:
     """A number of 64 bits at most as protobuf writes it."""
+    if 0 <= number < len(_BYTES):
+        return _BYTES[number]
     number &= (1 << 64) - 1
     found = bytearray()
     while number > 0x7F:

@@ -63,7 +63,7 @@ class Column(msgspec.Struct, frozen=True):
     type: str
 
 
-class Layout(msgspec.Struct, frozen=True, kw_only=True):
+class Layout(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """What the values of one feature view hold, in this order. Equal layouts have one fingerprint."""
 
     project: str

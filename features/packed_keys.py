@@ -29,6 +29,7 @@ from features.packed import Column
 BUCKETS = 256
 VIEW_CHARACTERS = 7
 KEY_BYTES_MAX = 64 * 1024
+FEW = 8
 _HEX = [f"{number:02x}".encode() for number in range(BUCKETS)]
 _HEX_ARRAY = np.array(_HEX, dtype="S2")
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: neighbours fall into different buckets
@@ -37,7 +38,7 @@ _WHOLE = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP"})
 _TEXT = frozenset({"STRING", "UUID", "TIME_UUID"})
 
 
-class Keys(msgspec.Struct, frozen=True, kw_only=True):
+class Keys(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """How the entities of one view are named in Redis.
 
     Args:
@@ -85,6 +86,11 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True):
         return [b"f{" + _HEX[zlib.crc32(name) % BUCKETS] + end + name for name in named]
 
     def _of_whole(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        if len(numbers) <= FEW:  # for few, arrays cost more than they save
+            end = b"}" + self.view_part
+            spread = [(number * int(_SPREAD) & (1 << 64) - 1) >> 56 for number in numbers.tolist()]
+            named = numbers.tobytes()
+            return [b"f{" + _HEX[bucket] + end + named[8 * at : 8 * at + 8] for at, bucket in enumerate(spread)]
         made = np.empty(len(numbers), dtype=_INT_KEY)
         made["open"] = b"f{"
         made["bucket"] = _HEX_ARRAY[(numbers.view(np.uint64) * _SPREAD) >> np.uint64(56)]
