@@ -1,4 +1,4 @@
-"""One DAG per declared pipeline. No logic: each task calls one function of `jobs`.
+"""Two DAGs per declared pipeline, its batch and its features. No logic: each task calls one function of `jobs`.
 
 Heavy libraries are imported inside the task bodies, so that parsing this file
 costs next to nothing beyond `airflow.sdk` itself.
@@ -15,6 +15,7 @@ from airflow.sdk import (
     CronPartitionTimetable,
     ExceptionRetryPolicy,
     Param,
+    PartitionedAssetTimetable,
     RetryAction,
     RetryRule,
     get_current_context,
@@ -28,6 +29,7 @@ from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 
 TASK_TIMEOUT = timedelta(minutes=30)
+SHARDS_IN_PARALLEL = 2
 RETRIES = 5
 RETRY_DELAY = timedelta(seconds=3)  # of a task that was killed: what killed it need not be there any more
 UNAVAILABLE_DELAY = timedelta(seconds=15)  # of a task that missed a server: together, over a minute for its return
@@ -41,6 +43,14 @@ RETRY_POLICY = ExceptionRetryPolicy(
 )
 
 
+DEFAULTS: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay": RETRY_DELAY,
+    "retry_policy": RETRY_POLICY,
+    "execution_timeout": TASK_TIMEOUT,
+}
+
+
 def doc_of(pipeline: Pipeline) -> str:
     """The DAG's page in the UI, in Markdown, from the declaration."""
     outputs = "\n".join(
@@ -50,13 +60,12 @@ def doc_of(pipeline: Pipeline) -> str:
     return f"""### {pipeline.name}: {pipeline.description}
 
 Every run makes one **generation**: the predictions of all {pipeline.partitions.count} partitions as of the run's
-partition key (UTC), all published at once or not at all.
+partition key (UTC), all published at once or not at all. The DAG `{pipeline.name}_features` brings its features online.
 
 | step | what it does |
 |---|---|
 | `plan` | brings observations and features up to the cutoff, checks the model, opens the generation |
 | `gate_features` | Great Expectations on the inputs; failing partitions are quarantined |
-| `materialize` | puts the newest features into the online store, for the stream |
 | `score` | one mapped task per shard: Feast features, ONNX Runtime, rows and blocks staged |
 | `gate_predictions` | Great Expectations on what was scored |
 | `outcomes` | compares what was served before with what has been observed since; `almanac quality` shows it |
@@ -82,7 +91,6 @@ def build(pipeline: Pipeline) -> DAG:
     """The DAG of one declaration."""
     asset = Asset(name=f"{pipeline.name}_predictions", uri=pipeline.asset_uri, group="almanac")
     name = pipeline.name
-    shards_in_parallel = 2
 
     with DAG(
         dag_id=name,
@@ -96,20 +104,8 @@ def build(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", *pipeline.tags],
-        default_args={
-            "owner": pipeline.owner,
-            "retries": RETRIES,
-            "retry_delay": RETRY_DELAY,
-            "retry_policy": RETRY_POLICY,
-            "execution_timeout": TASK_TIMEOUT,
-        },
+        default_args=DEFAULTS | {"owner": pipeline.owner},
         params={
-            "materialize": Param(
-                True,
-                type="boolean",
-                title="Materialize online features",
-                description="Put this run's features into the online store, so that the stream scores with them.",
-            ),
             "coverage_min": Param(
                 pipeline.coverage_min,
                 type="number",
@@ -121,7 +117,10 @@ def build(pipeline: Pipeline) -> DAG:
         },
     ) as dag:
 
-        @task(doc_md="Brings features up to the cutoff, checks the model, opens the generation, cuts the shards.")
+        @task(
+            outlets=[features_of(pipeline)],
+            doc_md="Brings features up to the cutoff, checks the model, opens the generation, cuts the shards.",
+        )
         def plan() -> dict[str, Any]:
             from almanac.clock import utc_now
             from almanac.settings import settings
@@ -147,23 +146,13 @@ def build(pipeline: Pipeline) -> DAG:
 
             run = Plan.from_json(planned)
             report = gate(_with_params(name), settings(), run)
-            return run.shards_without(report.settled)
-
-        @task(doc_md="Puts the newest features into the online store; the stream scores events with them.")
-        def materialize(planned: dict[str, Any]) -> None:
-            from almanac.settings import settings
-            from features.materialize import materialize as materialize_features
-            from jobs.plan import Plan
-            from jobs.stages import stage
-
-            if get_current_context()["params"]["materialize"]:
-                run = Plan.from_json(planned)
-                with stage("materialize", name, settings(), generation=run.generation):
-                    materialize_features(declared(name), settings(), run.moment)
+            # Without any shard `score` would be skipped, and with it all that follows; what follows a setup task may
+            # have no other trigger rule. So where nothing is left to score, one task scores nothing.
+            return run.shards_without(report.settled) or [[]]
 
         @task(
             map_index_template="{{ shard_label }}",
-            max_active_tis_per_dagrun=shards_in_parallel,
+            max_active_tis_per_dagrun=SHARDS_IN_PARALLEL,
             doc_md="Scores one shard: features point in time, ONNX Runtime, rows to Postgres, blocks to Redis.",
         )
         def score(partitions: list[int], planned: dict[str, Any]) -> dict[str, Any]:
@@ -172,15 +161,12 @@ def build(pipeline: Pipeline) -> DAG:
             from jobs.score import score_shard
 
             pipeline = declared(name)
-            get_current_context()["shard_label"] = pipeline.shard_label(partitions)  # type: ignore[typeddict-unknown-key]
+            label = pipeline.shard_label(partitions) if partitions else "nothing changed"
+            get_current_context()["shard_label"] = label  # type: ignore[typeddict-unknown-key]
             result = score_shard(pipeline, settings(), Plan.from_json(planned), partitions)
             return {"staged": result.staged, "skipped": result.skipped, "rows": result.rows}
 
-        # Where nothing is left to score, `score` is skipped, and the run goes on all the same.
-        @task(
-            trigger_rule="none_failed",
-            doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.",
-        )
+        @task(doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.")
         def gate_predictions(planned: dict[str, Any]) -> dict[str, Any]:
             from almanac.settings import settings
             from jobs.check import gate_predictions as gate
@@ -232,7 +218,6 @@ def build(pipeline: Pipeline) -> DAG:
         published = publish(planned)
         cleaned = clean_up(planned).as_teardown(setups=[planned])
         scored >> checked >> published >> cleaned
-        gated >> materialize(planned) >> cleaned
         if has_outcomes(pipeline):
             outcomes(planned) >> cleaned
     return dag
@@ -246,5 +231,79 @@ def _with_params(name: str) -> Pipeline:
     return replace(declared(name), coverage_min=float(share))
 
 
+def features_of(pipeline: Pipeline) -> Asset:
+    """The asset that a batch run emits once the offline features are brought up."""
+    return Asset(name=f"{pipeline.name}_features", uri=f"almanac://{pipeline.name}/features", group="almanac")
+
+
+def features_doc_of(pipeline: Pipeline) -> str:
+    """The page of the features' DAG in the UI, in Markdown, from the declaration."""
+    return f"""### {pipeline.name}: features online
+
+Brings what is new of the offline features `{pipeline.features}` into the online store, where the stream and fresh
+computations read them. A run begins whenever `plan` of the DAG `{pipeline.name}` has brought the offline features up.
+
+| step | what it does |
+|---|---|
+| `plan` | looks at definitions, files and watermarks; whatever is wrong with them is said before anything is written |
+| `materialize` | a mapped task for up to a million entities: their newest rows are written, each only if it is newer |
+
+**A run that failed or was killed** is gone on with by the next one, or clear the failed task: what is done is not done
+again. **Trigger** with `full` to write everything that has not expired, or with times to write the rows of a span.
+"""
+
+
+def build_features(pipeline: Pipeline) -> DAG:
+    """The DAG that materializes the features of one declaration."""
+    name = pipeline.name
+
+    with DAG(
+        dag_id=f"{name}_features",
+        description=f"Features of {name}, brought into the online store",
+        doc_md=features_doc_of(pipeline),
+        schedule=PartitionedAssetTimetable(assets=features_of(pipeline)),
+        catchup=False,
+        max_active_runs=1,
+        tags=["almanac", "features", *pipeline.tags],
+        default_args=DEFAULTS | {"owner": pipeline.owner},
+        params={
+            "full": Param(False, type="boolean", title="Everything", description="Write all that has not expired."),
+            "since": Param(
+                "",
+                type="string",
+                title="From",
+                description="Oldest event time, such as 2026-03-31T06:00Z; empty: what is not online yet.",
+            ),
+            "until": Param("", type="string", title="To", description="Newest event time; empty: now."),
+        },
+    ) as dag:
+
+        @task(doc_md="Looks at definitions, files and watermarks; returns what each task has to do.")
+        def plan() -> list[list[dict[str, Any]]]:
+            from almanac.clock import utc_now
+            from almanac.settings import settings
+            from jobs.materialize import asked_times, plan_features
+
+            params = get_current_context()["params"]
+            since, until = asked_times(params["since"], params["until"], utc_now())
+            return plan_features(declared(name), settings(), since=since, until=until, full=params["full"])
+
+        @task(
+            map_index_template="{{ shard_label }}",
+            max_active_tis_per_dagrun=SHARDS_IN_PARALLEL,
+            doc_md="Reads the newest rows of its shards, and writes each that is newer than what is online.",
+        )
+        def materialize(shards: list[dict[str, Any]]) -> dict[str, int]:
+            from almanac.settings import settings
+            from jobs.materialize import materialize_shards, task_label
+
+            get_current_context()["shard_label"] = task_label(declared(name), shards)  # type: ignore[typeddict-unknown-key]
+            return materialize_shards(declared(name), settings(), shards)
+
+        materialize.expand(shards=plan())
+    return dag
+
+
 for _pipeline in pipelines().values():
     globals()[_pipeline.name] = build(_pipeline)
+    globals()[f"{_pipeline.name}_features"] = build_features(_pipeline)

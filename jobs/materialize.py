@@ -42,44 +42,48 @@ def _time(name: str, text: str) -> datetime | None:
 
 def plan_features(
     pipeline: Pipeline, settings: Settings, *, since: datetime | None, until: datetime, full: bool
-) -> list[dict[str, Any]]:
-    """What is to be materialized, cut into shards, as plain values for `materialize_shard`.
+) -> list[list[dict[str, Any]]]:
+    """What is to be materialized: for each task its shards, as plain values for `materialize_shards`.
 
     Raises:
         FeatureError: definitions, files or rows are not what they should be; nothing was written.
         Unavailable: Redis, Postgres or the registry does not answer.
     """
     from features.materialize import Materialization
-    from features.materialize_plan import Asked
+    from features.materialize_plan import Asked, bundled
 
     with Materialization(pipeline, settings) as run:
         shards = run.plan(Asked(since=since, until=until, full=full))
-    return [msgspec.to_builtins(shard) for shard in shards]
+    return [msgspec.to_builtins(task) for task in bundled(shards)]
 
 
-def shard_label(pipeline: Pipeline, shard: dict[str, Any]) -> str:
-    """What a person reads in the Airflow UI: `cell_history tile r0 c0 … tile r1 c4 (12)`."""
+def task_label(pipeline: Pipeline, shards: list[dict[str, Any]]) -> str:
+    """What a person reads in the Airflow UI: `cell_history tile r0 c0 … tile r1 c4 (12)`, or the views of several."""
+    if len(shards) > 1:
+        return ", ".join(dict.fromkeys(shard["view"] for shard in shards))
+    (shard,) = shards
     return f"{shard['view']} {pipeline.shard_label(list(range(shard['first'], shard['last'] + 1)))}"
 
 
-def materialize_shard(pipeline: Pipeline, settings: Settings, shard: dict[str, Any]) -> dict[str, int]:
-    """Bring one shard's rows into the online store; again does no harm.
+def materialize_shards(pipeline: Pipeline, settings: Settings, shards: list[dict[str, Any]]) -> dict[str, int]:
+    """Bring the rows of some shards into the online store; again does no harm.
 
     Raises:
-        FeatureError: the view was changed since it was planned, or its files or rows are not what they should be.
+        FeatureError: a view was changed since it was planned, or its files or rows are not what they should be.
         Unavailable: Redis, Postgres or the registry does not answer.
     """
     from features.materialize import Materialization
     from features.materialize_plan import Shard
 
-    found = msgspec.convert(shard, Shard)
-    with (
-        stage("materialize", pipeline.name, settings, shard=found.first) as record,
-        Materialization(pipeline, settings) as run,
-    ):
-        report = run.bring(found)
-        record.rows, record.partitions = report.rows, len(found.partitions)
-    return {"rows": report.rows, "kept": report.kept}
+    found = msgspec.convert(shards, list[Shard])
+    rows = kept = 0
+    with stage("materialize", pipeline.name, settings) as record, Materialization(pipeline, settings) as run:
+        for shard in found:
+            report = run.bring(shard)
+            rows += report.rows
+            kept += report.kept
+            record.rows, record.partitions = rows, record.partitions + len(shard.partitions)
+    return {"rows": rows, "kept": kept}
 
 
 def materialize_by_hand(pipeline: Pipeline, settings: Settings, *, since: str, until: str, full: bool) -> str:

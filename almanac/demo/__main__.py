@@ -62,6 +62,7 @@ def show(world: World) -> None:
     past.rehearsal(world)
     report.stage("Airflow precomputes the grid")
     stages.batch(world)
+    stages.features_online(world)
     report.stage("what was predicted in the past is compared with what has been observed")
     past.outcomes(world)
     report.stage("the lookup service answers")

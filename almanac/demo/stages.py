@@ -15,6 +15,7 @@ from almanac.demo.world import World
 
 RUN_TIMEOUT_SECONDS = 600.0
 DAG_PARSED_SECONDS = 90.0
+FEATURES_SECONDS = 300.0
 EVENT_SECONDS_MAX = 5.0
 SETTLE_SECONDS = 30.0
 FRESH_MARGIN_SECONDS = 8
@@ -58,6 +59,18 @@ def batch(world: World) -> str:
         f"{pipeline.partitions.cells} cells answered from it",  # type: ignore[union-attr]
     )
     return str(current["generation"])
+
+
+def features_online(world: World) -> None:
+    """Airflow brings the features of the batch run into the online store, in a DAG of their own."""
+    dag = "weather_features"
+    with AirflowApi(world.settings) as airflow:
+        runs = world.wait_for(
+            f"a run of {dag} that brings the features online",
+            lambda: airflow.call("GET", f"/dags/{dag}/dagRuns", params={"state": "success"})["dag_runs"] or None,
+            seconds=FEATURES_SECONDS,
+        )
+    world.report.claim(True, "Airflow brought the features online", f"{dag}: {runs[-1]['dag_run_id']}")
 
 
 def _settled_answers(world: World, generation: int) -> dict[int, dict[str, Any]]:

@@ -134,7 +134,10 @@ def test_the_airflow_dag_is_as_its_users_expect(
         dag = client.get("/api/v2/dags/weather/details").json()
         assert "generation" in dag["doc_md"]
         assert {tag["name"] for tag in dag["tags"]} >= {"almanac", "weather"}
-        assert set(dag["params"]) == {"materialize", "coverage_min"}
+        assert set(dag["params"]) == {"coverage_min"}
+        features = client.get("/api/v2/dags/weather_features/details").json()
+        assert "watermarks" in features["doc_md"]
+        assert set(features["params"]) == {"full", "since", "until"}
         assert client.get("/api/v2/importErrors").json()["total_entries"] == 0
         runs = client.get("/api/v2/dags/weather/dagRuns", params={"state": "success"}).json()["dag_runs"]
         assert runs
@@ -144,6 +147,6 @@ def test_the_airflow_dag_is_as_its_users_expect(
         assert len(labels) == 2
         assert all(label.startswith("tile r") for label in labels)
         assets = client.get("/api/v2/assets").json()["assets"]
-        assert "almanac://weather/predictions" in {asset["uri"] for asset in assets}
+        assert {"almanac://weather/predictions", "almanac://weather/features"} <= {asset["uri"] for asset in assets}
         events = client.get("/api/v2/assets/events").json()["asset_events"]
         assert any(event["extra"].get("generation") for event in events)
