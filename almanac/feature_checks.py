@@ -203,6 +203,26 @@ def view_state(view: ViewFound, now: datetime) -> str:
     return "usable"
 
 
+def troubles(check: Check, skew_max: float, now: datetime) -> list[str]:
+    """What a person should look at, a line each; none where all is well."""
+    found = []
+    for view in check.views:
+        state = view_state(view, now)
+        if state.startswith(("expired", "empty")):
+            found.append(f"view {view.view} is {state}")
+        if view.missing:
+            found.append(f"view {view.view}: {view.missing} of {view.sampled} sampled entities have no online row")
+        found += [f"view {view.view}: {one}" for one in view.refused]
+    for one in check.features:
+        if one.skew is not None and (share := one.skew.share) is not None and share > skew_max:
+            found.append(
+                f"{one.view}.{one.feature}: {share:.1%} of {one.skew.compared} online values are not the offline ones"
+            )
+        if one.drift is not None and one.drift_max is not None and one.drift > one.drift_max:
+            found.append(f"{one.view}.{one.feature}: drift {one.drift:.2f}, usual is at most {one.drift_max:.2f}")
+    return found
+
+
 def words(span: timedelta) -> str:
     """A duration for a person: `45 s`, `12 min`, `7 h 5 min`, `3 d 4 h`."""
     seconds = max(0, round(span.total_seconds()))
