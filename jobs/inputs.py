@@ -1,8 +1,8 @@
 """What a shard is scored from: its entities, and their features as of the run.
 
 The gate on inputs and the scoring look at the same features. The gate fetches
-them, a shard at a time, and keeps each shard's table as an Arrow file below
-`<state_dir>/runs/`; the scoring reads it from there, and asks Feast only for
+them, several shards at a time, and keeps each shard's table as an Arrow file
+below `<state_dir>/runs/`; the scoring reads it from there, and fetches only
 what was not kept. The files of a run go with its `clean_up`.
 """
 
@@ -24,6 +24,7 @@ from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs.digests import PARTITION as PARTITION
+from jobs.members import Members
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
@@ -37,37 +38,6 @@ LEFT_SECONDS_MAX = 2 * 86_400
 """Age at which what a killed run left behind is removed."""
 
 
-def entities_of(
-    pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]
-) -> tuple[list[Any], np.ndarray]:
-    """Entities of some partitions, in partition order and ascending within each, and each one's partition.
-
-    A grid's are its cells; those of buckets are what every view of the FeatureService knows at the plan's `as_of`.
-
-    Raises:
-        FeatureError: a key in the views' files cannot be an entity's.
-    """
-    if isinstance(pipeline.partitions, Grid):
-        members: dict[int, list[Any]] = {part: list(pipeline.partitions.entities(part)) for part in partitions}
-    else:
-        members = _listed(pipeline, settings, plan, partitions)
-    keys = [key for part in partitions for key in members[part]]
-    owners = np.repeat(np.asarray(partitions, dtype=np.int32), [len(members[part]) for part in partitions])
-    return keys, owners
-
-
-def _listed(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> dict[int, list[Any]]:
-    from features.tables import entities, tables_of
-
-    members: dict[int, list[Any]] = {part: [] for part in partitions}
-    for keys in entities(tables_of(pipeline, settings), pipeline, plan.moment):
-        for key in keys:
-            mine = members.get(pipeline.partitions.partition_of(key))
-            if mine is not None:
-                mine.append(key)
-    return members
-
-
 def some_entities(pipeline: Pipeline, settings: Settings, as_of: datetime, most: int) -> list[Any]:
     """Some entities, spread over the grid or the first that the views know at `as_of`."""
     from features.tables import entities, tables_of
@@ -78,24 +48,26 @@ def some_entities(pipeline: Pipeline, settings: Settings, as_of: datetime, most:
     return next(entities(tables_of(pipeline, settings), pipeline, as_of), [])[:most]
 
 
-def fetch(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
+def fetch(
+    pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int], members: Members | None = None
+) -> pa.Table:
     """Features of every entity of some partitions as of the plan's `as_of`, or of its newest event up to the cutoff.
+
+    Args:
+        members: of the run, where it asks several times.
 
     Returns:
         The entity column, `_partition`, and the FeatureService's columns; in partition order, entities ascending
         within each. Missing features are null. Without any entity, the entity column and `_partition` alone.
     """
-    import pyarrow as pa
-
     from almanac.clock import parse_time
     from features.recent import known_at
 
-    keys, owners = entities_of(pipeline, settings, plan, partitions)
-    kind = pa.int64() if pipeline.partitions.key_type is int else pa.string()
-    found = pa.table({pipeline.entity: pa.array(keys, kind)})
-    if keys:
-        found = known_at(pipeline, settings, found, plan.moment, parse_time(plan.cutoff))
-    return found.append_column(PARTITION, pa.array(owners, pa.int32()))
+    asked = (members or Members(pipeline, settings, plan)).of(partitions)
+    if not asked.num_rows:
+        return asked
+    found = known_at(pipeline, settings, asked.drop_columns([PARTITION]), plan.moment, parse_time(plan.cutoff))
+    return found.append_column(PARTITION, asked[PARTITION])
 
 
 def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
@@ -115,31 +87,46 @@ def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) 
     """The features of all partitions, some shards at a time; each shard's are kept for the scoring.
 
     Args:
-        rows_max: rows after which a table is given out; one of more comes of a shard that is larger by itself.
+        rows_max: of a table; one of more comes of a shard that is larger by itself.
 
     Returns:
         The partitions that a table is about, and the table; without rows if nobody falls into them.
     """
     remove_leftovers(settings, pipeline.name)
-    held: list[pa.Table] = []
-    about: list[int] = []
-    for shard in plan.shards:
-        table = fetch(pipeline, settings, plan, shard)
-        _keep(_file(settings, pipeline, plan, shard), table)
-        held.append(table)
-        about += shard
-        if sum(part.num_rows for part in held) >= rows_max:
-            yield about, _together(held)
-            held, about = [], []
-    if held:
-        yield about, _together(held)
+    members = Members(pipeline, settings, plan)
+    # One retrieval for as many shards as have room: reading a view's files costs the same for one as for all.
+    for shards in _grouped(plan.shards, members, rows_max):
+        about = [part for shard in shards for part in shard]
+        table = fetch(pipeline, settings, plan, about, members)
+        for shard, piece in zip(shards, _pieces(table, shards), strict=True):
+            _keep(_file(settings, pipeline, plan, shard), piece)
+        yield about, table
 
 
-def _together(tables: list[pa.Table]) -> pa.Table:
-    """One table of several; those without rows lack the features' columns."""
-    import pyarrow as pa
+def _grouped(shards: Sequence[Sequence[int]], members: Members, rows_max: int) -> Iterator[list[Sequence[int]]]:
+    """Shards one after the other, together as long as they have no more than so many entities."""
+    group: list[Sequence[int]] = []
+    rows = 0
+    for shard in shards:
+        size = members.count(shard)
+        if group and rows + size > rows_max:
+            yield group
+            group, rows = [], 0
+        group.append(shard)
+        rows += size
+    if group:
+        yield group
 
-    return pa.concat_tables([table for table in tables if table.num_rows] or tables[:1])
+
+def _pieces(table: pa.Table, shards: Sequence[Sequence[int]]) -> list[pa.Table]:
+    """Each shard's rows of a table that has the shards one after the other."""
+    sizes = np.bincount(table[PARTITION].to_numpy(), minlength=1 + max(max(shard, default=0) for shard in shards))
+    pieces, start = [], 0
+    for shard in shards:
+        rows = int(sizes[list(shard)].sum())
+        pieces.append(table.slice(start, rows))
+        start += rows
+    return pieces
 
 
 def forget(settings: Settings, plan: Plan) -> None:

@@ -35,7 +35,9 @@ class Fetched:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def __call__(self, pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
+    def __call__(
+        self, pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int], members: object = None
+    ) -> pa.Table:
         self.asked.append(list(partitions))
         rows = [(f"u{part}{n}", float(part), part) for part in partitions for n in range(2)]
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -50,6 +52,7 @@ class Fetched:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> Fetched:
     found = Fetched()
     monkeypatch.setattr(inputs, "fetch", found)
+    monkeypatch.setattr("jobs.members.Members.count", lambda members, partitions: 2 * len(partitions))
     return found
 
 
@@ -68,25 +71,34 @@ def kept(at: Settings) -> list[Path]:
 
 def test_the_scoring_asks_nobody_for_what_the_gate_kept(at: Settings, fetched: Fetched) -> None:
     (table,) = gate(at)
-    assert (table.num_rows, fetched.asked) == (8, [[0, 1], [2, 3]])
+    assert (table.num_rows, fetched.asked) == (8, [[0, 1, 2, 3]])
     found = inputs.features_of(USERS, at, PLAN, [3])  # 2 was quarantined, say
     assert found.to_pydict() == {"user_id": ["u30", "u31"], "spend": [3.0, 3.0], inputs.PARTITION: [3, 3]}
-    assert len(fetched.asked) == 2
+    assert len(fetched.asked) == 1
 
 
 def test_tables_are_given_out_a_limit_at_a_time(at: Settings, fetched: Fetched) -> None:
     assert [table.num_rows for table in gate(at, rows_max=4)] == [4, 4]
 
 
+def test_shards_are_fetched_together_as_far_as_there_is_room(at: Settings, fetched: Fetched) -> None:
+    plan = replace(PLAN, shards=[[0], [1], [2, 3], [4], [5]])
+    assert [table.num_rows for table in gate(at, plan, rows_max=8)] == [8, 4]
+    assert fetched.asked == [[0, 1, 2, 3], [4, 5]]
+    for part in range(6):
+        assert inputs.features_of(USERS, at, plan, [part])["spend"].to_pylist() == [float(part)] * 2
+    assert len(fetched.asked) == 2
+
+
 def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings, fetched: Fetched) -> None:
     gate(at)
     for other in (replace(PLAN, token=2), replace(PLAN, as_of="2026-03-01T11:00:00Z"), replace(PLAN, generation=8)):
         inputs.features_of(USERS, at, other, [0])
-    assert fetched.asked[2:] == [[0], [0], [0]]
+    assert fetched.asked[1:] == [[0], [0], [0]]
     for path in kept(at):
         path.write_bytes(path.read_bytes()[:100])
     assert inputs.features_of(USERS, at, PLAN, [0]).num_rows == 2
-    assert fetched.asked[5:] == [[0]]
+    assert fetched.asked[4:] == [[0]]
 
 
 def test_a_run_keeps_no_more_than_its_limit(at: Settings, fetched: Fetched, monkeypatch: pytest.MonkeyPatch) -> None:
