@@ -37,18 +37,18 @@ CHECKED = 20  # requests whose answers are compared
 Call = Callable[["FeatureStore", list[dict[str, int]]], Any]
 
 
-def open_store(bench: Bench, who: str) -> FeatureStore:
-    """A Feast repository of its own with one of the online stores, on the benchmark's Redis."""
+def open_store(bench: Bench, who: str, part: str = "sdk") -> FeatureStore:
+    """A Feast repository of a part's own with one of the online stores, on the benchmark's Redis."""
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
     from feast.types import Float32
 
     from features.store import redis_connection
 
-    folder = bench.folder / "sdk" / who
+    folder = bench.folder / part / who
     folder.mkdir(parents=True)
     connection = redis_connection(bench.servers().need("redis_url"))
     config = RepoConfig(
-        project=f"sdk_{who}",
+        project=f"{part}_{who}",
         provider="local",
         registry=str(folder / "registry.db"),
         online_store={"type": STORES[who], "connection_string": connection},

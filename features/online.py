@@ -15,10 +15,9 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.layout import EVENT_TIMESTAMP
-from features.online_reading import NEVER, Features, Reader, micros_of
-from features.packed import UnknownLayouts
+from features.online_reading import NEVER, Features, Reader, micros_of, read
 from features.packed_arrow import encode, micros
-from features.packed_store import fetch, learn, put_if_newer
+from features.packed_store import put_if_newer
 from features.packed_views import keys_of, layout_of
 from features.reading_plans import plan_of
 from features.sources import grid_of
@@ -111,14 +110,8 @@ class OnlineFeatures:
             FeatureError: an entity is no key, or what is in Redis cannot be read.
             Unavailable: Redis does not answer.
         """
-        keys = self._reader.keys(entities)
         with redis_errors():
-            values = fetch(self._redis, keys)
-            try:
-                return self._reader.decode(values, at)
-            except UnknownLayouts:  # rows that were packed before columns came or went
-                learn(self._redis, self._reader.known, set(self._reader.unmet(values)))
-        return self._reader.decode(values, at)
+            return read(self._redis, self._reader, entities, at)
 
     def read(self, entities: Sequence[EntityKey], *, at: datetime | None = None) -> pa.Table:
         """The latest features of some entities, in their order.

@@ -25,9 +25,9 @@ from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
-from features.packed import Column, Layout, Micros, Packed, numbers_of, packing, parse
+from features.packed import Column, Layout, Micros, Packed, UnknownLayouts, numbers_of, packing, parse
 from features.packed_keys import Keys
-from features.packed_store import LAYOUTS_FETCHED_MAX, layouts_of
+from features.packed_store import LAYOUTS_FETCHED_MAX, fetch, layouts_of
 from features.packed_store import LAYOUTS_KEY as LAYOUTS_KEY
 from features.packed_store import layout_field as layout_field
 
@@ -264,6 +264,27 @@ class Reader:
             columns.update(zip(view.columns, numbers, strict=True))
             rows.append(read)
         return Features(columns=columns, views=tuple(rows))
+
+
+def read(client: Any, reader: Reader, entities: Any, now: datetime | None) -> Features:
+    """The online features of n entities: one command, and a second one where rows lie in layouts not met before.
+
+    Args:
+        client: a Redis of redis-py, or a RedisCluster.
+        entities: a list, or an array; each may occur more than once.
+        now: rows older than their view's TTL at this moment have expired; None: none has.
+
+    Raises:
+        FeatureError: an entity is no key, or what is in Redis cannot be read.
+        redis.RedisError: as the client raises it.
+    """
+    values = fetch(client, reader.keys(entities))
+    try:
+        return reader.decode(values, now)
+    except UnknownLayouts:  # rows that were packed before columns came or went
+        unmet = reader.unmet(values)
+        reader.learn(unmet, client.hmget(LAYOUTS_KEY, [layout_field(each) for each in unmet]))
+    return reader.decode(values, now)
 
 
 def micros_of(when: datetime) -> int:
