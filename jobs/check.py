@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Literal
 
 from almanac.errors import GateError
@@ -10,6 +11,7 @@ from almanac.pipeline import Gate, Pipeline
 from almanac.settings import Settings
 from jobs.gate import PARTITION, GateReport, check
 from jobs.plan import Plan
+from jobs.quarantine import keep
 from jobs.stages import stage
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
         record.partitions = sum(len(shard) for shard in plan.shards)
         gates = _gates(pipeline, "features")
         failing: dict[int, str] = {}
+        reports: dict[int, str] = {}
         unchanged: set[int] = set()
         tables = gathered(pipeline, settings, plan, ROWS_AT_ONCE_MAX)
         while True:
@@ -67,12 +70,16 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
                 break
             record.rows += table.num_rows
             with record.step("expectations"):
-                failing |= check(table, gates, entity=pipeline.entity).failing
+                found = check(table, gates, entity=pipeline.entity)
+                failing |= found.failing
+                reports |= _kept(pipeline, settings, plan, "features", found)
             with record.step("digests"):
                 passed = [partition for partition in about if partition not in failing]
                 digests = partition_digests(table, about)
                 unchanged.update(store.carry_unchanged(attempt, {part: digests[part] for part in passed}))
-        report = GateReport(rows=record.rows, expectations=len(gates), failing=failing, unchanged=frozenset(unchanged))
+        report = GateReport(
+            rows=record.rows, expectations=len(gates), failing=failing, unchanged=frozenset(unchanged), reports=reports
+        )
         log.info(
             "gated pipeline=%s generation=%d rows=%d quarantined=%d unchanged=%d",
             pipeline.name, plan.generation, report.rows, len(failing), len(unchanged),
@@ -96,8 +103,16 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
         record.rows, record.partitions = table.num_rows, len(table.column("partition").unique())
         names = [PARTITION if name == "partition" else name for name in table.column_names]
         with record.step("expectations"):
-            report = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)
+            found = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)
+            report = replace(found, reports=_kept(pipeline, settings, plan, "predictions", found))
         return _conclude(pipeline, settings, plan, "predictions", report)
+
+
+def _kept(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, report: GateReport) -> dict[int, str]:
+    """Keep what a validation found, if it failed somebody; returns each failing partition's report."""
+    if not report.failing:
+        return {}
+    return dict.fromkeys(report.failing, keep(pipeline, settings, plan, what, report.findings))
 
 
 def _gates(pipeline: Pipeline, kind: Literal["features", "predictions"]) -> list[Gate]:
@@ -112,6 +127,7 @@ def _conclude(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, rep
     with PostgresStore(settings.need("postgres_url")) as store:
         for partition, reason in report.failing.items():
             log.warning("quarantined pipeline=%s partition=%d reason=%s", pipeline.name, partition, reason)
-            store.quarantine(attempt, partition, reason)
+            place = report.reports.get(partition, "")
+            store.quarantine(attempt, partition, reason, report=place)
     check_coverage(pipeline, report.failing, what)
     return report

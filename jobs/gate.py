@@ -8,6 +8,7 @@ whole (a row count, say) names no rows: when it fails, the gate refuses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from almanac.errors import DeclarationError, GateError
 from almanac.pipeline import Gate
 from jobs.expectations import expectation, validate
 from jobs.inputs import PARTITION as PARTITION
+from jobs.quarantine import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,12 +34,16 @@ class GateReport:
         expectations: how many expectations were checked.
         failing: partition -> the reason it is to be quarantined.
         unchanged: partitions that the current generation has of the same inputs, model and code.
+        findings: the expectations that failed, with the rows of each partition.
+        reports: partition -> where a person finds what was found, below the state directory.
     """
 
     rows: int
     expectations: int
     failing: dict[int, str] = field(default_factory=dict)
     unchanged: frozenset[int] = frozenset()
+    findings: tuple[Finding, ...] = ()
+    reports: dict[int, str] = field(default_factory=dict)
 
     @property
     def settled(self) -> frozenset[int]:
@@ -60,6 +66,7 @@ def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:
     if not gates or not table.num_rows:
         return GateReport(rows=table.num_rows, expectations=0)
     failing: dict[int, str] = {}
+    findings: list[Finding] = []
     for outcome in _validate(table, gates, entity):
         if outcome.success:
             continue
@@ -73,10 +80,20 @@ def check(table: pa.Table, gates: Sequence[Gate], *, entity: str) -> GateReport:
             raise GateError(f"gate {what} failed on the whole table: {outcome.result.get('observed_value')}")
         by_partition: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
-            by_partition.setdefault(int(row[PARTITION]), []).append(row)
+            shown = {name: _plain(value) for name, value in row.items() if name != PARTITION}
+            by_partition.setdefault(int(row[PARTITION]), []).append(shown)
+        result = {name: value for name, value in outcome.result.items() if not isinstance(value, list)}
+        result.pop("unexpected_index_query", None)
+        findings.append(Finding(expectation=what, result=result, rows=by_partition))
         for partition, bad in by_partition.items():
             failing.setdefault(partition, _reason(what, bad, entity, str(config.kwargs.get("column"))))
-    return GateReport(rows=table.num_rows, expectations=len(gates), failing=failing)
+    return GateReport(rows=table.num_rows, expectations=len(gates), failing=failing, findings=tuple(findings))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: no NumPy types; what is not finite as text."""
+    found = value.item() if hasattr(value, "item") else value
+    return str(found) if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _reason(what: str, bad: list[dict[str, Any]], entity: str, column: str) -> str:

@@ -210,7 +210,15 @@ class Ledger(StoreBase):
                 "reason = %s, report = %s, updated_at = clock_timestamp() "
                 "WHERE pipeline = %s AND generation = %s AND partition = %s "
                 "AND (%s OR state NOT IN ('staged', 'unchanged'))",
-                (attempt.token, shortened(reason), report, attempt.pipeline, attempt.generation, partition, staged_too),
+                (
+                    attempt.token,
+                    with_report(reason, report),
+                    report,
+                    attempt.pipeline,
+                    attempt.generation,
+                    partition,
+                    staged_too,
+                ),
             ).rowcount
             if not changed and not staged_too and _is_planned(connection, attempt, partition):
                 return False
@@ -230,7 +238,15 @@ def _is_planned(connection: Connection, attempt: Attempt, partition: int) -> boo
     return found is not None
 
 
-def shortened(reason: str) -> str:
+def shortened(reason: str, most: int = REASON_CHARACTERS_MAX) -> str:
     """A reason on one line, of a length that fits a table."""
     line = " ".join(reason.split())
-    return line if len(line) <= REASON_CHARACTERS_MAX else line[: REASON_CHARACTERS_MAX - 1] + "…"
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def with_report(reason: str, report: str) -> str:
+    """A reason that ends with where to look; what is cut is the reason, never the place."""
+    if not report:
+        return shortened(reason)
+    place = f" (see {report})"
+    return shortened(reason, REASON_CHARACTERS_MAX - len(place)) + place

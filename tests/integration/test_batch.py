@@ -204,6 +204,9 @@ def test_cells_without_features_are_quarantined_and_carried_forward(at: Settings
         report = gate_features(pipeline, at, made)
         assert list(report.failing) == [0]
         assert "cell_id 0" in report.failing[0]
+        page = at.state_dir / report.reports[0]
+        assert "tile r0 c0: 2 failing rows" in page.read_text()
+        assert '"cell_id": 1' in page.with_suffix(".json").read_text()
         # The scorer by itself would have found them too.
         assert set(score_shard(pipeline, at, made, made.shards[0]).quarantined) <= {0}
         for shard in made.shards[1:]:
@@ -213,7 +216,7 @@ def test_cells_without_features_are_quarantined_and_carried_forward(at: Settings
         with PostgresStore(at.need("postgres_url")) as store:
             entry = store.manifest(WEATHER.name, published.generation)[0]
         assert entry.origin == good.generation
-        assert entry.reason
+        assert entry.reason.endswith(f"(see {report.reports[0]})")
 
         strict = replace(judged_otherwise(403.0), coverage_min=0.95)
         second = plan(strict, at, run_key="too many holes", cutoff=hour, now=NOW)
