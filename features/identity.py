@@ -64,6 +64,21 @@ def source_digest(pipeline: Pipeline, settings: Settings, as_of: datetime, cutof
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def definitions_digest(pipeline: Pipeline, settings: Settings) -> str:
+    """The digest of a FeatureService's definitions: its views, their columns, keys, TTLs and sources.
+
+    Raises:
+        FeatureError: the FeatureService is not defined.
+        Unavailable: the registry does not answer.
+    """
+    from features.store import open_service, registry_errors
+
+    store, service = open_service(pipeline, settings)
+    with registry_errors():
+        text = json.dumps(list(_views(store, service)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _views(store: FeatureStore, service: FeatureService) -> Iterator[dict[str, Any]]:
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
@@ -75,6 +90,7 @@ def _views(store: FeatureStore, service: FeatureService) -> Iterator[dict[str, A
             "keys": [list(view.join_keys), dict(projection.join_key_map or {})],
             "ttl": None if view.ttl is None else view.ttl.total_seconds(),
             "path": _pattern(str(source.path)) if is_file else None,
+            "asked": None if is_file else str(source.get_table_query_string()),
             "columns": [source.timestamp_field, source.created_timestamp_column, dict(source.field_mapping or {})],
         }
 

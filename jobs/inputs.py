@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from almanac.errors import FeatureError
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
@@ -59,15 +60,34 @@ def fetch(
     Returns:
         The entity column, `_partition`, and the FeatureService's columns; in partition order, entities ascending
         within each. Missing features are null. Without any entity, the entity column and `_partition` alone.
+
+    Raises:
+        FeatureError: features are missing, or their views were changed since the run was planned.
     """
     from almanac.clock import parse_time
     from features.recent import known_at
 
+    check_definitions(pipeline, settings, plan)
     asked = (members or Members(pipeline, settings, plan)).of(partitions)
     if not asked.num_rows:
         return asked
     found = known_at(pipeline, settings, asked.drop_columns([PARTITION]), plan.moment, parse_time(plan.cutoff))
     return found.append_column(PARTITION, asked[PARTITION])
+
+
+def check_definitions(pipeline: Pipeline, settings: Settings, plan: Plan) -> None:
+    """Refuse to mix features of two definitions in one generation.
+
+    Raises:
+        FeatureError: the feature views were changed since the run was planned.
+    """
+    from features.identity import definitions_digest
+
+    if plan.definitions and definitions_digest(pipeline, settings) != plan.definitions:
+        raise FeatureError(
+            f"the feature views of {pipeline.features} were changed since generation {plan.generation} was planned: "
+            "nothing was written; clear the run from plan, so that all of it has the new definitions"
+        )
 
 
 def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:

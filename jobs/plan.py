@@ -33,6 +33,7 @@ class Plan:
         model: id of the model version, such as `weather-v3`.
         shards: the partitions of each task; what is done already, or unchanged, is in none.
         unchanged: partitions carried forward because nothing of what they are made from has changed.
+        definitions: digest of the feature views that the run was planned with; empty in plans of before.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class Plan:
     model: str
     shards: list[list[int]]
     unchanged: int = 0
+    definitions: str = ""
 
     @property
     def moment(self) -> datetime:
@@ -135,7 +137,7 @@ class _Run:
 
 def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now: datetime) -> Plan:
     from almanac.scoring import Scorer
-    from features.identity import source_digest
+    from features.identity import definitions_digest, source_digest
     from features.ingest import refresh
     from features.store import service_columns
     from jobs.digests import code_digest
@@ -148,6 +150,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         ingested = refresh(pipeline, settings, run.cutoff, window=FEATURE_WINDOW)
         if pipeline.source is None:
             check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, f"model {version.id}")
+        definitions = definitions_digest(pipeline, settings)
         source = source_digest(pipeline, settings, ingested.as_of, run.cutoff)
     check_watermark(pipeline, run.cutoff, ingested.as_of)
     every = list(range(pipeline.partitions.count))
@@ -185,4 +188,5 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         model=version.id,
         shards=shards,
         unchanged=len(unchanged),
+        definitions=definitions,
     )

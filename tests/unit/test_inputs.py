@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 from jobs import inputs
@@ -99,6 +100,15 @@ def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings
         path.write_bytes(path.read_bytes()[:100])
     assert inputs.features_of(USERS, at, PLAN, [0]).num_rows == 2
     assert fetched.asked[4:] == [[0]]
+
+
+def test_views_that_changed_under_a_run_stop_it_before_anything_is_read(
+    at: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.identity.definitions_digest", lambda pipeline, settings: "as they are now")
+    monkeypatch.setattr("features.recent.known_at", lambda *asked: pytest.fail("features were read"))
+    with pytest.raises(FeatureError, match=r"changed since generation 7 was planned.*clear the run from plan"):
+        inputs.fetch(USERS, at, replace(PLAN, definitions="as they were"), [0])
 
 
 def test_a_run_keeps_no_more_than_its_limit(at: Settings, fetched: Fetched, monkeypatch: pytest.MonkeyPatch) -> None:
