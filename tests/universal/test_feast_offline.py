@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.universal.__main__ import PATHS
+from tests.universal.__main__ import OPTIONS, PATHS
 from tests.universal.harness import RUN_SECONDS_MAX, checkout, run
 
 
@@ -13,6 +13,6 @@ from tests.universal.harness import RUN_SECONDS_MAX, checkout, run
 def test_the_universal_tests_for_offline_stores_pass(postgres_url: str) -> None:
     repository = checkout()
     assert repository is not None
-    outcome = run(repository, "offline", PATHS["offline"], postgres=postgres_url)
-    assert outcome.passed, outcome.report()
+    outcome = run(repository, "offline", PATHS["offline"], postgres=postgres_url, options=OPTIONS["offline"])
+    assert len(outcome.passed) > 90, outcome.report()
     assert not outcome.failed, outcome.report()

@@ -1,4 +1,4 @@
-"""Our offline store for Feast's tests: over files, over folders of files, over Postgres, and behind Feast's server.
+"""Our offline store for Feast's tests: over files, over folders of files, and over Postgres.
 
 Feast runs some tests with "file" alone, and with files where a test does not ask for an offline store: those get our
 store too.
@@ -20,7 +20,6 @@ from feast.infra.utils.postgres.connection_utils import df_to_postgres_table
 from features.offline_store import AlmanacOfflineStoreConfig
 from tests.universal.feature_repos.universal.data_sources.file import (
     FileDataSourceCreator,
-    RemoteOfflineTlsStoreDataSourceCreator,
 )
 
 
@@ -90,6 +89,5 @@ AVAILABLE_OFFLINE_STORES = [
     ("local", FileDataSourceCreator),
     ("local", FolderDataSourceCreator),
     ("local", PostgresDataSourceCreator),
-    ("local", RemoteOfflineTlsStoreDataSourceCreator),
 ]
 AVAILABLE_ONLINE_STORES = {"sqlite": ({"type": "sqlite"}, None)}
