@@ -174,6 +174,10 @@ class ParquetChunks:
         wanted = pa.schema([self.schema.field(name) for name in columns])
         try:
             for table in _decoded(footer, self._filesystem, span, list(columns)):
+                if footer.changed:  # rows are known by number: those of another file have others
+                    raise FeatureError(
+                        f"view {self._view.name}: {footer.path} was written anew while it was read: ask again"
+                    )
                 table = table.select(list(columns))
                 yield table if table.schema.equals(wanted) else table.cast(wanted)
         except (pa.ArrowException, OSError) as error:

@@ -25,7 +25,8 @@ FOOTERS_MAX = 4_096  # kept; the one that was used longest ago goes first
 UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 
 Limits = tuple[Ints, Ints]
-_kept: OrderedDict[tuple[str, int, int], Footer] = OrderedDict()
+Identity = tuple[str, int, int]  # path, size in bytes, time of the last change in nanoseconds
+_kept: OrderedDict[Identity, Footer] = OrderedDict()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Footer:
     """What a file says of itself: schema, and for each row group its number of rows and where it starts."""
 
     path: str
+    identity: Identity | None
     metadata: Any
     schema: pa.Schema
     rows: Ints
@@ -43,6 +45,11 @@ class Footer:
     def total(self) -> int:
         """Rows of the file."""
         return int(self.metadata.num_rows)
+
+    @property
+    def changed(self) -> bool:
+        """Whether another file lies there by now. Of a file elsewhere it is not known."""
+        return self.identity is not None and self.identity != _identity(self.path)
 
     def matching(
         self, timestamp: str, unit: str, earliest: int | None, latest: int | None, keys: Mapping[str, tuple[int, int]]
@@ -100,8 +107,7 @@ def footer_of(path: str, filesystem: Any, view: str) -> Footer:
     try:
         identity = None
         if filesystem is None:
-            status = Path(path).stat()
-            identity = (path, status.st_size, status.st_mtime_ns)
+            identity = _identity(path)
             if identity in _kept:
                 _kept.move_to_end(identity)
                 return _kept[identity]
@@ -112,12 +118,17 @@ def footer_of(path: str, filesystem: Any, view: str) -> Footer:
         raise FeatureError(f"view {view}: {path} is no readable Parquet file ({reason}): write it again") from error
     rows = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], dtype=np.int64)
     starts = np.cumsum(rows) - rows
-    footer = Footer(path=path, metadata=metadata, schema=schema, rows=rows, starts=starts)
+    footer = Footer(path=path, identity=identity, metadata=metadata, schema=schema, rows=rows, starts=starts)
     if identity is not None:
         _kept[identity] = footer
         while len(_kept) > FOOTERS_MAX:
             _kept.popitem(last=False)
     return footer
+
+
+def _identity(path: str) -> Identity:
+    status = Path(path).stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def paths_of(files: Files, view: str) -> list[str]:

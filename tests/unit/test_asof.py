@@ -239,6 +239,24 @@ def test_a_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
         assert join(asked, [view])["x"].to_pylist() == [value]
 
 
+def test_a_file_that_is_written_anew_while_it_is_read_is_not_mistaken_for_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"k": [1, 1], "ts": pa.array([at(0), at(1)], STAMP), "x": [1, 2]})
+    pq.write_table(table, path)
+    inner = asof_chunks._decoded
+
+    def replaced(footer: Any, filesystem: Any, span: Any, columns: list[str]) -> Iterator[pa.Table]:
+        if columns == ["x"]:
+            pq.write_table(pa.concat_tables([table.slice(1), table]), path)
+        yield from inner(footer, filesystem, span, columns)
+
+    monkeypatch.setattr(asof_chunks, "_decoded", replaced)
+    with pytest.raises(FeatureError, match=r"a\.parquet was written anew while it was read: ask again"):
+        join(entities_of([1], pa.array([at(9)], STAMP)), [one_view(table, source=Files(paths=(str(path),)))])
+
+
 def test_files_with_other_types_and_column_orders_are_one_source(tmp_path: Path) -> None:
     first = pa.table({"k": [1], "ts": pa.array([at(0)], STAMP), "x": pa.array([1.5], pa.float64())})
     second = pa.table(
