@@ -33,6 +33,7 @@ class Plan:
         model: id of the model version, such as `weather-v3`.
         shards: the partitions of each task; what is done already, or unchanged, is in none.
         unchanged: partitions carried forward because nothing of what they are made from has changed.
+        anew: whether all others are scored, though they may turn out unchanged.
         definitions: digest of the feature views that the run was planned with; empty in plans of before.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     model: str
     shards: list[list[int]]
     unchanged: int = 0
+    anew: bool = False
     definitions: str = ""
 
     @property
@@ -109,7 +111,14 @@ def check_columns(pipeline: Pipeline, known: Collection[str], inputs: Sequence[s
 
 
 def plan(
-    pipeline: Pipeline, settings: Settings, *, run_key: str, cutoff: datetime, now: datetime, backfill: bool = False
+    pipeline: Pipeline,
+    settings: Settings,
+    *,
+    run_key: str,
+    cutoff: datetime,
+    now: datetime,
+    backfill: bool = False,
+    anew: bool = False,
 ) -> Plan:
     """Open (or resume) the generation of one run.
 
@@ -117,6 +126,7 @@ def plan(
         run_key: names the run; the same key again resumes its unfinished generation.
         cutoff: the run's partition date, or its trigger time where it has none.
         backfill: made for the past: archived when it is published, whatever readers have.
+        anew: score everything, what did not change too.
 
     Raises:
         UsageError: the cutoff lies in the future.
@@ -124,7 +134,7 @@ def plan(
         ModelError, UnknownModel: the declared model cannot be used.
     """
     with stage("plan", pipeline.name, settings) as record:
-        run = _Run(key=run_key, cutoff=check_cutoff(cutoff, now), backfill=backfill)
+        run = _Run(key=run_key, cutoff=check_cutoff(cutoff, now), backfill=backfill, anew=anew)
         return _plan(pipeline, settings, record, run, now)
 
 
@@ -133,6 +143,7 @@ class _Run:
     key: str
     cutoff: datetime
     backfill: bool
+    anew: bool
 
 
 def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now: datetime) -> Plan:
@@ -168,7 +179,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     )
     with PostgresStore(settings.need("postgres_url")) as store:
         attempt = store.begin_generation(pipeline, start, now=now)
-        unchanged = store.carry_unchanged(attempt)
+        unchanged = [] if run.anew else store.carry_unchanged(attempt)
         rows = rows_of_grid(pipeline.partitions) or {
             part: was.rows for part, was in store.basis(pipeline.name)[1].items()
         }
@@ -188,5 +199,6 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         model=version.id,
         shards=shards,
         unchanged=len(unchanged),
+        anew=run.anew,
         definitions=definitions,
     )
