@@ -29,7 +29,7 @@ from features.asof_footers import paths_of
 from features.asof_gather import gathered
 from features.asof_keys import NONE, Ints, Keys, as_type, common_type
 from features.asof_latest import latest_rows
-from features.asof_search import Best, Offer, Slots
+from features.asof_search import Best, Offer, Seats
 from features.asof_times import LEAST, Times, span_of, unit_of
 from features.asof_view import Files, Rows, View, Wanted
 
@@ -118,7 +118,7 @@ class _Entities:
     def __init__(self, table: pa.Table, moment: str) -> None:
         self.table, self._moment = table, moment
         self._keys: dict[tuple[tuple[str, pa.DataType], ...], Keys] = {}
-        self._slots: dict[tuple[tuple[tuple[str, pa.DataType], ...], str], Slots] = {}
+        self._seats: dict[tuple[tuple[tuple[str, pa.DataType], ...], str], Seats] = {}
 
     def keys(self, columns: tuple[tuple[str, pa.DataType], ...]) -> Keys:
         """Numbers for the keys in these columns, compared in these types."""
@@ -127,12 +127,12 @@ class _Entities:
             self._keys[columns] = Keys(arrays, len(self.table))
         return self._keys[columns]
 
-    def slots(self, columns: tuple[tuple[str, pa.DataType], ...], unit: str) -> Slots:
+    def seats(self, columns: tuple[tuple[str, pa.DataType], ...], unit: str) -> Seats:
         """The entity rows by these keys and their moments."""
-        if (columns, unit) not in self._slots:
+        if (columns, unit) not in self._seats:
             keys = self.keys(columns)
-            self._slots[columns, unit] = Slots(keys.codes, self.moments(unit), keys.count)
-        return self._slots[columns, unit]
+            self._seats[columns, unit] = Seats(keys.codes, self.moments(unit), keys.count)
+        return self._seats[columns, unit]
 
     def moments(self, unit: str, *, up: bool = False) -> Times:
         """The moments in a unit."""
@@ -148,7 +148,7 @@ def _joined(entities: _Entities, views: list[View], created_by_moment: bool) -> 
     union = replace(views[0], features=features, ttl=ttl)
     search = _Search(entities, union, schema_of(union), created_by_moment)
     with opened(union, search.window) as chunks:
-        spans = chunks.spans(search.window) if len(search.slots) else []
+        spans = chunks.spans(search.window) if len(search.seats) else []
         for span in spans:
             first = span.first
             for table in chunks.read(span, union.ordering):
@@ -176,15 +176,15 @@ class _Search:
         self._kinds = tuple(kinds)
         self._unit = unit_of(schema.field(view.timestamp).type, f"view {view.name}: {view.timestamp}")
         self._keys = entities.keys(self._kinds)
-        self.slots = entities.slots(self._kinds, self._unit)
+        self.seats = entities.seats(self._kinds, self._unit)
         self._by_creation = created_by_moment and view.created is not None
-        self._best = Best(self.slots, ordered=not self._by_creation)
+        self._best = Best(self.seats, ordered=not self._by_creation)
         self.window = self._window()
 
     def _window(self) -> Window:
-        if not len(self.slots):
+        if not len(self.seats):
             return Window(timestamp=self._view.timestamp, unit=self._unit)
-        first, last = self.slots.earliest, self.slots.latest
+        first, last = self.seats.earliest, self.seats.latest
         ttl = span_of(self._view.ttl, self._unit)
         limits = {name: self._keys.limits(place) for place, name in enumerate(self._view.keys)}
         return Window(
@@ -251,5 +251,5 @@ class _Search:
         ttl = span_of(view.ttl, self._unit)
         if ttl is None:
             return None
-        moments = self._entities.moments(self._unit, up=True).values[self.slots.rows]
+        moments = self._entities.moments(self._unit, up=True).values[self.seats.rows]
         return np.where(moments < LEAST + ttl, LEAST, moments - ttl)

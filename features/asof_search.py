@@ -1,10 +1,10 @@
 """The search: for each entity row, which row of a source was the newest at its moment.
 
-Entity rows are sorted by (key, moment); their places in that order are slots. A
-source row becomes visible at the first slot of its key whose moment is not
+Entity rows are sorted by (key, moment); their places in that order are seats. A
+source row becomes visible at the first seat of its key whose moment is not
 before it, and stays so for those after it until a newer row comes. So each
-source row is offered to one slot alone, which keeps the best it was offered,
-and at the end every slot takes over what the slots before it of its key have.
+source row is offered to one seat alone, which keeps the best it was offered,
+and at the end every seat takes over what the seats before it of its key have.
 What is held grows with the entity rows, never with the source's, and the order
 in which rows come does not matter.
 """
@@ -42,7 +42,7 @@ class Offer:
     first: int
 
 
-class Slots:
+class Seats:
     """Entity rows by key and moment; shared by all views with these keys and this unit of time."""
 
     def __init__(self, codes: Ints, moments: Times, count: int) -> None:
@@ -52,11 +52,11 @@ class Slots:
         rows = np.flatnonzero(usable)
         order = _order(codes[rows], moments.values[rows])
         self.total = len(codes)
-        self.rows: Ints = rows[order]  # the entity row of each slot
+        self.rows: Ints = rows[order]  # the entity row of each seat
         self.moment: Ints = moments.values[self.rows]
         codes = codes[self.rows]
-        self._bounds: Ints = np.searchsorted(codes, np.arange(count + 1))  # where each key's slots begin
-        self.begins: Ints = self._bounds[codes]  # for each slot, where those of its key begin
+        self._bounds: Ints = np.searchsorted(codes, np.arange(count + 1))  # where each key's seats begin
+        self.begins: Ints = self._bounds[codes]  # for each seat, where those of its key begin
         self.earliest = int(self.moment.min()) if len(rows) else 0
         self.latest = int(self.moment.max()) if len(rows) else 0
 
@@ -64,18 +64,18 @@ class Slots:
         return len(self.rows)
 
     def of(self, codes: Ints, visible: Ints) -> Ints:
-        """The slot at which rows become visible; NONE where there is none. All codes are of entities."""
+        """The seat at which rows become visible; NONE where there is none. All codes are of entities."""
         low, high = self._bounds[:-1], self._bounds[1:]
         ends = high[codes]
         if NARROW_ROWS_MIN * len(low) <= len(codes):
-            # Rows come mostly in the order of time: of each key only the slots within these rows' time are in question.
+            # Rows come mostly in the order of time: of each key only the seats within these rows' time are in question.
             first, last = (np.full(len(low), one) for one in (visible.min(), visible.max()))
             low, high = self._search(low, high, first), self._search(low, high, last)
         found = self._search(low[codes], high[codes], visible)
         return np.where(found < ends, found, NONE)
 
     def _search(self, low: Ints, high: Ints, visible: Ints) -> Ints:
-        """The first slot from `low` on whose moment is not before a time; `high` where there is none before that."""
+        """The first seat from `low` on whose moment is not before a time; `high` where there is none before that."""
         found, high = low.copy(), high.copy()
         open_ = np.flatnonzero(found < high)
         while len(open_):  # halves what is in question: not more often than a number has bits
@@ -101,16 +101,16 @@ def _order(codes: Ints, moments: Ints) -> Ints:
 
 
 class Best:
-    """The best row that each slot was offered."""
+    """The best row that each seat was offered."""
 
-    def __init__(self, slots: Slots, *, ordered: bool) -> None:
-        """`ordered`: rows become visible at their event times, so that of two slots the later one has newer rows."""
-        self._slots, self._ordered = slots, ordered
-        self.row: Ints = np.full(len(slots), NONE, dtype=np.int64)
-        self._time: Ints = np.full(len(slots), LEAST, dtype=np.int64)
+    def __init__(self, seats: Seats, *, ordered: bool) -> None:
+        """`ordered`: rows become visible at their event times, so that of two seats the later one has newer rows."""
+        self._seats, self._ordered = seats, ordered
+        self.row: Ints = np.full(len(seats), NONE, dtype=np.int64)
+        self._time: Ints = np.full(len(seats), LEAST, dtype=np.int64)
         self._created: Ints | None = None
         self._newest = LEAST  # of all times that were offered
-        self._draft: Ints = np.empty(len(slots), dtype=np.int64)
+        self._draft: Ints = np.empty(len(seats), dtype=np.int64)
 
     def offer(self, offer: Offer) -> None:
         """Take the rows into account."""
@@ -119,51 +119,51 @@ class Best:
             return
         times = offer.times[chosen]
         visible = times if offer.visible is None else offer.visible[chosen]
-        slots = self._slots.of(offer.codes[chosen], visible)
-        usable = slots != NONE
+        seats = self._seats.of(offer.codes[chosen], visible)
+        usable = seats != NONE
         if not usable.all():
-            chosen, times, slots = chosen[usable], times[usable], slots[usable]
+            chosen, times, seats = chosen[usable], times[usable], seats[usable]
         created = None if offer.created is None else offer.created[chosen]
-        if not len(slots):
+        if not len(seats):
             return
         newest, self._newest = self._newest, max(self._newest, int(times.max()))
         rising = _rising(times, created)
-        if rising and int(times[0]) > newest:  # newer than all before: the last row for a slot is the best
-            self._put(slots, times, created, offer.first + chosen)
+        if rising and int(times[0]) > newest:  # newer than all before: the last row for a seat is the best
+            self._put(seats, times, created, offer.first + chosen)
             return
-        best = best_of(slots, times, created, self._draft, rising=rising)
-        self._keep(slots[best], times[best], None if created is None else created[best], offer.first + chosen[best])
+        best = best_of(seats, times, created, self._draft, rising=rising)
+        self._keep(seats[best], times[best], None if created is None else created[best], offer.first + chosen[best])
 
-    def _keep(self, slots: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
-        held = self._time[slots]
+    def _keep(self, seats: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
+        held = self._time[seats]
         wins, same = times > held, times == held
         if created is not None:
-            before = LEAST if self._created is None else self._created[slots]
+            before = LEAST if self._created is None else self._created[seats]
             wins |= same & (created > before)
             same &= created == before
-        wins |= same & (rows > self.row[slots])
-        self._put(slots[wins], times[wins], None if created is None else created[wins], rows[wins])
+        wins |= same & (rows > self.row[seats])
+        self._put(seats[wins], times[wins], None if created is None else created[wins], rows[wins])
 
-    def _put(self, slots: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
-        self._time[slots] = times
-        self.row[slots] = rows
+    def _put(self, seats: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
+        self._time[seats] = times
+        self.row[seats] = rows
         if created is not None:
             if self._created is None:
                 self._created = np.full(len(self.row), LEAST, dtype=np.int64)
-            self._created[slots] = created
+            self._created[seats] = created
 
     def settled(self) -> tuple[Ints, Ints]:
-        """For each slot the row that is known at its moment, NONE where none is, and that row's event time."""
+        """For each seat the row that is known at its moment, NONE where none is, and that row's event time."""
         filled = self.row != NONE
         if self._ordered:
             source = np.maximum.accumulate(np.where(filled, np.arange(len(filled)), 0))
         else:
             created = self._created if self._created is not None else np.zeros_like(self.row)
-            order = np.lexsort((self.row, created, self._time, filled, self._slots.begins))
+            order = np.lexsort((self.row, created, self._time, filled, self._seats.begins))
             rank = np.empty(len(order), dtype=np.int64)
             rank[order] = np.arange(len(order))  # grows with the key, and within a key with how good a row is
             source = order[np.maximum.accumulate(rank)] if len(order) else order
-        known = filled[source] & (source >= self._slots.begins)
+        known = filled[source] & (source >= self._seats.begins)
         return np.where(known, self.row[source], NONE), self._time[source]
 
     def rows(self, settled: tuple[Ints, Ints], earliest: Ints | None) -> Ints:
@@ -171,39 +171,39 @@ class Best:
 
         Args:
             settled: what `settled` returned.
-            earliest: for each slot the earliest event time that is not too old; None for no limit.
+            earliest: for each seat the earliest event time that is not too old; None for no limit.
         """
         row, time = settled
         if earliest is not None:
             row = np.where(time >= earliest, row, NONE)
-        found = np.full(self._slots.total, NONE, dtype=np.int64)
-        found[self._slots.rows] = row
+        found = np.full(self._seats.total, NONE, dtype=np.int64)
+        found[self._seats.rows] = row
         return found
 
 
-def best_of(slots: Ints, times: Ints, created: Ints | None, draft: Ints, *, rising: bool) -> Ints:
-    """Positions of the best row for each slot: greatest time, then created, then the last.
+def best_of(seats: Ints, times: Ints, created: Ints | None, draft: Ints, *, rising: bool) -> Ints:
+    """Positions of the best row for each seat: greatest time, then created, then the last.
 
     Args:
-        slots: of the rows.
+        seats: of the rows.
         times: event times.
         created: created times, if there are any.
-        draft: an array with a place for every slot, to work in.
+        draft: an array with a place for every seat, to work in.
         rising: whether no row is better than the one after it.
     """
-    left = np.arange(len(slots))
-    draft[slots] = left  # of several rows for one slot the last one stays
+    left = np.arange(len(seats))
+    draft[seats] = left  # of several rows for one seat the last one stays
     if not rising:
         for _ in range(IMPROVEMENTS_MAX):
-            left = left[_newer(times, created, left, draft[slots[left]])]
+            left = left[_newer(times, created, left, draft[seats[left]])]
             if not len(left):
                 break
-            draft[slots[left]] = left
+            draft[seats[left]] = left
         else:
             keys = (times[left],) if created is None else (created[left], times[left])
             left = left[np.lexsort(keys)]  # the last key counts first; rows that are alike stay in order
-            draft[slots[left]] = left
-    return np.flatnonzero(draft[slots] == np.arange(len(slots)))
+            draft[seats[left]] = left
+    return np.flatnonzero(draft[seats] == np.arange(len(seats)))
 
 
 def _rising(times: Ints, created: Ints | None) -> bool:
