@@ -64,7 +64,7 @@ class Job:
         self._runs = 0
 
     def run(self, cutoff: datetime | None = None) -> dict[str, Any]:
-        """One whole run; seconds of each stage, and rows a second without and with the gates.
+        """One whole run, all of it scored; seconds of each stage, and rows a second without and with the gates.
 
         Args:
             cutoff: what the run is for; default: the newest hour.
@@ -79,7 +79,12 @@ class Job:
         rows, began = 0, time.perf_counter()
         with Stopwatch({"scoring": (Scorer, "score")}) as inside:
             made = plan(
-                pipeline, settings, run_key=f"run {self._runs}", cutoff=cutoff or self._world.as_of, now=utc_now()
+                pipeline,
+                settings,
+                run_key=f"run {self._runs}",
+                cutoff=cutoff or self._world.as_of,
+                now=utc_now(),
+                anew=True,
             )
             report = gate_features(pipeline, settings, made)
             for shard in made.shards_without(report.failing):

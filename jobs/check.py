@@ -75,8 +75,9 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
                 reports |= _kept(pipeline, settings, plan, "features", found)
             with record.step("digests"):
                 passed = [partition for partition in about if partition not in failing]
-                digests = partition_digests(table, about)
-                unchanged.update(store.carry_unchanged(attempt, {part: digests[part] for part in passed}))
+                if not plan.anew:
+                    digests = partition_digests(table, passed)
+                    unchanged.update(store.carry_unchanged(attempt, digests))
         report = GateReport(
             rows=record.rows, expectations=len(gates), failing=failing, unchanged=frozenset(unchanged), reports=reports
         )
