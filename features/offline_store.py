@@ -239,6 +239,26 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             existing_data_behavior="overwrite_or_ignore",
         )
 
+    @staticmethod
+    def compute_monitoring_metrics(config: RepoConfig, data_source: DataSource, *asked: Any, **options: Any) -> Any:
+        """Feast's statistics of columns: by its DuckDB code over a file or a pattern.
+
+        Raises:
+            NotImplementedError: of other sources; Feast then computes them from what `pull_all…` gives.
+        """
+        _monitored_by_duckdb(config, data_source)
+        return DuckDBOfflineStore.compute_monitoring_metrics(config, data_source, *asked, **options)
+
+    @staticmethod
+    def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> Any:
+        """The newest event time of a file or a pattern, by Feast's DuckDB code.
+
+        Raises:
+            NotImplementedError: of other sources; Feast then looks for it in what `pull_all…` gives.
+        """
+        _monitored_by_duckdb(config, data_source)
+        return DuckDBOfflineStore.get_monitoring_max_timestamp(config, data_source, timestamp_field)
+
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
@@ -259,6 +279,12 @@ def explained(view: View) -> str:
     ttl = f"at most {view.ttl} old" if view.ttl else "of any age"
     keys = ", ".join(view.keys.values()) or "nothing: it holds for all"
     return f"{view.name}: {len(view.features)} columns of {what}, joined on {keys}, {ttl}"
+
+
+def _monitored_by_duckdb(config: RepoConfig, source: DataSource) -> None:
+    path = FileSource.get_uri_for_file_path(config.repo_path, source.path) if isinstance(source, FileSource) else ""
+    if not path or Path(path).is_dir():
+        raise NotImplementedError(f"source {source.name} is not one Parquet file or a pattern of them")
 
 
 def _aware(moment: datetime) -> datetime:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pandas as pd
 import psycopg
 import pyarrow as pa
@@ -224,6 +225,50 @@ def test_rows_can_be_limited_to_what_was_written_by_the_moment(world: World) -> 
     assert (everything["trips"].to_pylist(), by_then["trips"].to_pylist()) == ([3.0], [2.0])
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_histories_come_to_what_feasts_own_store_says(world: World, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = 400
+    times = NOON.timestamp() + random.integers(-48, 1, rows) * 3600
+    created = times + random.permutation(rows)  # no two alike, so that every tie is decided
+    values = random.choice([0.5, -1.0, math.nan, math.inf, -math.inf], rows)
+    history = pa.table(
+        {
+            "driver_id": pa.array(random.integers(0, 12, rows)),
+            "event_timestamp": pa.array((times * 1e6).astype("int64")).cast(UTC_TIMES),
+            "created": pa.array((created * 1e6).astype("int64")).cast(UTC_TIMES),
+            "value": pa.array(values, mask=random.random(rows) < 0.2),
+        }
+    )
+    name = f"random_{seed}"
+    pq.write_table(history, world.folder / f"{name}.parquet", row_group_size=64)
+    source = FileSource(
+        name=name,
+        path=str(world.folder / f"{name}.parquet"),
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+    fields = [Field(name="value", dtype=Float64)]
+    ttl = timedelta(hours=int(random.integers(0, 9)))
+    view = FeatureView(name=name, entities=[world.driver], ttl=ttl, schema=fields, source=source)
+    world.store.apply([view])
+    asked = pd.DataFrame(
+        {
+            "driver_id": random.integers(0, 14, 300),
+            "event_timestamp": [NOON - timedelta(minutes=int(m)) for m in random.integers(0, 3600, 300)],
+            "row": range(300),
+        }
+    )
+    feasts = world.open({"type": "duckdb"})
+    found, expected = (
+        store.get_historical_features(asked, [f"{name}:value"]).to_df().sort_values("row").reset_index(drop=True)
+        for store in (world.store, feasts)
+    )
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    assert found["value"].notna().any()
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "postgres"])
 def test_saved_datasets(world: World, kind: str) -> None:
     name = f"saved_{kind}_{uuid.uuid4().hex[:8]}"
@@ -305,6 +350,15 @@ def test_feast_infers_and_monitors_what_the_files_hold(world: World) -> None:
     columns = dict(offline.get_table_column_names_and_types_from_data_source(config, world.trips.batch_source))
     assert columns["trips"] == "double"
     assert dict(world.city.batch_source.get_table_column_names_and_types(config))["region"] == "text"
+    one_file = FileSource(
+        path=str(world.folder / "trips" / "a.parquet"), file_format=ParquetFormat(), timestamp_field="event_timestamp"
+    )
+    (found,) = offline.compute_monitoring_metrics(config, one_file, [("trips", "numeric")], "event_timestamp")
+    assert (found["row_count"], found["mean"], found["max_val"]) == (2, 1.5, 2.0)
+    assert offline.get_monitoring_max_timestamp(config, one_file, "event_timestamp") == NOON - 2 * HOUR
+    for other in (world.trips.batch_source, world.city.batch_source):  # Feast computes these from the rows themselves
+        with pytest.raises(NotImplementedError):
+            offline.compute_monitoring_metrics(config, other, [("trips", "numeric")], "event_timestamp")
 
 
 def test_what_cannot_be_joined_is_refused_in_a_line(world: World, tmp_path: Path) -> None:
