@@ -89,6 +89,8 @@ class OnlineFeatures:
             self._reader = Reader(plan_of(store, service))
         pushed = next((view for view in views if view.stream_source is not None), None)
         versioned = store.config.registry.enable_online_feature_view_versioning
+        # Where files do not say when their rows were created, events do not: neither would decide over the other.
+        self._dates = pushed is not None and bool(pushed.batch_source.created_timestamp_column)
         self._pushed = pushed and (
             layout_of(store.project, pushed, versioned=versioned),
             keys_of(store.project, pushed, versioned=versioned),
@@ -171,7 +173,7 @@ class OnlineFeatures:
             raise FeatureError(f"pushed rows have no column {', '.join(absent)}: make them with observation_row")
         if not rows.num_rows:
             return
-        created = np.full(rows.num_rows, micros_of(utc_now()))
+        created = np.full(rows.num_rows, micros_of(utc_now())) if self._dates else None
         values = encode(layout, rows, micros(rows[EVENT_TIMESTAMP], layout.view), created)
         with redis_errors():
             entities = keys.of(rows[self._pipeline.entity].to_pylist())

@@ -224,7 +224,8 @@ class Reader:
 
     def unmet(self, values: Sequence[bytes | None]) -> list[int]:
         """Fingerprints of layouts that values are packed in and that are not known: to be fetched and learned."""
-        met = {packing(layout).head.to_bytes(8, "little") for layout in self.layouts}
+        packed = [packing(layout) for layout in self.layouts]
+        met = {head.to_bytes(8, "little") for each in packed for head in (each.head, each.dated_head)}
         heads = {value[:8] for value in values if value is not None} - met
         found = {int.from_bytes(head[4:], "little") for head in heads if len(head) == 8} - self.known.keys()
         return sorted(found)[:LAYOUTS_FETCHED_MAX]

@@ -189,7 +189,7 @@ def _nulls(part: Packed, shape: _Shape) -> dict[int, list[int]]:
 def _tail(part: Packed, names: Sequence[str]) -> dict[str, list[Any]]:
     """The bytes of each cell of columns without a fixed width."""
     packed = packing(part.layout)
-    width = packed.record.itemsize
+    width = part.records.dtype.itemsize
     lengths = part.records["lengths"]
     ends = width + np.cumsum(lengths, axis=1, dtype=np.int64)
     starts = ends - lengths

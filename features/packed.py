@@ -3,15 +3,16 @@
     bytes    what
     0        magic
     1        version of this codec
-    2-3      nothing yet
+    2        1 if it is known when the row was created, else 0
+    3        0
     4-7      fingerprint of the layout: which columns follow, and of which types
     8-15     event time, whole microseconds since 1970, signed
-    16-23    when the row was created, whole microseconds since 1970, signed; 0: not known
-    24-      a bit for each column, in the layout's order: set where it has a value
+    16-23    when the row was created, alike; not there where it is not known
+    after    a bit for each column, in the layout's order: set where it has a value
              columns of fixed width, those of one type together: FLOAT, DOUBLE, INT64, UNIX_TIMESTAMP, INT32, BOOL
              length in bytes of each other column, then their bytes: text, bytes, lists, serialized Values of Feast
 
-All is little-endian and nothing is aligned. The first 24 bytes hold in every version, so that the newer of two
+All is little-endian and nothing is aligned. All up to the bits holds in every version, so that the newer of two
 values is found whatever they hold: by event time and, of one event time, by creation, as offline. A null has its bit
 unset, zeros or NaN for its number and no bytes; NaN and infinities are numbers like others.
 
@@ -35,7 +36,6 @@ from almanac.errors import FeatureError
 
 MAGIC = 0xA1
 CODEC_VERSION = 1
-HEAD_BYTES = 24
 COLUMNS_MAX = 4_096
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -85,7 +85,7 @@ class Packing:
     """A layout's bytes.
 
     Args:
-        record: everything before the bytes of the tail.
+        head, record: the first eight bytes, and everything before the tail; `dated` where creation is known.
         full: the bits of a row without a null.
         groups: for each type of fixed width that occurs, the columns' names in order.
         tail: names of the other columns, in order.
@@ -93,8 +93,10 @@ class Packing:
 
     fingerprint: int
     head: int
+    dated_head: int
     full: NDArray[np.uint8]
     record: np.dtype[Any]
+    dated_record: np.dtype[Any]
     groups: Mapping[str, tuple[str, ...]]
     tail: tuple[str, ...]
     places: Mapping[str, int]
@@ -116,15 +118,19 @@ def packing(layout: Layout) -> Packing:
         found.get(column.type, tail).append(column.name)
     groups = {kind: tuple(held) for kind, held in found.items() if held}
     print_ = int.from_bytes(blake2b(layout.encoded(), digest_size=4).digest(), "little") or 1
-    fields: list[Any] = [("head", "<u8"), ("time", "<i8"), ("created", "<i8"), ("valid", "u1", (-(-len(names) // 8),))]
+    start: list[Any] = [("head", "<u8"), ("time", "<i8")]
+    fields: list[Any] = [("valid", "u1", (-(-len(names) // 8),))]
     fields += [(kind, NUMBERS[kind], (len(held),)) for kind, held in groups.items()]
     if tail:
         fields.append(("lengths", "<u4", (len(tail),)))
+    head = MAGIC | CODEC_VERSION << 8 | print_ << 32
     return Packing(
         fingerprint=print_,
-        head=MAGIC | CODEC_VERSION << 8 | print_ << 32,
+        head=head,
+        dated_head=head | 1 << 16,
         full=np.packbits(np.ones(len(names), dtype=np.uint8), bitorder="little"),
-        record=np.dtype(fields),
+        record=np.dtype([*start, *fields]),
+        dated_record=np.dtype([*start, ("created", "<i8"), *fields]),
         groups=groups,
         tail=tuple(tail),
         places={name: at for at, name in enumerate(names)},
@@ -146,7 +152,7 @@ def records(
     tail_valid: Mapping[str, Bits],
     created: Micros | None = None,
 ) -> NDArray[Any]:
-    """Everything of n values but the tail: a structured array of `packing(layout).record`; lengths are left 0.
+    """Everything of n values but the tail: a structured array of a record of `packing(layout)`; lengths are left 0.
 
     Args:
         times: event times in whole microseconds since 1970.
@@ -155,10 +161,11 @@ def records(
         created: when the rows were, in microseconds since 1970; 0 or None: not known.
     """
     packed = packing(layout)
-    made = np.zeros(len(times), dtype=packed.record)
-    made["head"] = packed.head
+    dated = created is not None and bool(created.any())
+    made = np.zeros(len(times), dtype=packed.dated_record if dated else packed.record)
+    made["head"] = packed.dated_head if dated else packed.head
     made["time"] = times
-    if created is not None:
+    if dated:
         made["created"] = created
     nulls = {name: cells.valid for name, cells in numbers.items() if cells.valid is not None} | dict(tail_valid)
     made["valid"] = packed.full
@@ -195,7 +202,7 @@ class UnknownLayouts(FeatureError):
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of one layout, read but not yet taken apart: `where` are their places among all that were asked for."""
+    """Rows of one layout, dated or not, but not yet taken apart: `where` are their places among all asked for."""
 
     layout: Layout
     where: NDArray[np.int64] | None
@@ -233,7 +240,8 @@ def parse(layout: Layout, values: Sequence[bytes | None], known: Known | None = 
         known: further layouts of the view by fingerprint, for rows packed before its columns changed.
 
     Returns:
-        One for each layout met; the rows of absent values are in none unless there is one alone.
+        One for each layout met, and of that for dated rows and others; absent rows are in none, unless there is
+        one alone.
 
     Raises:
         UnknownLayouts: a value's layout is neither this one nor known.
@@ -263,8 +271,11 @@ def parse(layout: Layout, values: Sequence[bytes | None], known: Known | None = 
 
 
 def _records(packed: Packing, values: Sequence[bytes | None]) -> NDArray[Any] | None:
-    """The records of values that are all whole and of this layout, or absent; None if they are not."""
-    width = packed.record.itemsize
+    """The records of values that are all whole, of this layout and alike dated, or absent; None if they are not."""
+    first = next((value for value in values if value is not None), b"")
+    dated = first[2:3] == b"\1"
+    record, expected = (packed.dated_record, packed.dated_head) if dated else (packed.record, packed.head)
+    width = record.itemsize
     blank = bytes(width)
     if packed.tail:
         data = b"".join([value[:width] if value is not None else blank for value in values])
@@ -274,9 +285,9 @@ def _records(packed: Packing, values: Sequence[bytes | None]) -> NDArray[Any] | 
         data = b"".join(values)  # type: ignore[arg-type]
     if len(data) != width * len(values):
         return None
-    read = np.frombuffer(data, dtype=packed.record)
+    read = np.frombuffer(data, dtype=record)
     heads = read["head"]
-    if not ((heads == packed.head) | (heads == 0)).all():
+    if not (heads == expected).all() and not ((heads == expected) | (heads == 0)).all():
         return None
     if packed.tail:
         lengths = np.fromiter((width if value is None else len(value) for value in values), np.int64, len(values))
@@ -290,7 +301,7 @@ def _fingerprint(view: str, head: bytes) -> int:
         raise damaged(view)
     if head[1] > CODEC_VERSION:
         raise newer(view, head[1])
-    if head[1] != CODEC_VERSION or head[2:4] != b"\0\0":
+    if head[1] != CODEC_VERSION or head[2] > 1 or head[3]:
         raise damaged(view)
     return int.from_bytes(head[4:8], "little")
 

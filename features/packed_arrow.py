@@ -221,7 +221,7 @@ def _numbers(part: Packed, own: Column, valid: Bits | None) -> pa.Array:
 
 def _tail(part: Packed, own: Column, valid: Bits | None) -> pa.Array:
     packed = packing(part.layout)
-    width, k, n = packed.record.itemsize, len(packed.tail), len(part.records)
+    width, k, n = part.records.dtype.itemsize, len(packed.tail), len(part.records)
     offsets = np.zeros(n * k + 1, dtype=np.int64)
     np.cumsum(part.records["lengths"].ravel(), out=offsets[1:])
     data = b"".join([value[width:] for value in part.values if value is not None])

@@ -74,10 +74,10 @@ FEW = settings(max_examples=25)  # tables of many columns take their time
 
 
 @FEW
-@given(tables())
-def test_rows_come_back_as_they_were(packed: tuple[Layout, pa.Table, np.ndarray[Any, Any]]) -> None:
+@given(tables(), st.integers(0, 2**62))
+def test_rows_come_back_as_they_were(packed: tuple[Layout, pa.Table, np.ndarray[Any, Any]], created: int) -> None:
     layout, table, times = packed
-    found = parse(layout, encode(layout, table, times))
+    found = parse(layout, encode(layout, table, times, np.full(len(times), created)))
     assert same(decode(layout, found, len(table)), table)
     np.testing.assert_array_equal(found[0].times, times)
     sliced = encode(layout, table.slice(1), times[1:])  # an array that begins in the middle of its buffers
@@ -96,6 +96,9 @@ def test_absent_rows_are_null_and_the_others_stay_in_place(
     order = pa.array([None if gone else at for at, gone in enumerate(absent)], pa.int64())
     found = parse(layout, values)
     assert same(decode(layout, found, len(values)), table.take(order))
+    dated = encode(layout, table, times, np.full(len(times), 7))
+    mixed = [dated[at] if value is not None and at % 2 else value for at, value in enumerate(values)]
+    assert same(decode(layout, parse(layout, mixed), len(values)), table.take(order))
     assert found[0].present.tolist() == [not gone for gone in absent]
 
 
