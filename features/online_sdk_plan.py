@@ -22,7 +22,7 @@ from features.online_sdk_response import EntityColumn
 from features.online_sdk_values import Cells
 from features.packed import Column, Layout
 from features.packed_keys import Keys
-from features.packed_views import layout_of, view_name
+from features.packed_views import ENTITY_LESS, layout_of, view_name
 
 KINDS = {
     "int32_val": "INT32",
@@ -36,7 +36,6 @@ KINDS = {
 """Fields of Feast's Value that may name an entity, and their value types."""
 PLANS_MAX = 1_024
 _INT32_MAX = 2**31 - 1
-_DUMMY = "__dummy_id"
 
 
 def versioned(config: RepoConfig) -> bool:
@@ -67,6 +66,8 @@ def keys_of(entity_keys: Sequence[EntityKey], project: str, view: str) -> list[b
                 )
             columns.append(Column(name, KINDS[kind]))
             values.append([getattr(entity_keys[place].entity_values[at], kind) for place in places])
+        if not columns:  # Feast writes rows of a view without entities with or without its name for none
+            columns, values = [ENTITY_LESS], [[""] * len(places)]
         named = Keys(project=project, view=view, join_keys=tuple(columns)).of(*values)
         for place, name in zip(places, named, strict=True):
             found[place] = name
@@ -201,8 +202,8 @@ def named(plan: Plan, entity_rows: dict[str, Any]) -> Named | None:
     if len(lengths) != 1 or 0 in lengths:
         return None
     rows = lengths.pop()
-    if _DUMMY in plan.wanted:
-        values[_DUMMY] = [""] * rows
+    if ENTITY_LESS.name in plan.wanted:
+        values[ENTITY_LESS.name] = [""] * rows
     return Named(rows=rows, values=values, columns=columns) if plan.wanted <= values.keys() else None
 
 

@@ -31,13 +31,15 @@ from pydantic import field_validator
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from almanac.errors import FeatureError
 from features.online_newer_wins import NewerWinsOnlineStoreConfig
 from features.online_sdk_plan import versioned
 from features.online_sdk_read import Reader, Reading, Request, Row
 from features.online_sdk_write import Row as NewRow
 from features.online_sdk_write import packaged
+from features.packed import Column, Layout
 from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
-from features.packed_views import keys_of
+from features.packed_views import keys_of, layout_of
 
 __all__ = ["AlmanacOnlineStore", "AlmanacOnlineStoreConfig", "NewerWinsOnlineStoreConfig"]
 
@@ -45,6 +47,8 @@ RETRIES_MAX = 2
 RETRY_SECONDS_MAX = 0.2
 DELETE_KEYS_MAX = 1_000  # of one trip
 SCAN_COUNT = 1_000
+VIEWS_KEY = "almanac:feature-views"
+"""A hash: project and view, the features and types that were last applied."""
 
 
 class AlmanacOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
@@ -98,8 +102,10 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         options = config.online_store
         replace = bool(options.ties_replace or getattr(table, "stream_source", None) is None)
         rows = packaged(config, table, data, options.ties_replace)
+        client = self._get_client(options)
+        _need_current(client, rows.layout)
         put_if_newer(
-            self._get_client(options), rows.layout, rows.keys, rows.values, ties_replace=replace,
+            client, rows.layout, rows.keys, rows.values, ties_replace=replace,
             expire_seconds=options.key_ttl_seconds,
         )  # fmt: skip
         if progress:
@@ -204,7 +210,11 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Remove the rows of views that are no longer there."""
+        """Note what views are like now, and remove the rows of those that are no longer there."""
+        client = self._get_client(config.online_store)
+        layouts = [layout_of(config.project, table, versioned=versioned(config)) for table in tables_to_keep]
+        if layouts:
+            client.hset(VIEWS_KEY, mapping={_view_field(layout): _columns(layout) for layout in layouts})
         if config.online_store.full_scan_for_deletion:
             for table in tables_to_delete:
                 self.delete_table(config, table)
@@ -217,6 +227,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Remove a view's rows; those of its other versions stay."""
         client = self._get_client(config.online_store)
+        client.hdel(VIEWS_KEY, _view_field(layout_of(config.project, table, versioned=versioned(config))))
         pattern = keys_of(config.project, table, versioned=versioned(config)).pattern
         held: list[bytes] = []
         for key in client.scan_iter(match=pattern, count=SCAN_COUNT):
@@ -263,6 +274,34 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
                 asked = reading.send(await _awaited(client, asked))
         except StopIteration as end:
             return end.value
+
+
+def _view_field(layout: Layout) -> str:
+    return f"{layout.project}:{layout.view}"
+
+
+def _columns(layout: Layout) -> str:
+    """Names a view's features and their types, in whatever order they stand."""
+    ordered = Layout(project=layout.project, view=layout.view, columns=tuple(sorted(layout.columns, key=_name)))
+    return layout_field(ordered.fingerprint)
+
+
+def _name(column: Column) -> str:
+    return column.name
+
+
+def _need_current(client: Any, layout: Layout) -> None:
+    """Refuse rows made by another definition of their view than the one that was last applied.
+
+    Raises:
+        FeatureError: says which view.
+    """
+    held = client.hget(VIEWS_KEY, _view_field(layout))
+    if held is not None and held.decode() != _columns(layout):
+        raise FeatureError(
+            f"view {layout.view} was changed since this process read its definition: refresh the registry, or start it "
+            "again"
+        )
 
 
 async def _awaited(client: Any, asked: list[bytes] | set[int]) -> Any:
