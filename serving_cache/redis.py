@@ -93,6 +93,7 @@ class RedisStore(Closing):
             raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
         self._move_pointer = self._redis.register_script(scripts.MOVE_POINTER)
         self._let_go = self._redis.register_script(scripts.LET_GO)
+        self._find_missing = self._redis.register_script(scripts.MISSING)
         self._put_overlays = self._redis.register_script(scripts.PUT_OVERLAYS)
 
     def close(self) -> None:
@@ -142,15 +143,24 @@ class RedisStore(Closing):
             trip.get(key)
             return str(trip.execute()[1].decode())
 
-    def missing_blocks(self, pipeline: str, hashes: Iterable[str]) -> list[str]:
-        """Those of the blocks that are not there."""
-        return self._each(pipeline, hashes, "exists")
+    def missing_blocks(self, pipeline: str, generation: int, hashes: Iterable[str]) -> list[str]:
+        """Those of a generation's blocks that are not there; the others, and its manifest, stay for a day at least."""
+        missing: list[str] = []
+        with self._errors():
+            self._find_missing(keys=[manifest_key(pipeline, generation)], args=[UNREFERENCED_SECONDS])
+            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
+                keys = [block_key(pipeline, digest) for digest in part]
+                missing += [part[i - 1] for i in self._find_missing(keys=keys, args=[UNREFERENCED_SECONDS])]
+        return missing
 
     def hold(self, pointer: Pointer, hashes: Iterable[str]) -> None:
         """Keep these blocks, and the manifests that the pointer names, until `let_go`."""
         name = pointer.pipeline
-        self._each(name, hashes, "persist")
         with self._errors(), self._redis.pipeline(transaction=False) as trip:
+            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
+                for digest in part:
+                    trip.persist(block_key(name, digest))
+                trip.execute()
             for generation in _named(pointer):
                 trip.persist(manifest_key(name, generation))
                 trip.sadd(generations_key(name), generation)
@@ -176,7 +186,7 @@ class RedisStore(Closing):
             return int(_commands(self._redis.hlen(manifest_key(pipeline, generation))))
 
     def put_manifest(self, pipeline: str, generation: int, manifest: Mapping[int, ManifestEntry]) -> None:
-        """Write a generation's manifest, whole."""
+        """Write a generation's manifest, whole; it goes after a day unless a pointer comes to name it."""
         if not manifest:
             return
         key = manifest_key(pipeline, generation)
@@ -184,7 +194,7 @@ class RedisStore(Closing):
         with self._errors(), self._redis.pipeline(transaction=True) as trip:
             trip.delete(key)
             trip.hset(key, mapping=fields)
-            trip.sadd(generations_key(pipeline), generation)
+            trip.expire(key, UNREFERENCED_SECONDS)
             trip.execute()
 
     def move_pointer(self, pointer: Pointer, marker: str) -> bool:
@@ -248,18 +258,6 @@ class RedisStore(Closing):
             for part in _chunks(list(self._redis.scan_iter(match=every_key(pipeline), count=1000)), KEYS_PER_TRIP):
                 self._redis.unlink(*part)
             self._redis.delete(*guards)  # what a reconciler wrote in between is not whole
-
-    def _each(self, pipeline: str, hashes: Iterable[str], command: str) -> list[str]:
-        """Run a command on each block's key; returns the hashes for which it answered 0."""
-        zeros: list[str] = []
-        with self._errors():
-            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
-                with self._redis.pipeline(transaction=False) as trip:
-                    for digest in part:
-                        getattr(trip, command)(block_key(pipeline, digest))
-                    answers = trip.execute()
-                zeros += [digest for digest, answer in zip(part, answers, strict=True) if not answer]
-        return zeros
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -13,6 +13,19 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 
+# A generation that is about to be named may have been let go a while ago: what is left of its time is not enough.
+MISSING = """
+-- KEYS: to look for. ARGV: seconds. Returns the places (from 1) of those that are missing; the others stay at least
+-- this long.
+local missing = {}
+for i, key in ipairs(KEYS) do
+  local left = redis.call('TTL', key)
+  if left == -2 then missing[#missing + 1] = i
+  elseif left >= 0 and left < tonumber(ARGV[1]) then redis.call('EXPIRE', key, ARGV[1]) end
+end
+return missing
+"""
+
 LET_GO = """
 -- KEYS: pointer, set of generations, keys to let go. ARGV: epoch, seconds, generation whose last keys these are or ''.
 -- Does nothing once another epoch is current. Returns 1 when a generation is gone.

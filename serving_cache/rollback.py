@@ -43,8 +43,9 @@ def roll_back(
     marker = None
     if cache is not None:
         with contextlib.suppress(Unavailable):
-            marker = cache.mark(pipeline.name)
+            found = cache.mark(pipeline.name)
             bring_generation(pipeline, target, store, cache, prove=True)
+            marker = found  # only now is Redis ready
     passing("rollback.prepared")
     outcome = store.rollback(pipeline.name, target, now=utc_now(), partitioning=repr(pipeline.partitions))
     if cache is None:

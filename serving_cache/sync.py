@@ -86,12 +86,14 @@ def _follow(
     pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore, *, overlays: bool
 ) -> bool:
     name = pipeline.name
-    epoch, refilled = _standing(cache, name)
+    _, was_empty = _standing(cache, name)
     marker = cache.mark(name)
+    epoch, is_empty = _standing(cache, name)  # again: it may have been emptied just before the marker was made
+    refilled = was_empty or is_empty
     held: set[str] = set()
     for record in (pointer.generation, pointer.previous):
         if record is not None:
-            unproved = record is pointer.generation and epoch < pointer.epoch
+            unproved = refilled or (record is pointer.generation and epoch < pointer.epoch)
             held |= bring_generation(pipeline, record.generation, postgres, cache, prove=unproved)
     if overlays or refilled:
         sync_overlays(pipeline, pointer, (postgres, cache), None)
@@ -120,7 +122,8 @@ def bring_generation(
     name = pipeline.name
     manifest = postgres.manifest(name, generation)
     hashes = {entry.block_hash for entry in manifest.values()}
-    _bring_blocks(pipeline, generation, manifest, set(cache.missing_blocks(name, hashes)), (postgres, cache))
+    missing = set(cache.missing_blocks(name, generation, hashes))
+    _bring_blocks(pipeline, generation, manifest, missing, (postgres, cache))
     if prove:
         damaged = _damaged(name, hashes, cache)
         if damaged:

@@ -104,7 +104,7 @@ def test_blocks_that_no_manifest_holds_go_by_themselves(cache: RedisStore, raw: 
     name = new_name()
     cache.put_blocks(name, {"a" * 32: b"bytes"})
     assert 0 < raw.ttl(layout.block_key(name, "a" * 32)) <= UNREFERENCED_SECONDS
-    assert cache.missing_blocks(name, ["a" * 32, "b" * 32]) == ["b" * 32]
+    assert cache.missing_blocks(name, 1, ["a" * 32, "b" * 32]) == ["b" * 32]
 
 
 def test_an_older_follower_lets_nothing_go(

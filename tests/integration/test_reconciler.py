@@ -93,7 +93,7 @@ def test_what_redis_lost_comes_back(
     reconciler.step(1.0 if noticed_at_once else PROOF_SECONDS)
     assert cache.pointer(pipeline.name) == postgres.pointer(pipeline.name)
     assert cache.manifest(pipeline.name, 1) == manifest
-    assert cache.missing_blocks(pipeline.name, [entry.block_hash for entry in manifest.values()]) == []
+    assert cache.missing_blocks(pipeline.name, 1, [entry.block_hash for entry in manifest.values()]) == []
     assert set(cache.overlays(pipeline.name, "5")) == {"weather-v1"}
 
 
