@@ -66,6 +66,9 @@ class Seats:
     def of(self, codes: Ints, visible: Ints) -> Ints:
         """The seat at which rows become visible; NONE where there is none. All codes are of entities."""
         low, high = self._bounds[:-1], self._bounds[1:]
+        if len(low) == 1:
+            found = np.searchsorted(self.moment, visible)
+            return np.where(found < len(self), found, NONE)
         ends = high[codes]
         if NARROW_ROWS_MIN * len(low) <= len(codes):
             # Rows come mostly in the order of time: of each key only the seats within these rows' time are in question.
@@ -114,25 +117,29 @@ class Best:
 
     def offer(self, offer: Offer) -> None:
         """Take the rows into account."""
-        chosen = np.flatnonzero(offer.codes != NONE)
-        if not len(chosen):
+        codes, times, visible, created = offer.codes, offer.times, offer.visible, offer.created
+        known = codes != NONE
+        rows = np.arange(offer.first, offer.first + len(codes))
+        if not known.all():
+            codes, times, rows = codes[known], times[known], rows[known]
+            visible = None if visible is None else visible[known]
+            created = None if created is None else created[known]
+        if not len(codes):
             return
-        times = offer.times[chosen]
-        visible = times if offer.visible is None else offer.visible[chosen]
-        seats = self._seats.of(offer.codes[chosen], visible)
+        seats = self._seats.of(codes, times if visible is None else visible)
         usable = seats != NONE
         if not usable.all():
-            chosen, times, seats = chosen[usable], times[usable], seats[usable]
-        created = None if offer.created is None else offer.created[chosen]
+            seats, times, rows = seats[usable], times[usable], rows[usable]
+            created = None if created is None else created[usable]
         if not len(seats):
             return
         newest, self._newest = self._newest, max(self._newest, int(times.max()))
         rising = _rising(times, created)
         if rising and int(times[0]) > newest:  # newer than all before: the last row for a seat is the best
-            self._put(seats, times, created, offer.first + chosen)
+            self._put(seats, times, created, rows)
             return
         best = best_of(seats, times, created, self._draft, rising=rising)
-        self._keep(seats[best], times[best], None if created is None else created[best], offer.first + chosen[best])
+        self._keep(seats[best], times[best], None if created is None else created[best], rows[best])
 
     def _keep(self, seats: Ints, times: Ints, created: Ints | None, rows: Ints) -> None:
         held = self._time[seats]
