@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
+import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
+import redis
 from hypothesis import strategies as st
 
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
+from almanac.settings import Settings, load_settings
 from features import asof
+from features.materialize import Materialization
 from features.materialize_source import Source
-from features.materialize_writer import keys_of, layout_of
+from features.materialize_writer import PackedWriter, keys_of, layout_of
 from features.packed import parse
 from features.packed_arrow import decode
 from features.packed_store import fetch, time_of
+from serving_cache.migrate import migrate
 
+VIEWS = ("user_pushed", "user_kept")
 USERS = 6
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 TTL = timedelta(hours=6)
@@ -155,6 +163,57 @@ def write_table(path: Path, table: pa.Table) -> None:
     aside = path.with_name(f".{path.name}")
     pq.write_table(table, aside)
     aside.rename(path)
+
+
+@dataclass(frozen=True)
+class World:
+    """A store of the two views with nothing in it, a database of watermarks, and a materialization that is open.
+
+    Args:
+        folder: of the views' folders and the Feast file.
+    """
+
+    folder: Path
+    settings: Settings
+    client: redis.Redis
+    run: Materialization
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path, redis_url: str, postgres_url: str) -> Iterator[World]:
+        """The world below a folder; Redis is left empty."""
+        definitions = str(written_definitions(folder))
+        found = load_settings(
+            state_dir=folder, redis_url=redis_url, postgres_url=postgres_url, feature_repo=definitions
+        )
+        migrate(postgres_url, [])
+        with redis.Redis.from_url(redis_url) as client, Materialization(pipeline(), found) as run:
+            yield cls(folder, found, client, run)
+            client.flushdb()
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The views as they are materialized."""
+        return self.run.sources
+
+    def empty(self) -> None:
+        """Nothing online, no watermarks, no files."""
+        self.client.flushdb()
+        with psycopg.connect(self.settings.need("postgres_url")) as connection:
+            connection.execute("DELETE FROM feature_watermarks")
+        for view in VIEWS:
+            shutil.rmtree(self.folder / view, ignore_errors=True)
+
+    def push(self, view: str, rows: Sequence[Row]) -> None:
+        """Events, one after the other, in the order of their creation."""
+        writer = PackedWriter(self.client, ties_replace=True)
+        for row in sorted(rows):
+            (batch,) = table_of(view, [row]).to_batches()
+            writer.put(writer.pack(self.sources[view], batch))
+
+    def files(self, view: str) -> list[Path]:
+        """The files of a view."""
+        return sorted((self.folder / view).glob("*.parquet"))
 
 
 Cells = list[tuple[Any, ...]]

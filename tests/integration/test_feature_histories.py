@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
-import psycopg
 import pytest
-import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from almanac.settings import load_settings
-from features.materialize import Materialization
 from features.materialize_plan import Asked
-from features.materialize_source import Source
-from features.materialize_writer import PackedWriter
-from serving_cache.migrate import migrate
-from tests.histories import NOON, Row, histories, offline, online, pipeline, table_of, write_file, written_definitions
+from tests.histories import NOON, VIEWS, Row, World, histories, offline, online, write_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Feast's own imports
 
-VIEWS = ("user_pushed", "user_kept")
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@dataclass(frozen=True)
-class World:
-    """A store of two views, a writer, and a database of watermarks."""
-
-    folder: Path
-    postgres_url: str
-    client: redis.Redis
-    run: Materialization
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        return self.run.sources
-
-    def empty(self) -> None:
-        self.client.flushdb()
-        with psycopg.connect(self.postgres_url) as connection:
-            connection.execute("DELETE FROM feature_watermarks")
-        for view in VIEWS:
-            shutil.rmtree(self.folder / view, ignore_errors=True)
-
-    def push(self, view: str, rows: list[Row]) -> None:
-        """Events, one after the other, in the order of their creation."""
-        writer = PackedWriter(self.client, ties_replace=True)
-        for row in sorted(rows):
-            (batch,) = table_of(view, [row]).to_batches()
-            writer.put(writer.pack(self.sources[view], batch))
-
-    def files(self, view: str) -> list[Path]:
-        return sorted((self.folder / view).glob("*.parquet"))
+FEW = settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # each step of shrinking takes half a second
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str, postgres_url: str) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("histories")
-    found = load_settings(
-        state_dir=folder, redis_url=redis_url, postgres_url=postgres_url, feature_repo=str(written_definitions(folder))
-    )
-    migrate(postgres_url, [])
-    with redis.Redis.from_url(redis_url) as client, Materialization(pipeline(), found, PackedWriter(client)) as run:
-        yield World(folder, postgres_url, client, run)
-        client.flushdb()
+    with World.opened(tmp_path_factory.mktemp("histories"), redis_url, postgres_url) as found:
+        yield found
 
 
 @FEW
