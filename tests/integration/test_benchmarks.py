@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from almanac.settings import load_settings
 from almanac.stack.server import free_port
-from benchmarks import answer, batch, lookup, stream
+from benchmarks import answer, batch, features_historical, lookup, stream
+from benchmarks.features_parts import Bench
 from benchmarks.load import drive
-from benchmarks.measuring import Cores
+from benchmarks.measuring import Cores, Options
 from benchmarks.reference import World, make_world
 from benchmarks.services import running_constant, running_lookup
 
@@ -75,3 +77,13 @@ def test_answer(world: World, tmp_path: Path) -> None:
     found = answer.Ours(world, Cores.choose(), SECONDS).run(2)
     assert found["computed"] >= 20
     assert answer.Floor(world, SECONDS).run()["rate"] > 0
+
+
+def test_historical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_historical, "cold", lambda *_: {})  # processes of their own
+    asked = Options(quick=True, rounds=1, peers=True, profile=False, rows=60)
+    with ExitStack() as stack:
+        bench = Bench(asked=asked, cores=Cores.choose(), folder=tmp_path, _stack=stack)
+        found = features_historical.historical(bench, "small", 60, 10, 30)["small"]
+    assert found["ratio_peer"] == pytest.approx(found["ours"] / found["peer"], rel=0.01)
+    assert found["source_rows"] == 300
