@@ -201,6 +201,55 @@ FEATURES_AGE = Gauge(
     "Time since the watermark of online features: of all views and partitions the one that is furthest behind.",
     ("pipeline",),
 )
+FEATURE_SKEW = Gauge(
+    "almanac_feature_skew",
+    "Share of sampled online values that were not the offline ones of the same moment, at the newest check.",
+    ("pipeline", "view", "feature"),
+)
+FEATURE_GAP = Gauge(
+    "almanac_feature_gap",
+    "Difference between sampled online values and the offline ones of the same moment: kind is greatest or mean.",
+    ("pipeline", "view", "feature", "kind"),
+)
+FEATURE_NULLS = Gauge(
+    "almanac_feature_null_share", "Share of nulls among a feature's recent rows.", ("pipeline", "view", "feature")
+)
+FEATURE_DRIFT = Gauge(
+    "almanac_feature_drift",
+    "Population stability index of a feature's recent rows beside its training window.",
+    ("pipeline", "view", "feature"),
+)
+FEATURE_DRIFT_LIMIT = Gauge(
+    "almanac_feature_drift_limit",
+    "The same that the training window's own parts say is usual.",
+    ("pipeline", "view", "feature"),
+)
+FEATURE_SKEW_LIMIT = Gauge(
+    "almanac_feature_skew_limit", "The declared share of unequal values above which somebody is told.", ("pipeline",)
+)
+FEATURE_REFUSED = Gauge(
+    "almanac_feature_expectations_refused",
+    "Learned expectations that a view's recent rows did not meet.",
+    ("pipeline", "view"),
+)
+FEATURE_AGE = Gauge(
+    "almanac_feature_view_age_seconds",
+    "Age of a view's newest row, from either store, as the newest check knew it.",
+    ("pipeline", "view"),
+)
+FEATURE_TTL = Gauge(
+    "almanac_feature_view_ttl_seconds",
+    "For how long a row of a view may be used, by its definition.",
+    ("pipeline", "view"),
+)
+FEATURE_ENTITIES = Gauge(
+    "almanac_feature_entities",
+    "Sampled entities by what is the matter with their online row: missing, expired, in_flight.",
+    ("pipeline", "view", "state"),
+)
+FEATURES_CHECKED = Gauge(
+    "almanac_features_checked_timestamp_seconds", "When features were last checked, as a Unix time.", ("pipeline",)
+)
 STAGE_SECONDS = Histogram(
     "almanac_stage_seconds",
     "Time of each stage of a batch run, a shard at a time, since the monitor started.",

@@ -13,7 +13,7 @@ RUN_TIMEOUT_SECONDS = 1800.0
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
-    from jobs import models_cli, plan_cli, quality_cli
+    from jobs import features_cli, models_cli, plan_cli, quality_cli
 
     app.command("pipelines")(list_pipelines)
     app.command("trigger")(trigger)
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     plan_cli.register(app)
     models_cli.register(app)
     quality_cli.register(app)
+    features_cli.register(app)
 
 
 def list_pipelines(as_json: bool = typer.Option(False, "--json", help="Machine-readable.")) -> None:

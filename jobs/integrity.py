@@ -99,6 +99,17 @@ def check_features(
     return check
 
 
+def summary_of(check: Check) -> dict[str, int]:
+    """A check in a few numbers."""
+    skews = [one.skew for one in check.features if one.skew is not None]
+    return {
+        "entities": check.sampled,
+        "compared": sum(skew.compared for skew in skews),
+        "unequal": sum(skew.unequal for skew in skews),
+        "refused": sum(len(view.refused) for view in check.views),
+    }
+
+
 def _fresh(table: Table, pushed: bool, newest: datetime | None, skew: ViewSkew, now: datetime) -> ViewFound:
     moments = [when for when in skew.moments if when is not None]
     return ViewFound(

@@ -25,6 +25,7 @@ from almanac.settings import Settings
 from almanac.steady import SystemClock
 from serving_cache.daemon import run_until_stopped
 from serving_cache.monitor_alerts import Alerts, Webhook
+from serving_cache.monitor_features import show_features
 from serving_cache.monitor_reading import Eyes, PipelineState
 from serving_cache.records import Pointer, State
 from serving_cache.stage_times import DONE, STAGES
@@ -151,6 +152,7 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
         metrics.GENERATION_ROWS.labels(name).set(generation.rows)
     if found.place != "postgres":
         return
+    show_features(pipeline, found.features, now)
     if found.errors is not None:
         for (output, _), source in product(horizons(pipeline), SOURCES):
             _show_errors((name, output, source), found.errors.get((output, source), Sums()))

@@ -9,8 +9,10 @@ import msgspec
 
 from almanac.clock import need_utc
 from almanac.errors import AlmanacError, Unavailable
+from almanac.feature_checks import Check
 from almanac.pipeline import Pipeline
 from almanac.quality import Sums
+from serving_cache.feature_checks import FeatureChecks
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_client import Client
 from serving_cache.prediction_log import PredictionLog
@@ -38,6 +40,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
         recorded: stage times that were not seen at the look before.
         features_through: event time up to which all views' features are online; None if none was materialized.
         errors: sums by output and source over `ERRORS_SPAN`; None if they were not read at this look.
+        features: the newest check of its features; None if there is none.
     """
 
     place: str
@@ -48,6 +51,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     recorded: tuple[StageTime, ...] = ()
     features_through: datetime | None = None
     errors: Mapping[tuple[str, str], Sums] | None = None
+    features: Check | None = None
 
 
 class Eyes:
@@ -62,6 +66,8 @@ class Eyes:
         self._store = PostgresStore(postgres_url)
         self._cache = RedisStore(redis_url)
         self._log = PredictionLog(postgres_url)
+        self._checks = FeatureChecks(postgres_url)
+        self._check: dict[str, tuple[datetime, Check | None]] = {}
         self._errors_at: dict[str, datetime] = {}
         self._looked: dict[str, datetime] = {}
         self._seen: dict[str, set[int]] = {}
@@ -70,6 +76,7 @@ class Eyes:
         """Give the connections back."""
         self._client.close()
         self._log.close()
+        self._checks.close()
         self._store.close()
         self._cache.close()
 
@@ -110,7 +117,15 @@ class Eyes:
             recorded=self._new_records(name, now),
             features_through=self._features_through(name),
             errors=self._errors(name, now),
+            features=self._features(name, now),
         )
+
+    def _features(self, name: str, now: datetime) -> Check | None:
+        """The newest check, read no more often than errors are."""
+        known = self._check.get(name)
+        if known is None or not timedelta(0) <= now - known[0] < ERRORS_PERIOD:
+            known = self._check[name] = (now, self._checks.newest(name))
+        return known[1]
 
     def _errors(self, name: str, now: datetime) -> Mapping[tuple[str, str], Sums] | None:
         if name in self._errors_at and timedelta(0) <= now - self._errors_at[name] < ERRORS_PERIOD:
