@@ -341,10 +341,13 @@ def numbers_of(found: Sequence[Packed], n: int, names: Sequence[str]) -> NDArray
 
 
 def _numbers(part: Packed, names: tuple[str, ...]) -> NDArray[np.float64]:
-    made = np.full((len(names), len(part.records)), np.nan)
+    shares = _shares(part.layout, names)
+    made = np.empty((len(names), len(part.records)))
+    if sum(len(share.of) for share in shares.values()) < len(names):
+        made[:] = np.nan
     valid = part.records["valid"]
     whole = bool((valid == packing(part.layout).full).all())
-    for kind, share in _shares(part.layout, names).items():
+    for kind, share in shares.items():
         block = part.records[kind].T
         made[share.to] = block if share.all_in_order else block[share.of]
         if not whole and kind not in _NAN:
