@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 from hypothesis import strategies as st
+from psycopg import sql
 
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
@@ -28,6 +29,7 @@ from features.materialize_writer import PackedWriter, keys_of, layout_of
 from features.packed import parse
 from features.packed_arrow import decode
 from features.packed_store import fetch, time_of
+from features.store import REGISTRY_SCHEMA, apply
 from serving_cache.migrate import migrate
 
 VIEWS = ("user_pushed", "user_kept")
@@ -181,15 +183,18 @@ class World:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, redis_url: str, postgres_url: str) -> Iterator[World]:
-        """The world below a folder; Redis is left empty."""
+        """The world below a folder; Redis and the registry are left empty."""
         definitions = str(written_definitions(folder))
         found = load_settings(
             state_dir=folder, redis_url=redis_url, postgres_url=postgres_url, feature_repo=definitions
         )
         migrate(postgres_url, [])
+        apply(found)
         with redis.Redis.from_url(redis_url) as client, Materialization(pipeline(), found) as run:
             yield cls(folder, found, client, run)
             client.flushdb()
+        with psycopg.connect(postgres_url) as connection:  # who comes next registers definitions of its own folders
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(REGISTRY_SCHEMA)))
 
     @property
     def sources(self) -> Mapping[str, Source]:
