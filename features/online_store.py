@@ -19,6 +19,7 @@ for them (`features.online_sdk_response`). A row beyond its view's ttl has the s
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,10 +30,10 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from pydantic import field_validator
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from almanac.errors import FeatureError
-from features.online_newer_wins import NewerWinsOnlineStoreConfig
 from features.online_sdk_plan import versioned
 from features.online_sdk_read import Reader, Reading, Request, Row
 from features.online_sdk_write import Row as NewRow
@@ -41,7 +42,7 @@ from features.packed import Column, Layout
 from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
 from features.packed_views import keys_of, layout_of
 
-__all__ = ["AlmanacOnlineStore", "AlmanacOnlineStoreConfig", "NewerWinsOnlineStoreConfig"]
+logger = logging.getLogger(__name__)
 
 RETRIES_MAX = 2
 RETRY_SECONDS_MAX = 0.2
@@ -210,11 +211,20 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Note what views are like now, and remove the rows of those that are no longer there."""
-        client = self._get_client(config.online_store)
+        """Note what views are like now, and remove the rows of those that are no longer there.
+
+        Definitions can be applied while Redis is away, unless there is something to remove.
+
+        Raises:
+            redis.RedisError: Redis does not answer, and rows are to be removed.
+        """
         layouts = [layout_of(config.project, table, versioned=versioned(config)) for table in tables_to_keep]
         if layouts:
-            client.hset(VIEWS_KEY, mapping={_view_field(layout): _columns(layout) for layout in layouts})
+            noted = {_view_field(layout): _columns(layout) for layout in layouts}
+            try:
+                self._get_client(config.online_store).hset(VIEWS_KEY, mapping=noted)
+            except (ConnectionError, TimeoutError):
+                logger.warning("Redis does not answer: who writes by an older definition of a view is not refused")
         if config.online_store.full_scan_for_deletion:
             for table in tables_to_delete:
                 self.delete_table(config, table)
