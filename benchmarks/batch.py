@@ -52,7 +52,7 @@ ROWS, ROWS_QUICK = 200_000, 4_000
 ROUNDS = 3
 DIFFERENCE_MAX = 0.02  # kelvin, between the means of our predictions and the peer's
 
-STAGES = ("plan", "features", "model", "scoring", "blocks", "postgres", "redis", "publish")
+STAGES = ("plan", "features", "model", "scoring", "blocks", "staging", "publish")
 GATES = ("gate_features", "gate_predictions")
 
 
@@ -111,7 +111,8 @@ class Job:
             found = [record for record in records if record.stage == stage]
             return sum(record.seconds if step is None else record.steps.get(step, 0.0) for record in found)
 
-        steps = {step: spent("score", step) for step in ("features", "score", "postgres", "redis")}
+        # What is staged while the next piece is scored takes no time of its own: only waiting for it does.
+        steps = {step: spent("score", step) for step in ("features", "score", "waiting")}
         gathering = spent("gate_features", "features")  # the gate fetches the features for both
         return {
             "plan": spent("plan"),
@@ -119,8 +120,7 @@ class Job:
             "model": spent("score") - sum(steps.values()),
             "scoring": scoring,
             "blocks": steps["score"] - scoring,
-            "postgres": steps["postgres"],
-            "redis": steps["redis"],
+            "staging": steps["waiting"],
             "publish": spent("publish"),
             "gate_features": spent("gate_features") - gathering,
             "gate_predictions": spent("gate_predictions"),

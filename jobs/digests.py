@@ -66,15 +66,8 @@ def partition_digests(table: pa.Table, partitions: Iterable[int]) -> dict[int, s
         table: `_partition`, and the entity and feature columns; a partition's rows stand together.
         partitions: of which to give the digests.
     """
-    owners = table[PARTITION].to_numpy()
-    starts = np.flatnonzero(np.diff(owners, prepend=owners[:1] - 1)) if len(owners) else np.empty(0, dtype=np.int64)
-    ends = np.append(starts[1:], len(owners))[: len(starts)]
     digests = {partition: hashlib.blake2b(digest_size=16) for partition in partitions}
-    spans = [
-        (digests[int(owners[start])], int(start), int(end))
-        for start, end in zip(starts, ends, strict=True)
-        if int(owners[start]) in digests
-    ]
+    spans = [(digests[part], start, end) for part, start, end in spans_of(table) if part in digests]
     for name in sorted(set(table.column_names) - UNCOUNTED):
         column = table[name].combine_chunks()
         heading = f"\0{name}\0".encode()
@@ -86,6 +79,16 @@ def partition_digests(table: pa.Table, partitions: Iterable[int]) -> dict[int, s
             if present is not None and not present[start:end].all():
                 digest.update(present[start:end].tobytes())
     return {partition: digest.hexdigest() for partition, digest in digests.items()}
+
+
+def spans_of(table: pa.Table) -> list[tuple[int, int, int]]:
+    """Each partition that has rows, with its first row and the one after its last."""
+    owners = table[PARTITION].to_numpy()
+    if not len(owners):
+        return []
+    starts = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
+    ends = [*starts[1:].tolist(), len(owners)]
+    return list(zip(owners[starts].tolist(), starts.tolist(), ends, strict=True))
 
 
 def _bytes_of(column: Any) -> tuple[memoryview, int]:

@@ -90,17 +90,10 @@ def check_definitions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Non
         )
 
 
-def features_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table:
-    """As `fetch`; from what the gate kept, if it did."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def kept_of(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> pa.Table | None:
+    """What the gate kept of the shard that has these partitions, mapped into memory; None if it did not."""
     shard = next((shard for shard in plan.shards if set(partitions) <= set(shard)), None)
-    kept = _read(_file(settings, pipeline, plan, shard)) if shard is not None else None
-    if kept is None:
-        return fetch(pipeline, settings, plan, partitions)
-    wanted = pa.array(partitions, pa.int32())
-    return kept.filter(pc.is_in(kept[PARTITION], value_set=wanted)).combine_chunks()
+    return None if shard is None else _read(_file(settings, pipeline, plan, shard))
 
 
 def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) -> Iterator[tuple[list[int], pa.Table]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,8 @@ from almanac.errors import FeatureError, PredictionError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
-from jobs.digests import partition_digests
-from jobs.inputs import PARTITION, features_of
+from jobs.digests import partition_digests, spans_of
+from jobs.pieces import pieces_of
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
 
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from almanac.scoring import Scorer
-    from serving_cache.records import StagedPartition
+    from serving_cache.records import Attempt, StagedPartition
 
 log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 50_000
+"""Rows of a shard that are scored, and then staged, together: what bounds its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,70 +75,129 @@ def _score_shard(
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
     with PostgresStore(settings.need("postgres_url")) as store:
         todo = store.pending(attempt, list(partitions))
-        if not todo:
-            return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
-        with record.step("model"):
-            scorer = Scorer.load(planned_version(pipeline, settings, plan), pipeline)
-        with record.step("features"):
-            table = features_of(pipeline, settings, plan, todo)
-        quarantined: dict[int, str] = {}
-        with record.step("score"):
-            ready = list(_blocks(pipeline, plan, scorer, table, quarantined))
-            empty = sorted(set(todo) - {part.partition for part in ready} - quarantined.keys())
-            ready += [_empty(pipeline, plan, part) for part in empty]
-            digests = partition_digests(table, todo)
-            ready = [replace(part, input_digest=digests[part.partition]) for part in ready]
-        with record.step("postgres"):
-            staged = store.stage(attempt, ready)
-            for partition, reason in quarantined.items():
-                store.quarantine(attempt, partition, reason, staged_too=False)
-    with record.step("redis"):
-        _warm_redis(pipeline, settings, ready)
-    rows = sum(len(part.block.keys) for part in ready)
-    record.partitions, record.rows = len(staged), rows
+    if not todo:
+        return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
+    with record.step("model"):
+        scorer = Scorer.load(planned_version(pipeline, settings, plan), pipeline)
+    quarantined: dict[int, str] = {}
+    staged = rows = 0
+    tables = pieces_of(pipeline, settings, plan, todo, ROWS_AT_ONCE)
+    with _Writer(pipeline, settings, attempt, record) as writer:
+        while True:
+            with record.step("features"):
+                about, table = next(tables, ([], None))
+            if table is None:
+                break
+            with record.step("score"):
+                refused: dict[int, str] = {}
+                ready = _staged(pipeline, plan, scorer, (about, table), refused)
+            quarantined |= refused
+            rows += sum(len(part.block.keys) for part in ready)
+            with record.step("waiting"):
+                staged += writer.put(ready, refused)
+        with record.step("waiting"):
+            staged += writer.finish()
+    record.partitions, record.rows = staged, rows
     log.info(
         "scored pipeline=%s generation=%d partitions=%d quarantined=%d rows=%d",
         pipeline.name,
         plan.generation,
-        len(staged),
+        staged,
         len(quarantined),
         rows,
     )
-    return ShardResult(staged=len(staged), skipped=len(partitions) - len(todo), quarantined=quarantined, rows=rows)
+    return ShardResult(staged=staged, skipped=len(partitions) - len(todo), quarantined=quarantined, rows=rows)
+
+
+class _Writer:
+    """Stages what was scored, in order, in a thread of its own, while the next piece is scored.
+
+    One piece is written and one waits at most, so that a shard of any size takes
+    the memory of a few pieces. What a write raises, the next call raises.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: Settings, attempt: Attempt, record: Stage) -> None:
+        self._pipeline, self._settings, self._attempt, self._record = pipeline, settings, attempt, record
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
+        self._pending: Future[int] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def put(self, ready: list[StagedPartition], refused: dict[int, str]) -> int:
+        """Hand over a piece, once the one before is written; returns how many partitions that staged."""
+        done = self.finish()
+        self._pending = self._thread.submit(contextvars.copy_context().run, self._write, ready, refused)
+        return done
+
+    def finish(self) -> int:
+        """Wait for what was handed over; returns how many partitions it staged."""
+        pending, self._pending = self._pending, None
+        return 0 if pending is None else pending.result()
+
+    def _write(self, ready: list[StagedPartition], refused: dict[int, str]) -> int:
+        from serving_cache.postgres import PostgresStore
+
+        with self._record.step("postgres"), PostgresStore(self._settings.need("postgres_url")) as store:
+            staged = store.stage(self._attempt, ready)
+            for partition, reason in refused.items():
+                store.quarantine(self._attempt, partition, reason, staged_too=False)
+        with self._record.step("redis"):
+            _warm_redis(self._pipeline, self._settings, ready)
+        return len(staged)
+
+
+def _staged(
+    pipeline: Pipeline,
+    plan: Plan,
+    scorer: Scorer,
+    piece: tuple[Sequence[int], pa.Table],
+    refused: dict[int, str],
+) -> list[StagedPartition]:
+    """The partitions of a piece, ready to be staged; those that cannot be scored go to `refused`."""
+    about, table = piece
+    ready = list(_blocks(pipeline, plan, scorer, table, refused))
+    empty = sorted(set(about) - {part.partition for part in ready} - refused.keys())
+    ready += [_empty(pipeline, plan, part) for part in empty]
+    digests = partition_digests(table, about)
+    return [replace(part, input_digest=digests[part.partition]) for part in ready]
 
 
 def _blocks(
-    pipeline: Pipeline, plan: Plan, scorer: Scorer, table: pa.Table, quarantined: dict[int, str]
+    pipeline: Pipeline, plan: Plan, scorer: Scorer, table: pa.Table, refused: dict[int, str]
 ) -> Iterator[StagedPartition]:
-    """One staged partition per group of rows; those that cannot be scored go to `quarantined`.
+    """One staged partition for each that has rows, which stand together.
 
-    The shard is scored in one call; only when that fails is it scored partition
-    by partition, to find the ones to blame.
+    All are scored in one call; only when that fails is it scored partition by
+    partition, to find the ones to blame.
     """
     from serving_cache.records import StagedPartition
 
     keys = keys_of(table, pipeline)
-    owners = table.column(PARTITION).to_numpy()
     features = table.select(list(scorer.inputs)) if set(scorer.inputs) <= set(table.column_names) else table
     try:
         whole = scorer.score(features)
     except (FeatureError, PredictionError):
         whole = None
-    for partition in np.unique(owners):
-        rows = np.flatnonzero(owners == partition)
+    for partition, start, end in spans_of(table):
         if whole is not None:
-            columns = {name: values[rows] for name, values in whole.items()}
+            columns = {name: values[start:end] for name, values in whole.items()}
         else:
             try:
-                columns = scorer.score(features.take(rows))
+                columns = scorer.score(features.slice(start, end - start))
             except (FeatureError, PredictionError) as error:
-                quarantined[int(partition)] = str(error)
+                refused[partition] = str(error)
                 continue
-        order = np.argsort(keys[rows], kind="stable")
-        block = Block(
-            keys=keys[rows][order], columns={name: np.ascontiguousarray(v[order]) for name, v in columns.items()}
+        mine = keys[start:end]
+        if not bool(np.all(mine[1:] > mine[:-1])):
+            order = np.argsort(mine, kind="stable")
+            mine, columns = mine[order], {name: values[order] for name, values in columns.items()}
+        yield StagedPartition(
+            partition=partition, block=Block(keys=mine, columns=columns), as_of=plan.moment, computed_at=utc_now()
         )
-        yield StagedPartition(partition=int(partition), block=block, as_of=plan.moment, computed_at=utc_now())
 
 
 def keys_of(table: pa.Table, pipeline: Pipeline) -> np.ndarray:

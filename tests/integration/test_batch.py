@@ -139,7 +139,7 @@ def test_a_retry_scores_only_what_is_missing(at: Settings) -> None:
     ]
     assert (times[1].partitions, times[3].rows) == (len(made.shards[0]), 0)
     assert times[1].rows > 0
-    assert set(times[1].steps) == {"model", "features", "score", "postgres", "redis"}
+    assert set(times[1].steps) == {"model", "features", "score", "waiting", "postgres", "redis"}
 
 
 def _spoil(at: Settings, cells: set[int], day: datetime) -> Path:

@@ -15,6 +15,7 @@ from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 from jobs import inputs
+from jobs.pieces import cut, pieces_of
 from jobs.plan import Plan
 from tests.generations import bucket_pipeline
 
@@ -66,6 +67,11 @@ def gate(at: Settings, plan: Plan = PLAN, rows_max: int = 100) -> list[pa.Table]
     return [table for _, table in inputs.gathered(USERS, at, plan, rows_max)]
 
 
+def features_of(at: Settings, plan: Plan, partitions: list[int]) -> pa.Table:
+    ((_, table),) = pieces_of(USERS, at, plan, partitions, rows_max=100)
+    return table
+
+
 def kept(at: Settings) -> list[Path]:
     return sorted((at.state_dir / "runs").rglob("*.arrow"))
 
@@ -73,7 +79,7 @@ def kept(at: Settings) -> list[Path]:
 def test_the_scoring_asks_nobody_for_what_the_gate_kept(at: Settings, fetched: Fetched) -> None:
     (table,) = gate(at)
     assert (table.num_rows, fetched.asked) == (8, [[0, 1, 2, 3]])
-    found = inputs.features_of(USERS, at, PLAN, [3])  # 2 was quarantined, say
+    found = features_of(at, PLAN, [3])  # 2 was quarantined, say
     assert found.to_pydict() == {"user_id": ["u30", "u31"], "spend": [3.0, 3.0], inputs.PARTITION: [3, 3]}
     assert len(fetched.asked) == 1
 
@@ -87,18 +93,18 @@ def test_shards_are_fetched_together_as_far_as_there_is_room(at: Settings, fetch
     assert [table.num_rows for table in gate(at, plan, rows_max=8)] == [8, 4]
     assert fetched.asked == [[0, 1, 2, 3], [4, 5]]
     for part in range(6):
-        assert inputs.features_of(USERS, at, plan, [part])["spend"].to_pylist() == [float(part)] * 2
+        assert features_of(at, plan, [part])["spend"].to_pylist() == [float(part)] * 2
     assert len(fetched.asked) == 2
 
 
 def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings, fetched: Fetched) -> None:
     gate(at)
     for other in (replace(PLAN, token=2), replace(PLAN, as_of="2026-03-01T11:00:00Z"), replace(PLAN, generation=8)):
-        inputs.features_of(USERS, at, other, [0])
+        features_of(at, other, [0])
     assert fetched.asked[1:] == [[0], [0], [0]]
     for path in kept(at):
         path.write_bytes(path.read_bytes()[:100])
-    assert inputs.features_of(USERS, at, PLAN, [0]).num_rows == 2
+    assert features_of(at, PLAN, [0]).num_rows == 2
     assert fetched.asked[4:] == [[0]]
 
 
@@ -115,7 +121,7 @@ def test_a_run_keeps_no_more_than_its_limit(at: Settings, fetched: Fetched, monk
     monkeypatch.setattr(inputs, "KEPT_BYTES_MAX", 10)
     gate(at)
     assert kept(at) == []
-    assert inputs.features_of(USERS, at, PLAN, [0, 1]).num_rows == 4
+    assert features_of(at, PLAN, [0, 1]).num_rows == 4
 
 
 def test_a_run_forgets_what_its_attempts_kept_and_old_leftovers_go(at: Settings, fetched: Fetched) -> None:
@@ -128,3 +134,20 @@ def test_a_run_forgets_what_its_attempts_kept_and_old_leftovers_go(at: Settings,
     os.utime(at.state_dir / "runs" / "users" / "g71-1", (long_ago, long_ago))
     gate(at, replace(PLAN, generation=72))
     assert {path.parent.name for path in kept(at)} == {"g72-1"}
+
+
+def test_a_shard_comes_in_pieces_whether_it_was_kept_or_not(at: Settings, fetched: Fetched) -> None:
+    for _ in range(2):
+        found = list(pieces_of(USERS, at, PLAN, [2, 3], rows_max=3))
+        assert [about for about, _ in found] == [[2], [3]]
+        assert [table["user_id"].to_pylist() for _, table in found] == [["u20", "u21"], ["u30", "u31"]]
+        gate(at)  # from now on they are kept
+        fetched.asked.clear()
+    assert fetched.asked == []
+
+
+def test_pieces_leave_out_what_nobody_asked_for_and_name_partitions_without_rows() -> None:
+    table = pa.table({"spend": [1.0, 2.0, 3.0], inputs.PARTITION: pa.array([0, 2, 2], pa.int32())})
+    found = [(about, piece["spend"].to_pylist()) for about, piece in cut(table, [0, 1, 2], 2)]
+    assert found == [([0, 1], [1.0]), ([2], [2.0, 3.0])]
+    assert [(about, piece.num_rows) for about, piece in cut(table, [1], 2)] == [([1], 0)]

@@ -1,0 +1,70 @@
+"""A shard's features a piece at a time, so that what a task holds does not grow with its shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from almanac.pipeline import Pipeline
+from almanac.settings import Settings
+from jobs import inputs
+from jobs.digests import spans_of
+from jobs.members import Members
+from jobs.plan import Plan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FETCHED_ROWS_MAX = 500_000
+"""Rows of one retrieval: reading a view's files costs much the same for some of their rows as for all."""
+
+
+def pieces_of(
+    pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int], rows_max: int
+) -> Iterator[tuple[list[int], pa.Table]]:
+    """The features of some partitions, in their order; from what the gate kept, if it did.
+
+    Args:
+        rows_max: of a piece; a partition of more is a piece by itself.
+
+    Returns:
+        The partitions that a table is about, and the table; without rows if nobody falls into them.
+    """
+    kept = inputs.kept_of(pipeline, settings, plan, partitions)
+    if kept is not None:
+        yield from cut(kept, partitions, rows_max)
+        return
+    members = Members(pipeline, settings, plan)
+    for group in grouped(partitions, [members.count([part]) for part in partitions], FETCHED_ROWS_MAX):
+        yield from cut(inputs.fetch(pipeline, settings, plan, group, members), group, rows_max)
+
+
+def cut(table: pa.Table, partitions: Sequence[int], rows_max: int) -> Iterator[tuple[list[int], pa.Table]]:
+    """Some partitions of a table in which each one's rows stand together."""
+    import pyarrow as pa
+
+    spans = {part: (start, end) for part, start, end in spans_of(table)}
+    sizes = [end - start for start, end in (spans.get(part, (0, 0)) for part in partitions)]
+    for group in grouped(partitions, sizes, rows_max):
+        runs: list[tuple[int, int]] = []
+        for start, end in (spans[part] for part in group if part in spans):
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+        slices = [table.slice(start, end - start) for start, end in runs] or [table.slice(0, 0)]
+        yield group, pa.concat_tables(slices).combine_chunks()
+
+
+def grouped(partitions: Sequence[int], sizes: Sequence[int], rows_max: int) -> Iterator[list[int]]:
+    """Partitions one after the other, together as long as they have no more than so many rows."""
+    group: list[int] = []
+    rows = 0
+    for partition, size in zip(partitions, sizes, strict=True):
+        if group and rows + size > rows_max:
+            yield group
+            group, rows = [], 0
+        group.append(partition)
+        rows += size
+    if group:
+        yield group
