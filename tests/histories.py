@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import runpy
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from features.materialize_writer import PackedWriter, keys_of, layout_of
 from features.packed import parse
 from features.packed_arrow import decode
 from features.packed_store import fetch, time_of
-from features.store import REGISTRY_SCHEMA, apply
+from features.store import REGISTRY_SCHEMA, feature_store
 from serving_cache.migrate import migrate
 
 VIEWS = ("user_pushed", "user_kept")
@@ -189,12 +190,16 @@ class World:
             state_dir=folder, redis_url=redis_url, postgres_url=postgres_url, feature_repo=definitions
         )
         migrate(postgres_url, [])
-        apply(found)
+        register(found, definitions)
         with redis.Redis.from_url(redis_url) as client, Materialization(pipeline(), found) as run:
             yield cls(folder, found, client, run)
             client.flushdb()
         with psycopg.connect(postgres_url) as connection:  # who comes next registers definitions of its own folders
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(REGISTRY_SCHEMA)))
+
+    def redefine(self, *, hours: int) -> None:
+        """Register the pushed view with another TTL, as somebody else may at any time."""
+        register(self.settings, str(written_definitions(self.folder, hours=hours)))
 
     @property
     def sources(self) -> Mapping[str, Source]:
@@ -219,6 +224,14 @@ class World:
     def files(self, view: str) -> list[Path]:
         """The files of a view."""
         return sorted((self.folder / view).glob("*.parquet"))
+
+
+def register(settings: Settings, definitions: str) -> None:
+    """Put what a Feast file defines into the registry, and nothing else."""
+    with psycopg.connect(settings.need("postgres_url")) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(REGISTRY_SCHEMA)))
+    defined = runpy.run_path(definitions)
+    feature_store(settings, create=True).apply([defined[name] for name in ("user", "pushed", "kept", "histories_v1")])
 
 
 Cells = list[tuple[Any, ...]]

@@ -24,7 +24,6 @@ from features.materialize_source import Source
 from features.materialize_watermarks import read, token_key
 from features.materialize_writer import Batch, PackedWriter, keys_of
 from features.packed_store import age_of, fetch
-from features.store import apply
 from jobs.materialize import materialize_shards, plan_features
 from tests.histories import (
     NOON,
@@ -38,7 +37,6 @@ from tests.histories import (
     table_of,
     write_file,
     write_table,
-    written_definitions,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Feast's own imports
@@ -341,8 +339,7 @@ class Meddler:
         return self.writer.pack(source, rows)
 
     def put(self, batch: Batch) -> int:
-        written_definitions(self.world.folder, hours=7)
-        apply(self.world.settings)
+        self.world.redefine(hours=7)
         return self.writer.put(batch)
 
 
@@ -360,8 +357,7 @@ def test_a_view_that_is_changed_meanwhile_leaves_no_watermark(world: World) -> N
         with Materialization(pipeline(), world.settings) as again:
             assert again.all(Asked(until=NOON)).rows == 2 * USERS
     finally:
-        written_definitions(world.folder)
-        apply(world.settings)
+        world.redefine(hours=6)
     report = world.run.all(Asked(until=NOON))
     assert (report.views, report.rows) == ({"user_pushed"}, USERS)  # the definition is another one again
 
