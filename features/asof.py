@@ -27,6 +27,7 @@ from almanac.errors import FeatureError
 from features.asof_chunks import BATCH_ROWS_MAX, Chunks, Span, Window, opened, schema_of
 from features.asof_footers import paths_of
 from features.asof_gather import gathered
+from features.asof_index import index_of
 from features.asof_keys import NONE, Ints, Keys, as_type, common_type
 from features.asof_latest import latest_rows
 from features.asof_search import Best, Offer, Seats
@@ -149,12 +150,7 @@ def _joined(entities: _Entities, views: list[View], created_by_moment: bool) -> 
     search = _Search(entities, union, schema_of(union), created_by_moment)
     with opened(union, search.window) as chunks:
         spans = chunks.spans(search.window) if len(search.seats) else []
-        for span in spans:
-            first = span.first
-            for table in chunks.read(span, union.ordering):
-                search.look_through(table, first)
-                first += len(table)
-        return search.columns(chunks, spans, views)
+        return search.columns(chunks, spans, views, search.settled(chunks, spans))
 
 
 class _Search:
@@ -195,7 +191,20 @@ class _Search:
             keys={name: known for name, known in limits.items() if known is not None},
         )
 
-    def look_through(self, table: pa.Table, first: int) -> None:
+    def settled(self, chunks: Chunks, spans: list[Span]) -> tuple[Ints, Ints]:
+        """For each seat the row that is known at its moment, and that row's event time."""
+        kinds = [kind for _, kind in self._kinds]
+        index = None if self._by_creation else index_of(self._view, chunks, spans, self.window, kinds)
+        if index is not None:
+            return index.settled(self._keys.values, self.seats)
+        for span in spans:
+            first = span.first
+            for table in chunks.read(span, self._view.ordering):
+                self._look_through(table, first)
+                first += len(table)
+        return self._best.settled()
+
+    def _look_through(self, table: pa.Table, first: int) -> None:
         """Take rows into account; `first` is the number of the first one."""
         times = Times.of(table[self._view.timestamp], self._unit)
         outside = np.zeros(len(table), dtype=bool) if times.absent is None else times.absent.copy()
@@ -229,17 +238,18 @@ class _Search:
         columns = zip(self._view.keys, self._kinds, strict=True)
         return self._keys.codes_of([as_type(table[name], kind, f"{what} {name}") for name, (_, kind) in columns])
 
-    def columns(self, chunks: Chunks, spans: list[Span], views: list[View]) -> dict[str, pa.ChunkedArray]:
+    def columns(
+        self, chunks: Chunks, spans: list[Span], views: list[View], settled: tuple[Ints, Ints]
+    ) -> dict[str, pa.ChunkedArray]:
         """The features of the rows that were found, for each view within its own TTL."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        settled = self._best.settled()
-        rows = self._best.rows(settled, self._earliest(self._view))
+        rows = self.seats.rows_of(settled, self._earliest(self._view))
         table = gathered(chunks, spans, tuple(self._view.features), rows)
         found: dict[str, pa.ChunkedArray] = {}
         for view in views:
-            known = self._best.rows(settled, self._earliest(view)) != NONE
+            known = self.seats.rows_of(settled, self._earliest(view)) != NONE
             alike = span_of(view.ttl, self._unit) == span_of(self._view.ttl, self._unit)
             hidden = None if alike else pa.array(known)
             for theirs, ours in view.features.items():

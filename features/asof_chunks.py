@@ -52,6 +52,10 @@ class Chunks(Protocol):
     """An opened source."""
 
     schema: pa.Schema
+    total: int
+    """Of rows."""
+    identity: tuple[object, ...] | None
+    """What changes whenever a row does; None where nothing does."""
 
     def spans(self, window: Window) -> list[Span]:
         """The runs of rows that can matter, in order."""
@@ -130,6 +134,8 @@ class TableChunks:
     def __init__(self, table: pa.Table) -> None:
         self._table = table
         self.schema = table.schema
+        self.total = len(table)
+        self.identity: tuple[object, ...] | None = None
 
     def spans(self, window: Window) -> list[Span]:
         """The whole table."""
@@ -149,6 +155,9 @@ class ParquetChunks:
         self._view, self._filesystem = view, files.filesystem
         self._footers = [footer_of(path, files.filesystem, view.name) for path in paths_of(files, view.name)]
         self.schema = self._footers[0].schema
+        self.total = sum(footer.total for footer in self._footers)
+        identities = tuple(footer.identity for footer in self._footers)
+        self.identity: tuple[object, ...] | None = None if None in identities else identities
         for footer in self._footers:
             checked(footer.schema, view, f"the file {footer.path}")
 

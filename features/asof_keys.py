@@ -115,6 +115,13 @@ class Keys:
         coder = self._coders[place]
         return coder.limits if isinstance(coder, _Whole) else None
 
+    @property
+    def values(self) -> Ints:
+        """Of a single key column of whole numbers: the keys by their numbers."""
+        (coder,) = self._coders
+        assert isinstance(coder, _Whole)  # noqa: S101  whoever asks has looked at the type
+        return coder.values
+
 
 def _whole(kind: pa.DataType) -> bool:
     from pyarrow import types
@@ -151,6 +158,10 @@ class _Whole:
     @property
     def limits(self) -> tuple[int, int] | None:
         return (self._low, self._high) if self.count else None
+
+    @property
+    def values(self) -> Ints:
+        return self._known if self._table is None else self._known + self._low
 
     def codes(self, column: pa.Array) -> Ints:
         if column.null_count:

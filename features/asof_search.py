@@ -54,14 +54,28 @@ class Seats:
         self.total = len(codes)
         self.rows: Ints = rows[order]  # the entity row of each seat
         self.moment: Ints = moments.values[self.rows]
-        codes = codes[self.rows]
-        self._bounds: Ints = np.searchsorted(codes, np.arange(count + 1))  # where each key's seats begin
-        self.begins: Ints = self._bounds[codes]  # for each seat, where those of its key begin
+        self.codes: Ints = codes[self.rows]  # the key of each seat
+        self._bounds: Ints = np.searchsorted(self.codes, np.arange(count + 1))  # where each key's seats begin
+        self.begins: Ints = self._bounds[self.codes]  # for each seat, where those of its key begin
         self.earliest = int(self.moment.min()) if len(rows) else 0
         self.latest = int(self.moment.max()) if len(rows) else 0
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def rows_of(self, settled: tuple[Ints, Ints], earliest: Ints | None) -> Ints:
+        """For each entity row the number of its row, NONE where there is none.
+
+        Args:
+            settled: of each seat, as `Best.settled` returns it.
+            earliest: for each seat the earliest event time that is not too old; None for no limit.
+        """
+        row, time = settled
+        if earliest is not None:
+            row = np.where(time >= earliest, row, NONE)
+        found = np.full(self.total, NONE, dtype=np.int64)
+        found[self.rows] = row
+        return found
 
     def of(self, codes: Ints, visible: Ints) -> Ints:
         """The seat at which rows become visible; NONE where there is none. All codes are of entities."""
@@ -73,23 +87,24 @@ class Seats:
         if NARROW_ROWS_MIN * len(low) <= len(codes):
             # Rows come mostly in the order of time: of each key only the seats within these rows' time are in question.
             first, last = (np.full(len(low), one) for one in (visible.min(), visible.max()))
-            low, high = self._search(low, high, first), self._search(low, high, last)
-        found = self._search(low[codes], high[codes], visible)
+            low, high = first_from(self.moment, low, high, first), first_from(self.moment, low, high, last)
+        found = first_from(self.moment, low[codes], high[codes], visible)
         return np.where(found < ends, found, NONE)
 
-    def _search(self, low: Ints, high: Ints, visible: Ints) -> Ints:
-        """The first seat from `low` on whose moment is not before a time; `high` where there is none before that."""
-        found, high = low.copy(), high.copy()
-        open_ = np.flatnonzero(found < high)
-        while len(open_):  # halves what is in question: not more often than a number has bits
-            least, most = found[open_], high[open_]
-            middle = (least + most) >> 1
-            early = self.moment[middle] < visible[open_]
-            least = np.where(early, middle + 1, least)
-            most = np.where(early, most, middle)
-            found[open_], high[open_] = least, most
-            open_ = open_[least < most]
-        return found
+
+def first_from(times: Ints, low: Ints, high: Ints, moments: Ints) -> Ints:
+    """For each moment the first position from `low` on whose time is not before it; `high` if none is before that."""
+    found, high = low.copy(), high.copy()
+    open_ = np.flatnonzero(found < high)
+    while len(open_):  # halves what is in question: not more often than a number has bits
+        least, most = found[open_], high[open_]
+        middle = (least + most) >> 1
+        early = times[middle] < moments[open_]
+        least = np.where(early, middle + 1, least)
+        most = np.where(early, most, middle)
+        found[open_], high[open_] = least, most
+        open_ = open_[least < most]
+    return found
 
 
 def _order(codes: Ints, moments: Ints) -> Ints:
@@ -172,20 +187,6 @@ class Best:
             source = order[np.maximum.accumulate(rank)] if len(order) else order
         known = filled[source] & (source >= self._seats.begins)
         return np.where(known, self.row[source], NONE), self._time[source]
-
-    def rows(self, settled: tuple[Ints, Ints], earliest: Ints | None) -> Ints:
-        """For each entity row the number of its row, NONE where there is none.
-
-        Args:
-            settled: what `settled` returned.
-            earliest: for each seat the earliest event time that is not too old; None for no limit.
-        """
-        row, time = settled
-        if earliest is not None:
-            row = np.where(time >= earliest, row, NONE)
-        found = np.full(self._seats.total, NONE, dtype=np.int64)
-        found[self._seats.rows] = row
-        return found
 
 
 def best_of(seats: Ints, times: Ints, created: Ints | None, draft: Ints, *, rising: bool) -> Ints:
