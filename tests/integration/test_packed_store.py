@@ -21,7 +21,7 @@ from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, put_if_newe
 LAYOUT = Layout(project="p", view="v", columns=(Column("number", "INT64"), Column("name", "STRING")))
 WIDER = Layout(project="p", view="v", columns=(*LAYOUT.columns, Column("more", "DOUBLE")))
 KEYS = Keys(project="p", view="v", join_keys=(Column("id", "INT64"),))
-MANY = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -152,3 +152,15 @@ def test_a_views_keys_are_found_by_its_pattern(client: redis.Redis) -> None:
     other = Keys(project="p", view="w", join_keys=KEYS.join_keys).of([1])
     put_if_newer(client, LAYOUT, other, rows([5], [1]), ties_replace=False)
     assert sorted(client.scan_iter(match=KEYS.pattern)) == sorted(keys)
+
+
+def test_a_connection_that_died_meanwhile_is_replaced_and_one_that_cannot_be_is_said(redis_url: str) -> None:
+    (key,) = KEYS.of([1])
+    with redis.Redis.from_url(redis_url) as reading, redis.Redis.from_url(redis_url) as other:
+        reading.client_setname("reading")
+        assert fetch(reading, [key]) == [None]
+        (id_,) = [held["id"] for held in other.client_list() if held["name"] == "reading"]
+        assert other.client_kill_filter(_id=id_) == 1
+        assert fetch(reading, [key, key]) == [None, None]
+    with redis.Redis(port=1) as nowhere, pytest.raises(redis.ConnectionError):
+        fetch(nowhere, [key])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from almanac.errors import FeatureError
@@ -70,7 +70,8 @@ def same(found: pa.Table, expected: pa.Table) -> bool:
     )
 
 
-FEW = settings(max_examples=25)  # tables of many columns take their time
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ANY = settings(max_examples=60, deadline=None)
 
 
 @FEW
@@ -132,6 +133,7 @@ def test_a_layout_that_is_nowhere_is_named() -> None:
     assert decode_layout(old.encoded()) == old
 
 
+@ANY
 @given(st.lists(st.none() | st.binary(max_size=40), min_size=1, max_size=3), st.booleans())
 def test_any_bytes_are_read_or_refused_in_one_line(values: list[bytes | None], tail: bool) -> None:
     layout = Layout(project="p", view="v", columns=(Column("a", "FLOAT"), *([Column("b", "STRING")] if tail else [])))
@@ -155,6 +157,7 @@ def test_a_value_of_a_newer_version_is_refused_and_says_what_to_do(kind: str) ->
         parse(layout, [value, newer])
 
 
+@ANY
 @given(st.lists(st.none() | st.floats(width=32), max_size=8), st.booleans())
 def test_numbers_are_read_at_once_and_null_is_nan(cells: list[float | None], mixed: bool) -> None:
     columns = (Column("a", "FLOAT"), Column("b", "FLOAT"), *([Column("n", "INT32")] if mixed else []))
@@ -199,6 +202,7 @@ WHOLE = Keys(project="p", view="v", join_keys=(Column("id", "INT64"),))
 TEXT = Keys(project="p", view="v", join_keys=(Column("id", "STRING"),))
 
 
+@ANY
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_keys_of_whole_numbers_are_alike_from_lists_and_arrays(entities: list[int]) -> None:
     keys = WHOLE.of(entities)
@@ -209,6 +213,7 @@ def test_keys_of_whole_numbers_are_alike_from_lists_and_arrays(entities: list[in
     assert same_kind.of(entities) == keys
 
 
+@ANY
 @given(st.lists(st.tuples(st.text(alphabet=string.printable), st.text(max_size=3)), unique=True))
 def test_keys_of_several_join_keys_are_told_apart(entities: list[tuple[str, str]]) -> None:
     both = Keys(project="p", view="v", join_keys=(Column("b", "STRING"), Column("a", "STRING")))
