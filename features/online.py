@@ -130,6 +130,14 @@ class OnlineFeatures:
         """
         return self._table(entities, self.features(entities, at=at))
 
+    def lacking(self, entities: Sequence[EntityKey], *, at: datetime) -> dict[EntityKey, tuple[str, ...]]:
+        """Why some entities' rows are not whole at a moment, view by view: missing, or expired and how old.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        return dict(zip(entities, self.features(entities, at=at).lacking, strict=True))
+
     def read_with_moments(self, entities: Sequence[EntityKey]) -> tuple[pa.Table, dict[str, list[datetime | None]]]:
         """As `read`, whatever has expired, and each entity's event time by view; None where it has no row.
 

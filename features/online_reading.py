@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from almanac.clock import need_utc
 from almanac.errors import FeatureError
+from almanac.feature_checks import words
 from almanac.pipeline import Pipeline
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
@@ -40,12 +41,13 @@ FEATURES_MAX = 4_096  # of all views
 ENTITIES_MAX = 1_000  # of one read
 
 PRESENT, MISSING, EXPIRED = 0, 1, 2
+HAS_EXPIRED = "has expired"
+"""By which words a view's row is known to have been there, and to be too old."""
 """What is said of an entity's row of a view: it holds, there is none, or it is older than the view's TTL."""
 NEVER = np.iinfo(np.int64).min
 """In place of a moment that there is not."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = 3_600_000_000  # microseconds
-_WORDS = {MISSING: "is missing", EXPIRED: "has expired"}
 
 Floats = NDArray[np.float64]
 Status = NDArray[np.uint8]
@@ -131,16 +133,26 @@ class ViewRows:
     Args:
         status: uint8 (n,): `PRESENT`, `MISSING` or `EXPIRED`.
         times: event times in microseconds since 1970, whether expired or not; `NEVER` where there is no row.
+        now: at which rows have expired or not, in microseconds since 1970; None: none has.
     """
 
     view: View
     status: Status
     times: Micros
+    now: int | None = None
 
     @property
     def moments(self) -> list[datetime | None]:
         """The event times."""
         return _moments(self.times)
+
+    def why_not(self, at: int) -> str:
+        """Why the row of the entity at a place cannot be used; of one that has expired, how old it is."""
+        if self.status[at] != EXPIRED or self.now is None or self.view.ttl_seconds is None:
+            return f"{self.view.name} is missing"
+        age = timedelta(microseconds=self.now - int(self.times[at]))
+        usable = timedelta(seconds=self.view.ttl_seconds)
+        return f"{self.view.name} {HAS_EXPIRED} ({words(age)} old, usable for {words(usable)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +192,7 @@ class Features:
         found: list[list[str]] = [[] for _ in range(len(self.views[0].times))]
         for rows in self.views:
             for at in np.flatnonzero(rows.status).tolist():
-                found[at].append(f"{rows.view.name} {_WORDS[int(rows.status[at])]}")
+                found[at].append(rows.why_not(at))
         return tuple(tuple(reasons) for reasons in found)
 
     @property
@@ -321,7 +333,7 @@ def _rows(view: View, found: Sequence[Packed], n: int, now: int | None) -> ViewR
     status = absent.astype(np.uint8)  # MISSING is 1
     if now is not None and view.ttl_seconds is not None:
         status[~absent & (times < now - round(view.ttl_seconds * 1_000_000))] = EXPIRED
-    return ViewRows(view=view, status=status, times=times)
+    return ViewRows(view=view, status=status, times=times, now=now)
 
 
 def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[Any]]:

@@ -34,11 +34,13 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from features.forward import bring_table_forward
 from features.online import NEWEST_AT
+from features.online_reading import HAS_EXPIRED as HAS_EXPIRED
 from streaming.duplicates import Duplicates
 from streaming.events import Event, Observed, parse
 from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
 
 FEATURES_MISSING = "features-missing"
+FEATURES_EXPIRED = "features-expired"
 PREDICTION_INVALID = "prediction-invalid"
 
 ObservationRow = Callable[[Pipeline, Any, datetime, Observed], Mapping[str, Any]]
@@ -144,13 +146,14 @@ class Scoring:
         model: id of the model's version.
         scorer: the loaded model.
         observation_row: makes the observation view's columns of an event.
-        given_up: called with the entities that lack features, and which; raises `FeatureError` if they may come.
+        given_up: called with the entities that lack features, and which; raises `FeatureError` if they may come,
+            and says otherwise for each entity what is the matter with its views, as far as that is known.
     """
 
     model: str
     scorer: Scores
     observation_row: ObservationRow
-    given_up: Callable[[Mapping[EntityKey, Sequence[str]]], None] = lambda lacking: None
+    given_up: Callable[[Mapping[EntityKey, Sequence[str]]], Mapping[EntityKey, Sequence[str]]] = lambda lacking: {}
 
 
 def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: Scoring, now: datetime) -> Handled:
@@ -172,18 +175,10 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         )
     late = _late(batch, online, pipeline)
     complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs, late)
-    scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
-    refused.extend(
-        (
-            batch.events[index][0],
-            EventError(
-                FEATURES_MISSING,
-                f"{pipeline.entity} {batch.events[index][1].entity} has no usable feature {named(names)}: "
-                "run the pipeline's DAG, then send the event again",
-            ),
-        )
-        for index, names in lacking.items()
-    )
+    why = scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
+    for index, names in lacking.items():
+        record, event = batch.events[index]
+        refused.append((record, _no_features(pipeline, event.entity, names, why.get(event.entity, ()))))
     predictions = []
     for index, outcome in _predict(complete, scoring.scorer, pipeline):
         origin, event = batch.events[index]
@@ -201,6 +196,17 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         dead_letters=_dead_letters(pipeline, refused),
         late=len(late),
         reasons=_reasons(refused),
+    )
+
+
+def _no_features(pipeline: Pipeline, entity: EntityKey, names: Sequence[str], views: Sequence[str]) -> EventError:
+    """The error of an event without features: expired if a view's row is there and too old, otherwise missing."""
+    expired = any(HAS_EXPIRED in view for view in views)
+    said = f" ({', '.join(views)})" if views else ""
+    return EventError(
+        FEATURES_EXPIRED if expired else FEATURES_MISSING,
+        f"{pipeline.entity} {entity} has no usable feature {named(names)}{said}: "
+        "run the pipeline's DAG, then send the event again",
     )
 
 

@@ -68,6 +68,10 @@ class Online(Protocol):
         """
         ...
 
+    def lacking(self, entities: Sequence[Any], *, at: datetime) -> Mapping[Any, Sequence[str]]:
+        """What is the matter with each entity's views at that moment: missing, or expired and how old."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
@@ -265,8 +269,10 @@ class Worker:
         if handle.nothing_known(online, own):
             probed = self._probe(at)
             if probed is not None and handle.nothing_known(probed, own):
+                said = ", ".join(self._online.lacking(entities[:1], at=at).get(entities[0], ()))
+                what = f"usable features ({said})" if handle.HAS_EXPIRED in said else "features"
                 raise FeatureError(
-                    f"the online store has no features of pipeline {self._pipeline.name}: run its DAG, or wait for it"
+                    f"the online store has no {what} of pipeline {self._pipeline.name}: run its DAG, or wait for it"
                 )
         return online
 
@@ -276,20 +282,24 @@ class Worker:
             return None
         return self._online.read(probed_cells(self._pipeline.partitions.cells), at=at)
 
-    def _give_up(self, lacking: Mapping[EntityKey, Sequence[str]], at: datetime) -> None:
-        """Return if the lack of features is the entities' own.
+    def _give_up(self, lacking: Mapping[EntityKey, Sequence[str]], at: datetime) -> Mapping[EntityKey, Sequence[str]]:
+        """Return, with what is the matter with their views, if the lack of features is the entities' own.
 
         Raises:
             FeatureError: it may pass; the same events are to be tried again.
         """
-        if not lacking:
+        if not lacking or self._online is None:
             self._lacks.none()
-        elif not self._lacks.are_final(lacking, self._probe(at), time.monotonic()):
+            return {}
+        why = self._online.lacking(list(lacking), at=at)
+        if not self._lacks.are_final(lacking, self._probe(at), time.monotonic()):
             entity, names = next(iter(lacking.items()))
+            views = ", ".join(why.get(entity, ()))
             raise FeatureError(
-                f"{self._pipeline.entity} {entity} has no usable feature {handle.named(names)} yet: "
-                "the online store is being filled, or its batch is late"
+                f"{self._pipeline.entity} {entity} has no usable feature {handle.named(names)} yet"
+                f"{f' ({views})' if views else ''}: the online store is being filled, or its batch is late"
             )
+        return why
 
 
 def throw_away(producer: Producer) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -91,6 +91,10 @@ class FeaturesInMemory:
         """As `OnlineFeatures` does."""
         columns = {name: pa.array([1.0] * len(entities), pa.float32()) for name in COLUMNS}
         return pa.table({self._entity: pa.array(entities, pa.int64()), **columns})
+
+    def lacking(self, entities: Sequence[Any], *, at: datetime) -> Mapping[Any, Sequence[str]]:
+        """Nobody lacks anything."""
+        return {}
 
 
 def event(cell: int, value: float, observed_at: datetime | None = None) -> Outgoing:

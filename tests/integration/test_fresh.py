@@ -212,8 +212,8 @@ def test_features_no_newer_than_the_generation_are_not_computed_with(served: Ser
 @pytest.mark.parametrize(
     ("cell", "age", "values", "reason"),
     [
-        (5, timedelta(hours=7), {}, "no usable online features: seen has expired, history has expired"),
-        (6, TEN, {"history_at": utc_now() - timedelta(hours=7)}, "no usable online features: history has expired"),
+        (5, timedelta(hours=7), {}, "no usable online features: seen has expired (7 h"),
+        (6, TEN, {"history_at": utc_now() - timedelta(hours=7)}, "no usable online features: history has expired (7 h"),
         (7, TEN, {"lag_1h": None}, "no usable online features: lag_1h null"),
         (8, TEN, {"lag_1h": float("nan")}, "no usable online features: lag_1h null"),
         (9, None, {}, "no usable online features: seen is missing, history is missing, position is missing"),

@@ -272,7 +272,7 @@ def asked(**wishes: Compute) -> Question:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (row(history=timedelta(hours=7)), "no usable online features: history has expired"),
+        (row(history=timedelta(hours=7)), "no usable online features: history has expired (7 h old, usable for 6 h)"),
         (row(history=None), "no usable online features: history is missing"),
         ([None] * 3, "no usable online features: seen is missing, history is missing, position is missing"),
         (row(t2m=None), "no usable online features: t2m null"),

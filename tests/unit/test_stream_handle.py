@@ -289,7 +289,7 @@ def test_features_that_a_late_event_lacks_are_nobodys_fault() -> None:
 def test_a_lack_that_may_pass_is_told_before_anything_is_refused() -> None:
     asked: list[Mapping[Any, Any]] = []
 
-    def not_yet(lacking: Mapping[Any, Any]) -> None:
+    def not_yet(lacking: Mapping[Any, Any]) -> Mapping[Any, Any]:
         asked.append(lacking)
         raise FeatureError("not yet")
 
@@ -298,6 +298,16 @@ def test_a_lack_that_may_pass_is_told_before_anything_is_refused() -> None:
             sort([record(7)], TINY, Duplicates(), NOW), features(c3=None), TINY, replace(SCORING, given_up=not_yet), NOW
         )
     assert asked == [{3: ["lag_1h"]}]
+
+
+def test_an_event_whose_features_have_expired_says_so_and_how_old_they_are() -> None:
+    why = {3: ("history has expired (7 h old, usable for 6 h)",), 4: ("history is missing",)}
+    batch = sort([record(7, cell=3), record(8, cell=4)], TINY, Duplicates(), NOW)
+    scoring = replace(SCORING, given_up=lambda lacking: why)
+    handled = score(batch, features(c3=None, c4=None), TINY, scoring, NOW)
+    letters = [read_dead_letter(delivered(letter)) for letter in handled.dead_letters]
+    assert [letter.reason for letter in letters] == ["features-expired", "features-missing"]
+    assert "lag_1h (history has expired (7 h old, usable for 6 h)): run" in letters[0].message
 
 
 def test_a_dead_letter_sent_again_is_the_event_it_was() -> None:
