@@ -59,11 +59,20 @@ class Request:
     with_versions: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A plan, and the state of the registry that it was made of."""
+
+    registry: Any
+    read_at: Any
+    plan: Plan | None
+
+
 class Reader:
     """Answers requests for online features; keeps the plans of those it has met, and the layouts of their rows."""
 
     def __init__(self) -> None:
-        self._plans: dict[Any, tuple[Any, Plan | None]] = {}
+        self._plans: dict[Any, _Kept] = {}
         self._layouts: dict[int, Layout] = {}
 
     def get_online_features(self, request: Request) -> Reading:
@@ -101,15 +110,21 @@ class Reader:
         return found
 
     def _plan(self, request: Request) -> Plan | None:
-        context = resolved(request.registry, request.project, request.features, request.full_feature_names)
-        features = request.features
-        key = (features if isinstance(features, str) else _name(features), request.project, request.full_feature_names)
+        """Feast's resolution of a request, made anew when the registry has been read anew."""
+        registry = request.registry
+        key = (_name(request.features), request.project, request.full_feature_names)
+        read_at = getattr(registry, "cached_registry_proto_created", None)
         kept = self._plans.get(key)
-        if kept is None or kept[0] is not context:
+        if kept is not None and kept.registry is registry and kept.read_at == read_at and registry.is_cache_valid():
+            return kept.plan
+        context = resolved(registry, request.project, request.features, request.full_feature_names)
+        plan = plan_of(context, request.config, request.full_feature_names)
+        # One that was read anew meanwhile may have been resolved before or after: the next request knows.
+        if read_at is not None and read_at == getattr(registry, "cached_registry_proto_created", None):
             if len(self._plans) >= PLANS_MAX:
                 self._plans.clear()
-            kept = self._plans[key] = (context, plan_of(context, request.config, request.full_feature_names))
-        return kept[1]
+            self._plans[key] = _Kept(registry=registry, read_at=read_at, plan=plan)
+        return plan
 
     def _by_plan(self, plan: Plan, found: Named, config: RepoConfig) -> Reading:
         wanted: list[bytes] = []

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from feast import Entity, FeatureView, RepoConfig
-from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig
+from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -84,6 +86,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     def __init__(self) -> None:
         self._reader = Reader()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = threading.local()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -266,8 +269,20 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             self._loop, self._client_async = loop, None
         return await super()._get_client_async(online_store_config)
 
+    def _reading_client(self, options: RedisOnlineStoreConfig) -> Any:
+        """A client that keeps one connection for this thread: taking one from the pool would cost as much as reading.
+
+        Behind Sentinel and in a cluster the pool decides where to read.
+        """
+        if options.redis_type is not RedisType.redis:
+            return self._get_client(options)
+        held = getattr(self._threads, "held", None)
+        if held is None or held[0] != os.getpid():
+            held = self._threads.held = (os.getpid(), self._get_client(options).client())
+        return held[1]
+
     def _wait(self, config: RepoConfig, reading: Reading) -> Any:
-        client = self._get_client(config.online_store)
+        client = self._reading_client(config.online_store)
         try:
             asked = next(reading)
             while True:
