@@ -144,7 +144,8 @@ def paths_of(files: Files, view: str) -> list[str]:
         elif has_magic(path) and not Path(path).exists():
             found += sorted(iglob(path, recursive=True))
         elif Path(path).is_dir():
-            found += sorted(map(str, Path(path).rglob("*.parquet")))
+            inside = (one for one in Path(path).rglob("*.parquet") if _visible(one.relative_to(path).as_posix()))
+            found += sorted(map(str, inside))
         elif Path(path).is_file():
             found.append(path)
     if not found:
@@ -159,4 +160,10 @@ def _elsewhere(path: str, filesystem: Any) -> list[str]:
     if here.type != pyarrow.fs.FileType.Directory:
         return [path] if here.is_file else []
     inside = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-    return sorted(one.path for one in inside if one.is_file and one.path.endswith(".parquet"))
+    files = (one.path for one in inside if one.is_file and one.path.endswith(".parquet"))
+    return sorted(file for file in files if _visible(file[len(here.path) :]))
+
+
+def _visible(path: str) -> bool:
+    """Not a draft: by custom, names with a point or a line in front are no data."""
+    return not any(part.startswith((".", "_")) for part in path.split("/"))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
 
 from almanac.errors import FeatureError
 from features import asof_chunks, asof_index, asof_keys, asof_latest, asof_search
@@ -288,8 +289,10 @@ def test_files_with_other_types_and_column_orders_are_one_source(tmp_path: Path)
     )
     pq.write_table(first, tmp_path / "a.parquet")
     pq.write_table(second, tmp_path / "b.parquet")
-    view = one_view(first, source=Files(paths=(str(tmp_path),)))
-    assert join(entities_of([2, 1], pa.array([at(1)] * 2, STAMP)), [view])["x"].to_pylist() == [2.5, 1.5]
+    (tmp_path / ".draft.parquet").write_bytes(b"half a file")
+    for filesystem in (None, LocalFileSystem()):
+        view = one_view(first, source=Files(paths=(str(tmp_path),), filesystem=filesystem))
+        assert join(entities_of([2, 1], pa.array([at(1)] * 2, STAMP)), [view])["x"].to_pylist() == [2.5, 1.5]
 
 
 def test_a_source_is_told_what_matters() -> None:
