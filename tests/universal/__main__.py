@@ -10,9 +10,12 @@ from tempfile import TemporaryDirectory
 from almanac.stack.servers import running_postgres, running_redis
 from tests.universal import harness
 
-# These import what great_expectations no longer has since version 1.
-OLD_EXPECTATIONS = "--ignore-glob=*/test_dqm_validation.py"
-OFFLINE = ["integration/offline_store", "integration/materialization/test_universal_materialization.py"]
+OFFLINE = [
+    "integration/offline_store",
+    "integration/materialization/test_universal_materialization.py",
+    "integration/registration/test_universal_odfv_feature_inference.py",
+    "integration/online_store/test_universal_e2e.py",
+]
 OF_ONLINE = (
     "universal_online",
     "universal_online_types",
@@ -36,9 +39,9 @@ PATHS = {
     "online": ONLINE,
 }
 OPTIONS = {
-    "offline": (OLD_EXPECTATIONS, *NOT_NARROW),
+    "offline": NOT_NARROW,
     "offline_server": NOT_NARROW,
-    "feast_duckdb": (OLD_EXPECTATIONS,),
+    "feast_duckdb": (),
     "online": NOT_DYNAMO,
 }
 

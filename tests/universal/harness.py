@@ -4,8 +4,9 @@
 
 - *with the installed Feast, not the checkout's*: the working directory holds a link named `tests` to the checkout's
   tests and nothing else, so that `import tests` is theirs and `import feast` ours;
-- *in an environment of its own*, below the cache directory: what `feast_tests.lock.txt` names (with hashes), and
-  behind it every package of the environment that this runs in;
+- *in an environment of its own*, below the cache directory: what `feast_tests.lock.txt` names (with hashes; among it
+  a Great Expectations as old as Feast's profilers want it), and behind it every package of the environment that
+  this runs in;
 - *with a repository configuration of ours*: a module of `tests/universal/configurations/` with
   `AVAILABLE_OFFLINE_STORES` and `AVAILABLE_ONLINE_STORES`, which Feast's conftest asks for by the variable
   `FULL_REPO_CONFIGS_MODULE`. It finds real servers by `FEAST_TESTS_POSTGRES` and `FEAST_TESTS_REDIS` (URLs), for

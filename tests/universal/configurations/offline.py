@@ -73,13 +73,15 @@ class PostgresDataSourceCreator(FileDataSourceCreator):
         table = self.get_prefixed_table_name(destination_name)
         plain = self.serialize_complex_columns(df)
         df_to_postgres_table(PostgreSQLOfflineStoreConfig(**_server()), plain, table)
-        return PostgreSQLSource(
+        source = PostgreSQLSource(
             name=table,
             table=table,
             timestamp_field=timestamp_field,
             created_timestamp_column=created_timestamp_column,
             field_mapping=field_mapping or {"ts_1": "ts"},
         )
+        source.table = table  # by this Feast's tests of entities given as SQL know a source that SQL can ask
+        return source
 
     def get_prefixed_table_name(self, suffix):
         return f"{self.project_name}_{suffix}"
