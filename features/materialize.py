@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -101,15 +101,19 @@ class Materialization(Closing):
             UsageError: there is no Redis.
             Unavailable: the registry does not answer.
         """
+        import duckdb
+
         self._pipeline, self._settings = pipeline, settings
         self._store, self._service = open_service(pipeline, settings)
         with registry_errors():
             views = views_of(self._store, self._service)
         self.sources = {source.view: source for source in map(self._source, views)}
         self._writer: Writer = writer or PackedWriter(open_redis(settings.need("redis_url")))
+        self._duckdb = duckdb.connect(":memory:")
 
     def close(self) -> None:
-        """Give the connection to Redis back."""
+        """Give the connections back."""
+        self._duckdb.close()
         self._writer.client.close()
 
     def all(self, asked: Asked, progress: Progress | None = None) -> Report:
@@ -125,7 +129,7 @@ class Materialization(Closing):
         told.expect(sum(work.shard.entities for work in works))
         for work in works:
             self._bring(work, report, told)
-        self._write_plans()
+        self._write_plans([work.shard for work in works])
         report.seconds = time.perf_counter() - started
         return report
 
@@ -137,7 +141,7 @@ class Materialization(Closing):
             Unavailable: Redis, Postgres or the registry does not answer.
         """
         found = [work.shard for work in self._works(asked)]
-        self._write_plans()
+        self._write_plans(found)
         return found
 
     def bring(self, shard: Shard, progress: Progress | None = None) -> Report:
@@ -161,13 +165,14 @@ class Materialization(Closing):
 
     def _works(self, asked: Asked) -> Iterator[_Work]:
         """Steps 1 and 2; all views are looked at before the first shard is given out."""
-        if self._settings.postgres_url:
+        held: dict[str, dict[int, Watermark]] = {}
+        if self._settings.postgres_url and asked.since is None:
             name, count = self._pipeline.name, self._pipeline.partitions.count
-            watermarks.forget(self._settings.postgres_url, name, list(self.sources), count)
+            held = watermarks.read(self._settings.postgres_url, name, list(self.sources), count)
         found: list[_Work] = []
         for source in self.sources.values():
             files = source.files(start_of(asked.until, source.ttl), asked.until)
-            for shard in self._due(source, asked):
+            for shard in self._due(source, asked, held.get(source.view, {})):
                 reads = readings(shard, files, source.ttl)
                 if not reads:
                     continue
@@ -175,14 +180,12 @@ class Materialization(Closing):
                 found += [_Work(piece, files, reads) for piece in cut(shard, entities)]
         yield from found
 
-    def _due(self, source: Source, asked: Asked) -> list[Shard]:
-        name, count = self._pipeline.name, self._pipeline.partitions.count
-        held: dict[int, Watermark] = {}
+    def _due(self, source: Source, asked: Asked, held: Mapping[int, Watermark]) -> list[Shard]:
+        count = self._pipeline.partitions.count
         tokens: dict[int, str] = {}
-        if self._settings.postgres_url and asked.since is None:
-            held = watermarks.read(self._settings.postgres_url, name, source.view)
+        if held:
             with redis_errors():
-                tokens = watermarks.tokens(self._writer.client, name, source.view, count) if held else {}
+                tokens = watermarks.tokens(self._writer.client, self._pipeline.name, source.view, count)
         return due(asked, source.view, source.definition, count, held, tokens)
 
     def _examine(self, source: Source, reads: Sequence[Reading]) -> int:
@@ -190,7 +193,7 @@ class Materialization(Closing):
         found: list[Found] = []
         for reading in reads:
             check_files(source, reading.files)
-            found.append(examine(source, self._pipeline.partitions, reading))
+            found.append(examine(self._duckdb, source, self._pipeline.partitions, reading))
         return sum(one.entities for one in found)
 
     def _bring(self, work: _Work, report: Report, progress: Progress) -> None:
@@ -253,11 +256,12 @@ class Materialization(Closing):
         versioned = self._store.config.registry.enable_online_feature_view_versioning
         return source_of(view, self._store.project, versioned=versioned)
 
-    def _write_plans(self) -> None:
+    def _write_plans(self, shards: Sequence[Shard]) -> None:
         """An emptied Redis has the reading plan back with the features."""
         from features.reading_plans import write_plans
 
-        write_plans(self._store, self._settings, [self._service])
+        if any(shard.since is None for shard in shards):
+            write_plans(self._store, self._settings, [self._service])
 
 
 def _changed(view: str) -> FeatureError:

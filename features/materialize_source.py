@@ -24,6 +24,7 @@ from features.schemas import Needed, check_schema
 from features.tables import literal, quoted
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
     from feast import FeatureView
 
@@ -179,8 +180,11 @@ class Found:
     entities: int
 
 
-def examine(source: Source, partitions: Partitioning, reading: Reading) -> Found:
+def examine(duckdb: duckdb.DuckDBPyConnection, source: Source, partitions: Partitioning, reading: Reading) -> Found:
     """Count the rows of a reading, and refuse those that cannot be told apart; only keys and times are read.
+
+    Args:
+        duckdb: a connection to any database; nothing is put into it.
 
     Raises:
         FeatureError: a row without a key or event time, a key that no entity has, two rows of one key and event time
@@ -196,7 +200,7 @@ def examine(source: Source, partitions: Partitioning, reading: Reading) -> Found
     rows = "read_parquet($1, union_by_name => true)"
     usable = f"{moment} BETWEEN {literal(reading.start)} AND {literal(reading.end)}"
     files = list(reading.files)
-    with _duckdb(source) as connection:
+    with _asking(source), duckdb.cursor() as connection:
         counted: Any = connection.execute(
             f"SELECT count(*), approx_count_distinct({key}), count(*) FILTER ({key} IS NULL), "  # noqa: S608
             f"any_value({key}) FILTER ({foreign}) FROM {rows} WHERE {usable}",
@@ -247,14 +251,13 @@ def newest(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 
 @contextmanager
-def _duckdb(source: Source) -> Iterator[Any]:
+def _asking(source: Source) -> Iterator[None]:
     import duckdb
 
-    with duckdb.connect(":memory:") as connection:
-        try:
-            yield connection
-        except duckdb.Error as error:
-            raise _unreadable(source, error) from error
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(source: Source, error: Exception) -> FeatureError:

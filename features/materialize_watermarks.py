@@ -37,23 +37,28 @@ def put_token(client: Redis, pipeline: str, view: str, partitions: Sequence[int]
     client.hset(token_key(pipeline), mapping={f"{view}:{number}": token for number in partitions})
 
 
-def read(url: str, pipeline: str, view: str) -> dict[int, Watermark]:
-    """The watermarks of a view, by partition.
+def read(url: str, pipeline: str, views: Sequence[str], partitions: int) -> dict[str, dict[int, Watermark]]:
+    """The watermarks of the pipeline's views, by partition; those of other views and partitions are dropped.
 
     Raises:
         Unavailable: Postgres does not answer.
         UsageError: the database was not migrated.
     """
+    found: dict[str, dict[int, Watermark]] = {view: {} for view in views}
     with _connected(url) as connection:
+        connection.execute(
+            "DELETE FROM feature_watermarks WHERE pipeline = %s AND (view <> ALL (%s) OR partition >= %s)",
+            (pipeline, list(views), partitions),
+        )
         rows = connection.execute(
-            "SELECT partition, definition, through, files_at, token FROM feature_watermarks "
-            "WHERE pipeline = %s AND view = %s",
-            (pipeline, view),
-        ).fetchall()
-    return {
-        number: Watermark(definition=definition, through=need_utc(through), files_at=need_utc(files_at), token=token)
-        for number, definition, through, files_at, token in rows
-    }
+            "SELECT view, partition, definition, through, files_at, token FROM feature_watermarks WHERE pipeline = %s",
+            (pipeline,),
+        )
+        for view, number, definition, through, files_at, token in rows:
+            found[view][number] = Watermark(
+                definition=definition, through=need_utc(through), files_at=need_utc(files_at), token=token
+            )
+    return found
 
 
 def move(url: str, pipeline: str, view: str, partitions: Sequence[int], to: Watermark) -> None:
@@ -74,20 +79,6 @@ def move(url: str, pipeline: str, view: str, partitions: Sequence[int], to: Wate
             "through = excluded.through, files_at = excluded.files_at, token = excluded.token, "
             "written_at = clock_timestamp()",
             (pipeline, view, to.definition, to.through, to.files_at, to.token, list(partitions)),
-        )
-
-
-def forget(url: str, pipeline: str, views: Sequence[str], partitions: int) -> None:
-    """Drop the watermarks of views that the pipeline no longer has, and of partitions that are no more.
-
-    Raises:
-        Unavailable: Postgres does not answer.
-        UsageError: the database was not migrated.
-    """
-    with _connected(url) as connection:
-        connection.execute(
-            "DELETE FROM feature_watermarks WHERE pipeline = %s AND (view <> ALL (%s) OR partition >= %s)",
-            (pipeline, list(views), partitions),
         )
 
 

@@ -19,7 +19,7 @@ import redis
 import features.materialize as module
 from almanac.errors import FeatureError, Unavailable
 from features.materialize import Materialization
-from features.materialize_plan import Asked, bundled, cut
+from features.materialize_plan import Asked, Watermark, bundled, cut
 from features.materialize_source import Source
 from features.materialize_watermarks import read, token_key
 from features.materialize_writer import Batch, PackedWriter, keys_of
@@ -74,13 +74,17 @@ def agree(world: World, at: datetime) -> None:
         assert online(source, world.client, at) == offline(source, world.files(view), at)
 
 
+def marks(world: World) -> dict[str, dict[int, Watermark]]:
+    return read(world.settings.need("postgres_url"), "histories", VIEWS, 3)
+
+
 # --- what is read
 
 
 def test_only_what_is_new_is_read(world: World) -> None:
     assert world.run.all(Asked(until=NOON)).rows == 2 * USERS
-    marks = read(world.settings.need("postgres_url"), "histories", "user_kept")
-    assert {number: mark.through for number, mark in marks.items()} == dict.fromkeys(range(3), NOON)
+    kept = marks(world)["user_kept"]
+    assert {number: mark.through for number, mark in kept.items()} == dict.fromkeys(range(3), NOON)
     assert world.run.all(Asked(until=NOON)).rows == 0
     assert world.run.all(Asked(until=NOON - HOUR)).rows == 0  # more than that is there
     agree(world, NOON)
@@ -177,11 +181,11 @@ def test_a_killed_run_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPa
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
     os.close(ready)
     os.close(told)
-    marks = read(world.settings.need("postgres_url"), "histories", "user_pushed")
-    assert 0 < len(marks) < 3  # the last shard was written and not noted
-    done = sum(pipeline().partitions.partition_of(user) in marks for user in range(USERS))
+    moved = marks(world)["user_pushed"]
+    assert 0 < len(moved) < 3  # the last shard was written and not noted
+    done = sum(pipeline().partitions.partition_of(user) in moved for user in range(USERS))
     report = world.run.all(Asked(until=NOON))
-    assert (report.rows, report.shards) == (2 * USERS - done, 6 - len(marks))
+    assert (report.rows, report.shards) == (2 * USERS - done, 6 - len(moved))
     agree(world, NOON)
 
 
@@ -305,7 +309,7 @@ def test_bad_files_are_refused_in_one_line_before_anything_is_written(
         world.run.all(Asked(until=NOON))
     assert "\n" not in str(caught.value)
     assert world.client.dbsize() == 0
-    assert not any(read(world.settings.need("postgres_url"), "histories", view) for view in VIEWS)
+    assert not any(marks(world).values())
 
 
 def test_damage_within_features_leaves_nothing_of_the_view_and_no_watermark(world: World) -> None:
@@ -314,7 +318,7 @@ def test_damage_within_features_leaves_nothing_of_the_view_and_no_watermark(worl
     with pytest.raises(FeatureError, match="cannot be read"):
         world.run.all(Asked(until=NOON))
     assert fetch(world.client, keys_of(world.sources["user_kept"]).of(list(range(USERS)))) == [None] * USERS
-    assert not read(world.settings.need("postgres_url"), "histories", "user_kept")
+    assert not marks(world)["user_kept"]
 
 
 def test_a_view_without_files_says_so(world: World) -> None:
@@ -349,7 +353,7 @@ def test_a_view_that_is_changed_meanwhile_leaves_no_watermark(world: World) -> N
         meddled = Materialization(pipeline(), world.settings, Meddler(PackedWriter(world.client), world))
         with pytest.raises(FeatureError, match=r"user_pushed was changed while it was materialized.*materialize again"):
             meddled.all(Asked(until=NOON))
-        assert not read(world.settings.need("postgres_url"), "histories", "user_pushed")
+        assert not marks(world)["user_pushed"]
         world.client.flushdb()
         with pytest.raises(FeatureError, match="user_pushed was changed"):
             materialize_shards(pipeline(), world.settings, planned[0])
