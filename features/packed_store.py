@@ -153,8 +153,8 @@ def _mget(client: Any, keys: Sequence[bytes]) -> list[bytes | None]:
     """One command on one connection, without what redis-py does around it: that takes as long as a hundred values."""
     from redis.exceptions import ConnectionError as RedisConnectionError
 
-    pool = client.connection_pool
-    connection = pool.get_connection()
+    own = client.connection  # of a client that keeps one, which is a thread's own
+    connection = own or client.connection_pool.get_connection()
     try:
         connection.send_command("MGET", *keys)
         found: list[bytes | None] = connection.read_response()
@@ -164,7 +164,8 @@ def _mget(client: Any, keys: Sequence[bytes]) -> list[bytes | None]:
             raise
         return list(client.execute_command("MGET", *keys))  # it had died meanwhile; this one tries as it was told to
     finally:
-        pool.release(connection)
+        if own is None:
+            client.connection_pool.release(connection)
     return found
 
 
