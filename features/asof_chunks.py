@@ -70,8 +70,21 @@ def schema_of(view: View) -> pa.Schema:
     Raises:
         FeatureError: it has no file, a file cannot be read, or a column is missing; names the view.
     """
-    schema = view.source.schema if isinstance(view.source, Rows) else ParquetChunks(view.source, view).schema
+    schema = taken(view.source.schema) if isinstance(view.source, Rows) else ParquetChunks(view.source, view).schema
     checked(schema, view, "the source")
+    return schema
+
+
+def taken(schema: pa.Schema) -> pa.Schema:
+    """A schema whose rows can be taken by number: Arrow cannot do that with views of text and bytes."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    for place, field in enumerate(schema):
+        if types.is_string_view(field.type):
+            schema = schema.set(place, field.with_type(pa.string()))
+        elif types.is_binary_view(field.type):
+            schema = schema.set(place, field.with_type(pa.binary()))
     return schema
 
 
@@ -99,7 +112,7 @@ def spooled(view: View, source: Rows, window: Window, folder: Path) -> Chunks:
         None if value is None else to_moment(value, window.unit, up=up)
         for value, up in ((window.earliest, False), (window.latest, True))
     ]
-    schema = pa.schema([source.schema.field(name) for name in view.columns])
+    schema = taken(pa.schema([source.schema.field(name) for name in view.columns]))
     batches: list[pa.RecordBatch] = []
     held, writer, path = 0, None, folder / "rows.parquet"
     for batch in source.read(Wanted(columns=view.columns, earliest=limits[0], latest=limits[1])):
@@ -154,7 +167,7 @@ class ParquetChunks:
     def __init__(self, files: Files, view: View) -> None:
         self._view, self._filesystem = view, files.filesystem
         self._footers = [footer_of(path, files.filesystem, view.name) for path in paths_of(files, view.name)]
-        self.schema = self._footers[0].schema
+        self.schema = taken(self._footers[0].schema)
         self.total = sum(footer.total for footer in self._footers)
         identities = tuple(footer.identity for footer in self._footers)
         self.identity: tuple[object, ...] | None = None if None in identities else identities

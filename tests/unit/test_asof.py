@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,33 @@ def test_values_stay_as_they_are_and_rows_keep_their_order() -> None:
     assert found["v__l"].to_pylist() == [[], [1.5], [1.5], None, None]
     assert found["v__t"].to_pylist() == [None, "ä", "ä", None, ""]
     assert str(found["v__n"].to_pylist()) == "[None, nan, nan, None, inf]"
+
+
+COLUMNS = {
+    "dictionary": pa.array(["a", "b", None, "c"]).dictionary_encode(),
+    "decimal": pa.array([Decimal("1.5"), None, Decimal(2), Decimal(3)]),
+    "struct": pa.array([{"a": 1}, None, {"a": 2}, {"a": 3}]),
+    "map": pa.array([[("k", 1)], None, [], [("z", 2)]], pa.map_(pa.string(), pa.int64())),
+    "lists": pa.array([["x"], None, [], ["y"]]),
+    "fixed": pa.array([[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]], pa.list_(pa.float32(), 2)),
+    "view": pa.array(["a", "b", None, "c"], pa.string_view()),
+    "nothing": pa.nulls(4),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_features_of_any_type_are_joined(tmp_path: Path, name: str) -> None:
+    table = pa.table({"k": [1, 2, 3, 4], "ts": pa.array([at(0), at(1), at(2), at(3)], STAMP), "x": COLUMNS[name]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    values = COLUMNS[name].to_pylist()
+    asked = entities_of([4, 3, 9, 1], pa.array([at(5)] * 4, STAMP))
+    for source in (Rows.of_table(table), Files(paths=(str(tmp_path),))):
+        views = [
+            one_view(table, source=source, features={"x": f"x{ttl}"}, ttl=timedelta(seconds=ttl)) for ttl in (0, 3)
+        ]
+        found = join(asked, views)
+        assert found["x0"].to_pylist() == [values[3], values[2], None, values[0]]
+        assert found["x3"].to_pylist() == [values[3], values[2], None, None]
 
 
 def test_row_groups_that_no_entity_can_see_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
