@@ -6,6 +6,7 @@ Written by the jobs, kept in Postgres, shown by the command line, the page and t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -168,6 +169,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     views: tuple[ViewFound, ...]
     features: tuple[FeatureFound, ...]
+
+
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """By what names are sorted as a person would: `lag_2h` before `lag_12h`."""
+    return tuple((text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name))
 
 
 def stability_index(reference: Sequence[float], now: Sequence[float]) -> float:

@@ -30,11 +30,13 @@ ROWS_MAX = 200_000
 """Rows of a view that are looked at, chosen at random; more would not change a quantile that matters."""
 ROWS_MIN = 100
 """Rows below which a distribution says nothing."""
-PARTS_MIN = 3
+PARTS_MIN = 7
 """Parts of the window below which nothing is known of what is usual."""
 QUANTILE_LOW, QUANTILE_HIGH = 0.001, 0.999
 WIDENED = 0.25
 """Share of the distance between the quantiles by which bounds are widened."""
+MEAN_ROOM = 0.01
+"""Share of the distance between the quantiles by which bounds of means are widened at least."""
 NULLS_MORE = 0.01
 """Share of nulls allowed beyond the reference's greatest."""
 DRIFT_TIMES = 1.5
@@ -200,7 +202,8 @@ def _bounds(values: Floats, parts: list[NDArray[np.int64]], drift_max: float, *,
     known = len(found) >= PARTS_MIN
     means = [one.mean for one in found if one.mean is not None]
     low, high = _widened(*np.quantile(finite, [QUANTILE_LOW, QUANTILE_HIGH])) if len(finite) else (None, None)
-    mean_low, mean_high = _widened(min(means), max(means)) if known and means else (None, None)
+    least = MEAN_ROOM * (high - low) if low is not None and high is not None else 0.0
+    mean_low, mean_high = _widened(min(means), max(means), least) if known and means else (None, None)
     nulls = max((one.null_share or 0.0 for one in (whole, *found)), default=0.0)
     drifts = [stability_index(whole.shares, one.shares) for one in found]
     return Bounds(
@@ -215,9 +218,9 @@ def _bounds(values: Floats, parts: list[NDArray[np.int64]], drift_max: float, *,
     )
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """Bounds with room on both sides; a constant keeps a little for its rounding."""
-    room = max(WIDENED * (high - low), 1e-6 * max(abs(low), abs(high)))
+def _widened(low: float, high: float, least: float = 0.0) -> tuple[float, float]:
+    """Bounds with room on both sides, at least so much; a constant keeps a little for its rounding."""
+    room = max(WIDENED * (high - low), 1e-6 * max(abs(low), abs(high)), least)
     return float(low - room), float(high + room)
 
 

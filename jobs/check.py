@@ -10,6 +10,7 @@ from almanac.errors import GateError
 from almanac.pipeline import Gate, Pipeline
 from almanac.settings import Settings
 from jobs.gate import PARTITION, GateReport, check
+from jobs.lacking import explained
 from jobs.plan import Plan
 from jobs.quarantine import keep
 from jobs.stages import stage
@@ -71,7 +72,7 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
             record.rows += table.num_rows
             with record.step("expectations"):
                 found = check(table, gates, entity=pipeline.entity)
-                failing |= found.failing
+                failing |= explained(pipeline, settings, table, found.failing, plan.moment)
                 reports |= _kept(pipeline, settings, plan, "features", found)
             with record.step("digests"):
                 passed = [partition for partition in about if partition not in failing]

@@ -20,7 +20,7 @@ import numpy as np
 
 from almanac.clock import need_utc
 from almanac.errors import FeatureError
-from almanac.feature_checks import Check, FeatureFound, Learned, ViewFound, troubles
+from almanac.feature_checks import Check, FeatureFound, Learned, ViewFound, natural, troubles
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.integrity_profile import (
@@ -89,8 +89,8 @@ def check_features(
             checked_at=now,
             sampled=len(entities),
             seconds=time.monotonic() - began,
-            views=tuple(views),
-            features=tuple(features),
+            views=tuple(sorted(views, key=lambda one: natural(one.view))),
+            features=tuple(sorted(features, key=lambda one: (natural(one.view), natural(one.feature)))),
         )
         kept.keep(check)  # step 5
         page = write_page(pipeline, settings, check, kept, now)

@@ -18,6 +18,7 @@ from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
 from jobs.digests import partition_digests, spans_of
+from jobs.lacking import explained
 from jobs.pieces import pieces_of
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
@@ -91,6 +92,7 @@ def _score_shard(
             with record.step("score"):
                 refused: dict[int, str] = {}
                 ready = _staged(pipeline, plan, scorer, (about, table), refused)
+                refused = explained(pipeline, settings, table, refused, plan.moment)
             quarantined |= refused
             rows += sum(len(part.block.keys) for part in ready)
             with record.step("waiting"):

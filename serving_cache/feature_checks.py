@@ -10,7 +10,7 @@ import msgspec
 
 from almanac.clock import need_utc
 from almanac.closing import Closing
-from almanac.feature_checks import Bounds, Check, FeatureFound, Learned, Profile, Skew, ViewFound
+from almanac.feature_checks import Bounds, Check, FeatureFound, Learned, Profile, Skew, ViewFound, natural
 from serving_cache.postgres_client import Client, Connection
 
 KEPT = timedelta(days=90)
@@ -97,11 +97,11 @@ class FeatureChecks(Closing):
             return None
         number, service, checked_at, sampled, seconds = found[0]
         views = self._client.query(
-            f"SELECT {_VIEW_COLUMNS} FROM feature_check_views WHERE check_id = %s ORDER BY view",  # noqa: S608
+            f"SELECT {_VIEW_COLUMNS} FROM feature_check_views WHERE check_id = %s",  # noqa: S608
             (number,),
         )
         features = self._client.query(
-            f"SELECT {_FEATURE_COLUMNS} FROM feature_check_features WHERE check_id = %s ORDER BY view, feature",  # noqa: S608
+            f"SELECT {_FEATURE_COLUMNS} FROM feature_check_features WHERE check_id = %s",  # noqa: S608
             (number,),
         )
         return Check(
@@ -110,8 +110,10 @@ class FeatureChecks(Closing):
             checked_at=need_utc(checked_at),
             sampled=sampled,
             seconds=seconds,
-            views=tuple(_view(row) for row in views),
-            features=tuple(_feature(row) for row in features),
+            views=tuple(sorted((_view(row) for row in views), key=lambda one: natural(one.view))),
+            features=tuple(
+                sorted((_feature(row) for row in features), key=lambda one: (natural(one.view), natural(one.feature)))
+            ),
         )
 
     def history(self, pipeline: str, since: datetime) -> dict[tuple[str, str], list[Moved]]:
