@@ -47,7 +47,11 @@ def test_size_limits(path: Path) -> None:
             named = [a for a in arguments if a.arg not in ("self", "cls")]
             # A command's parameters are its options, one each: typer reads them off the function.
             command = "typer.Option" in ast.unparse(node.args) or "typer.Argument" in ast.unparse(node.args)
-            assert command or len(named) <= PARAMETERS_MAX, f"{path.name}:{node.lineno} {node.name} takes too many"
+            # And a method that overrides another's has that one's, as ruff sees it too.
+            overrides = any(isinstance(d, ast.Name) and d.id == "override" for d in node.decorator_list)
+            assert command or overrides or len(named) <= PARAMETERS_MAX, (
+                f"{path.name}:{node.lineno} {node.name} takes too many"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
