@@ -7,7 +7,7 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast simulate crash feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
@@ -15,6 +15,8 @@ help:
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
+	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
+	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -42,6 +44,12 @@ test-fast: setup
 
 feast-tests: setup
 	@FEAST_REPO="$(FEAST_REPO)" $(BIN)/python -m tests.universal $(if $(STORE),$(STORE),offline) $(ARGS)
+
+simulate: setup
+	@$(BIN)/python -m tests.simulator $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
+
+crash: setup
+	@$(BIN)/python -m tests.crash $(if $(PUBLISHES),--publishes $(PUBLISHES)) $(if $(SEED),--seed $(SEED))
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \
