@@ -20,6 +20,8 @@ from features.packed_keys import by_bucket
 
 ROWS_PER_CALL = 1_000
 """Of one script: Redis does nothing else meanwhile, a few milliseconds."""
+CALL_BYTES_MAX = 4 * 1024 * 1024
+"""Of one script's values, unless one alone has more."""
 CALLS_PER_TRIP = 8
 READ_KEYS_MAX = 10_000  # of one command
 LAYOUTS_KEY = "almanac:feature-layouts"
@@ -201,16 +203,21 @@ Call = tuple[Any, ...]
 
 def _calls(client: Any, keys: Sequence[bytes], values: Sequence[bytes], options: tuple[bytes, bytes]) -> Iterator[Call]:
     """Arguments of EVALSHA or EVAL after the script: number of keys, keys, options, values."""
-    groups: Sequence[Sequence[int]] | None = by_bucket(keys) if is_cluster(client) else None
-    if groups is None:
-        for start in range(0, len(keys), ROWS_PER_CALL):
-            part = keys[start : start + ROWS_PER_CALL]
-            yield (len(part), *part, *options, *values[start : start + ROWS_PER_CALL])
-        return
+    groups: Sequence[Sequence[int]] = by_bucket(keys) if is_cluster(client) else [range(len(keys))]
     for group in groups:
         for start in range(0, len(group), ROWS_PER_CALL):
-            places = group[start : start + ROWS_PER_CALL]
-            yield (len(places), *[keys[at] for at in places], *options, *[values[at] for at in places])
+            for places in _small(group[start : start + ROWS_PER_CALL], values):
+                yield (len(places), *[keys[at] for at in places], *options, *[values[at] for at in places])
+
+
+def _small(places: Sequence[int], values: Sequence[bytes]) -> Iterator[Sequence[int]]:
+    """The places in halves, and these in halves, until none has too many bytes of values."""
+    if len(places) == 1 or sum(len(values[at]) for at in places) <= CALL_BYTES_MAX:
+        yield places
+        return
+    half = len(places) // 2
+    yield from _small(places[:half], values)
+    yield from _small(places[half:], values)
 
 
 def _trip(client: Any, layout: Layout, calls: Sequence[Call]) -> list[int]:

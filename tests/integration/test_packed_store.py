@@ -16,7 +16,7 @@ from almanac.errors import FeatureError
 from features.packed import CODEC_VERSION, Column, Layout, parse
 from features.packed_arrow import decode, encode
 from features.packed_keys import Keys
-from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, put_if_newer, time_of
+from features.packed_store import CALL_BYTES_MAX, LAYOUTS_KEY, fetch, fetch_layouts, put_if_newer, time_of
 
 LAYOUT = Layout(project="p", view="v", columns=(Column("number", "INT64"), Column("name", "STRING")))
 WIDER = Layout(project="p", view="v", columns=(*LAYOUT.columns, Column("more", "DOUBLE")))
@@ -104,6 +104,15 @@ def test_many_rows_are_written_and_the_count_is_of_those_that_were(client: redis
     assert put_if_newer(client, LAYOUT, keys, values, ties_replace=False) == 10_250
     assert fetch(client, keys) == values
     assert put_if_newer(client, LAYOUT, [], [], ties_replace=False) == 0
+
+
+def test_large_rows_are_written_few_at_a_time(client: redis.Redis) -> None:
+    layout = Layout(project="p", view="large", columns=(Column("text", "STRING"),))
+    texts = ["x" * (size * CALL_BYTES_MAX // 8) for size in (3, 3, 9, 1, 1, 3)]
+    values = encode(layout, pa.table({"text": texts}), np.full(len(texts), 5))
+    assert put_if_newer(client, layout, KEYS.of(range(len(texts))), values, ties_replace=False) == len(texts)
+    read = decode(layout, parse(layout, fetch(client, KEYS.of(range(len(texts))))), len(texts))
+    assert read["text"].to_pylist() == texts
 
 
 def test_columns_that_came_or_went_replace_at_the_same_event_time_and_are_read_by_name(client: redis.Redis) -> None:
