@@ -63,11 +63,12 @@ class Job:
         self._world = world
         self._runs = 0
 
-    def run(self, cutoff: datetime | None = None) -> dict[str, Any]:
-        """One whole run, all of it scored; seconds of each stage, and rows a second without and with the gates.
+    def run(self, cutoff: datetime | None = None, *, anew: bool = True) -> dict[str, Any]:
+        """One whole run; seconds of each stage, and rows a second without and with the gates.
 
         Args:
             cutoff: what the run is for; default: the newest hour.
+            anew: everything is scored; otherwise what did not change is carried forward.
         """
         from jobs.check import gate_features, gate_predictions
         from jobs.plan import plan
@@ -84,7 +85,7 @@ class Job:
                 run_key=f"run {self._runs}",
                 cutoff=cutoff or self._world.as_of,
                 now=utc_now(),
-                anew=True,
+                anew=anew,
             )
             report = gate_features(pipeline, settings, made)
             for shard in made.shards_without(report.failing):
@@ -93,11 +94,18 @@ class Job:
             published = publish(pipeline, settings, made, now=utc_now())
         whole = time.perf_counter() - began
         clean_up(pipeline, settings, made)
-        if published.state != "current" or rows != self._world.grid.cells:
+        cells = self._world.grid.cells
+        if published.state != "current" or published.rows != cells or (anew and rows != cells):
             raise StackError(f"the run came to {published.state} with {rows} rows: see what it logged")
         stages = self._stages(made.generation, inside.seconds["scoring"])
         gates = sum(stages[stage] for stage in GATES)
-        return {"rate": rows / (whole - gates), "rate_with_gates": rows / whole, "stages": stages}
+        return {
+            "rate": cells / (whole - gates),
+            "rate_with_gates": cells / whole,
+            "seconds": whole,
+            "scored": rows,
+            "stages": stages,
+        }
 
     def _stages(self, generation: int, scoring: float) -> dict[str, float]:
         """Seconds of each stage, as the job itself recorded them."""
