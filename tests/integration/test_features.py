@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import redis
+from feast import FeatureStore
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
 
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.grid import VIEWS
+from features.identity import definitions_digest
 from features.ingest import refresh
 from features.materialize import materialize
 from features.offline import historical
@@ -81,6 +84,27 @@ def test_features_are_those_of_the_moment(stored: Stored) -> None:
     np.testing.assert_array_equal(found["lag_6h"].to_numpy(), stored.observed(past - timedelta(hours=6)))
     assert found["latitude"][8].as_py() == 57.75
     assert found.schema.field("t2m").type == pa.float32()
+
+
+def test_feasts_sdk_and_its_own_duckdb_store_say_the_same(stored: Stored) -> None:
+    rows = asked(list(range(CELLS)), [AS_OF - timedelta(minutes=7 * cell) for cell in range(CELLS)])
+    found = historical(TINY, stored.settings, rows)
+    store, service = open_service(TINY, stored.settings)
+    assert store.get_historical_features(rows, service).to_arrow().equals(found)
+    feasts = FeatureStore(config=store.config.model_copy(update={"offline_store": DuckDBOfflineStoreConfig()}))
+    theirs = feasts.get_historical_features(rows.to_pandas(), service).to_arrow().sort_by("cell_id")
+    assert theirs.select(COLUMNS).cast(found.select(COLUMNS).schema).equals(found.select(COLUMNS))
+
+
+def test_views_have_one_digest_until_one_of_them_is_defined_anew(stored: Stored, tmp_path: Path) -> None:
+    here = load_settings(state_dir=tmp_path, redis_url=None, postgres_url=None)
+    before = definitions_digest(TINY, here)
+    assert definitions_digest(TINY, here) == before
+    store, _ = open_service(TINY, here)
+    view = store.get_feature_view("cell_history")
+    view.ttl = timedelta(hours=2)
+    store.apply([view])
+    assert definitions_digest(TINY, here) != before
 
 
 def test_nothing_later_than_the_moment_is_seen(stored: Stored) -> None:
