@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from almanac import metrics
 from almanac.clock import utc_now
 from almanac.errors import AlmanacError, BlockError, Unavailable
+from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from serving_cache.daemon import run_until_stopped
@@ -117,6 +118,7 @@ class Reconciler:
             found, marker = self._cache.pointer_and_marker(name)
         except BlockError:
             found, marker = None, None
+        passing("reconcile.compared")
         if found is not None and found.epoch > wanted.epoch:
             return (
                 "refused",

@@ -1,0 +1,1 @@
+"""Deaths at named moments, on real stores, under reads: `make crash`."""

@@ -1,0 +1,149 @@
+"""What a forked worker does: runs of one pipeline, one after another, until a failpoint ends or stops it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import adbc_driver_postgresql.dbapi
+import numpy as np
+
+from almanac import failpoints
+from almanac.blocks import Block, block_hash, encode
+from almanac.errors import AlmanacError
+from almanac.partitioning import Grid
+from almanac.pipeline import Freshness, Output, Pipeline, hours
+from serving_cache.postgres import PostgresStore
+from serving_cache.reconciler import Reconciler
+from serving_cache.records import Attempt, GenerationStart, StagedPartition
+from serving_cache.redis import RedisStore
+from serving_cache.rollback import roll_back
+from serving_cache.sync import sync_redis
+
+assert adbc_driver_postgresql.dbapi.apilevel  # imported before the first fork
+
+CELLS = 256
+VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
+STEP = timedelta(hours=2)
+"""Between two runs by the clock that retention goes by: what was left is soon dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one worker is to do.
+
+    Args:
+        start: the real time that as_of counts from; value: the first run's, which is what it predicts everywhere.
+        runs: how many to make; failpoint: where it ends, at the nth time; None to go through.
+        stop: be stopped there rather than killed.
+    """
+
+    pipeline: str
+    postgres_url: str
+    redis_url: str
+    start: datetime
+    value: int
+    runs: int
+    seed: int
+    failpoint: str | None = None
+    nth: int = 1
+    stop: bool = False
+
+
+def pipeline_of(name: str) -> Pipeline:
+    """256 cells in 16 tiles."""
+    return Pipeline(
+        name=name,
+        entity="cell_id",
+        partitions=Grid(rows=16, cols=16, tile=4),
+        outputs=(Output(name="value"),),
+        features="crash_v1",
+        model="crash@champion",
+        schedule="0 * * * *",
+        freshness=Freshness(fresh_for=hours(24), usable_for=hours(48)),
+        coverage_min=1.0,
+        generations_kept=1,
+    )
+
+
+def work(task: Task, done: Callable[[int], None]) -> None:
+    """Make the runs; `done` is told the value of each that was published."""
+    if task.failpoint is not None:
+        failpoints.arm(_ending(task.failpoint, task.nth, signal.SIGSTOP if task.stop else signal.SIGKILL))
+    pipeline, chance = pipeline_of(task.pipeline), random.Random(task.seed)
+    with PostgresStore(task.postgres_url) as store, RedisStore(task.redis_url) as cache:
+        if task.failpoint == "reconcile.compared":
+            Reconciler([pipeline], store, cache).step(0.0)
+        for value in range(task.value, task.value + task.runs):
+            attempt = _stage(pipeline, store, cache, task.start, value)
+            now = VIRTUAL_START + value * STEP
+            if chance.random() < 0.03 and task.failpoint is None:
+                store.reject(attempt, "its run failed before publishing")
+                continue
+            attempt = store.take_over(pipeline.name, attempt.generation)
+            try:
+                store.publish(attempt, pipeline, now=now)
+            except AlmanacError:
+                if store.held(pipeline.name) is None:
+                    raise
+                store.clear_rollback(pipeline.name)  # a death came between a rollback and this
+                store.publish(attempt, pipeline, now=now)
+            done(value)
+            sync_redis(pipeline, store, cache)
+            store.retire(pipeline, now=now)
+            if chance.random() < 0.05 or (task.failpoint or "").startswith("rollback"):
+                roll_back(pipeline, store, cache)
+                store.clear_rollback(pipeline.name)
+            if chance.random() < 0.1:
+                Reconciler([pipeline], store, cache).step(0.0)
+
+
+def _stage(pipeline: Pipeline, store: PostgresStore, cache: RedisStore, start: datetime, value: int) -> Attempt:
+    as_of = start + timedelta(milliseconds=value)
+    plan = store.begin_generation(
+        pipeline,
+        GenerationStart(
+            run_key=f"run {value}",
+            cutoff=as_of,
+            as_of=as_of,
+            model="crash-v1",
+            model_hash="0" * 64,
+            clock_shift=timedelta(0),
+            partitions=tuple(range(pipeline.partitions.count)),
+        ),
+        now=VIRTUAL_START + value * STEP,
+    )
+    every = list(range(pipeline.partitions.count))
+    for shard in (every[:8], every[8:]):
+        parts = [
+            StagedPartition(partition=p, block=_block(pipeline, p, value), as_of=as_of, computed_at=as_of)
+            for p in store.pending(plan, shard)
+        ]
+        store.stage(plan, parts)
+        blocks = [encode(part.block) for part in parts]
+        cache.put_blocks(pipeline.name, {block_hash(data): data for data in blocks})
+        failpoints.passing("score.cached")
+    return plan
+
+
+def _block(pipeline: Pipeline, partition: int, value: int) -> Block:
+    assert isinstance(pipeline.partitions, Grid)
+    keys = np.array(list(pipeline.partitions.entities(partition)), dtype=np.int64)
+    return Block(keys=keys, columns={"value": np.full(len(keys), value, dtype=np.float32)})
+
+
+def _ending(failpoint: str, nth: int, sign: signal.Signals) -> Callable[[str], None]:
+    passed = 0
+
+    def action(name: str) -> None:
+        nonlocal passed
+        if name == failpoint:
+            passed += 1
+            if passed == nth:
+                os.kill(os.getpid(), sign)
+
+    return action
