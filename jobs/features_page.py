@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from almanac.clock import format_time
+from almanac.errors import UsageError
 from almanac.feature_checks import Bounds, Check, FeatureFound, Learned, ViewFound, troubles, view_state, words
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from almanac.stack.status import FEATURE_PAGES
 from jobs.features_charts import histogram, sparkline
 from jobs.features_style import STYLE
 from serving_cache.feature_checks import FeatureChecks, Moved
@@ -28,13 +30,14 @@ History = Mapping[tuple[str, str], Sequence[Moved]]
 
 def page_of(settings: Settings, pipeline: str) -> Path:
     """Where a pipeline's page lies."""
-    return settings.state_dir / "reports" / "features" / f"{pipeline}.html"
+    return settings.state_dir / FEATURE_PAGES / f"{pipeline}.html"
 
 
 def write_page(pipeline: Pipeline, settings: Settings, check: Check, kept: FeatureChecks, now: datetime) -> Path:
     """Write the page of a check; returns where it is.
 
     Raises:
+        UsageError: it cannot be written.
         Unavailable: Postgres or the registry does not answer.
     """
     from features.files import replacing
@@ -49,9 +52,12 @@ def write_page(pipeline: Pipeline, settings: Settings, check: Check, kept: Featu
         now,
     )
     path = page_of(settings, pipeline.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): the check itself is kept in Postgres") from None
     return path
 
 

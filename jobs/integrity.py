@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from almanac.clock import need_utc
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, UsageError
 from almanac.feature_checks import Check, FeatureFound, Learned, ViewFound, natural, troubles
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
@@ -93,7 +93,10 @@ def check_features(
             features=tuple(sorted(features, key=lambda one: (natural(one.view), natural(one.feature)))),
         )
         kept.keep(check)  # step 5
-        page = write_page(pipeline, settings, check, kept, now)
+        try:
+            page = str(write_page(pipeline, settings, check, kept, now))
+        except UsageError as error:  # a full disk, or one that is not ours: the check is worth more than its page
+            page = f"none: {error}"
     _say(check, pipeline.integrity.skew_max, now)
     log.info("features pipeline=%s checked in %.1f s, page %s", pipeline.name, check.seconds, page)
     return check

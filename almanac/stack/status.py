@@ -10,6 +10,9 @@ from almanac.stack.health import ProgramStatus
 from almanac.stack.places import Places
 from almanac.stack.supervisor import Supervisor
 
+FEATURE_PAGES = "reports/features"
+"""Below the state directory: a page for each pipeline whose features were checked."""
+
 
 def report(places: Places, *, as_json: bool) -> bool:
     """Print the status of the stack; returns whether everything is healthy."""
@@ -37,6 +40,8 @@ def report(places: Places, *, as_json: bool) -> bool:
                 print(f"{program.name} waits: {program.waits_for}")
         for alert in alerts:
             print(f"ALERT {alert['name']} {alert['pipeline']} since {alert['starts_at']}: {alert['reason']}")
+        for page in sorted((places.state_dir / FEATURE_PAGES).glob("*.html")):
+            print(f"features of {page.stem}: {page}")
     return healthy
 
 
