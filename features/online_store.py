@@ -23,8 +23,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Literal
 
+import msgspec
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.supported_async_methods import SupportedAsyncMethods
@@ -40,7 +42,6 @@ from features.online_sdk_plan import versioned
 from features.online_sdk_read import Reader, Reading, Request, Row
 from features.online_sdk_write import Row as NewRow
 from features.online_sdk_write import packaged
-from features.packed import Column, Layout
 from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
 from features.packed_views import keys_of, layout_of
 
@@ -107,7 +108,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         replace = bool(options.ties_replace or getattr(table, "stream_source", None) is None)
         rows = packaged(config, table, data, options.ties_replace)
         client = self._get_client(options)
-        _need_current(client, rows.layout)
+        _need_current(client, config, table)
         put_if_newer(
             client, rows.layout, rows.keys, rows.values, ties_replace=replace,
             expire_seconds=options.key_ttl_seconds,
@@ -221,9 +222,8 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         Raises:
             redis.RedisError: Redis does not answer, and rows are to be removed.
         """
-        layouts = [layout_of(config.project, table, versioned=versioned(config)) for table in tables_to_keep]
-        if layouts:
-            noted = {_view_field(layout): _columns(layout) for layout in layouts}
+        noted = dict(_noted(config, table) for table in tables_to_keep)
+        if noted:
             try:
                 self._get_client(config.online_store).hset(VIEWS_KEY, mapping=noted)
             except (ConnectionError, TimeoutError):
@@ -240,7 +240,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Remove a view's rows; those of its other versions stay."""
         client = self._get_client(config.online_store)
-        client.hdel(VIEWS_KEY, _view_field(layout_of(config.project, table, versioned=versioned(config))))
+        client.hdel(VIEWS_KEY, _noted(config, table)[0])
         pattern = keys_of(config.project, table, versioned=versioned(config)).pattern
         held: list[bytes] = []
         for key in client.scan_iter(match=pattern, count=SCAN_COUNT):
@@ -301,30 +301,29 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             return end.value
 
 
-def _view_field(layout: Layout) -> str:
-    return f"{layout.project}:{layout.view}"
+def _noted(config: RepoConfig, table: FeatureView) -> tuple[str, str]:
+    """What a view is noted by, and a name for its features and their types, in whatever order they stand.
+
+    Join keys are none of them: of a stream view Feast's registry gives them among the features, its `apply` does not.
+    """
+    layout = layout_of(config.project, table, versioned=versioned(config))
+    join_keys = {column.name for column in table.entity_columns}
+    columns = sorted((column.name, column.type) for column in layout.columns if column.name not in join_keys)
+    digest = blake2b(msgspec.json.encode(columns), digest_size=8).hexdigest()
+    return f"{layout.project}:{layout.view}", digest
 
 
-def _columns(layout: Layout) -> str:
-    """Names a view's features and their types, in whatever order they stand."""
-    ordered = Layout(project=layout.project, view=layout.view, columns=tuple(sorted(layout.columns, key=_name)))
-    return layout_field(ordered.fingerprint)
-
-
-def _name(column: Column) -> str:
-    return column.name
-
-
-def _need_current(client: Any, layout: Layout) -> None:
+def _need_current(client: Any, config: RepoConfig, table: FeatureView) -> None:
     """Refuse rows made by another definition of their view than the one that was last applied.
 
     Raises:
         FeatureError: says which view.
     """
-    held = client.hget(VIEWS_KEY, _view_field(layout))
-    if held is not None and held.decode() != _columns(layout):
+    name, made_by = _noted(config, table)
+    applied = client.hget(VIEWS_KEY, name)
+    if applied is not None and applied.decode() != made_by:
         raise FeatureError(
-            f"view {layout.view} was changed since this process read its definition: refresh the registry, or start it "
+            f"view {table.name} was changed since this process read its definition: refresh the registry, or start it "
             "again"
         )
 
