@@ -25,7 +25,7 @@ FOOTERS_MAX = 4_096  # kept; the one that was used longest ago goes first
 UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 
 Limits = tuple[Ints, Ints]
-Identity = tuple[str, int, int]  # path, size in bytes, time of the last change in nanoseconds
+Identity = tuple[str, int, int, int]  # path, number on its disk, size in bytes, time of the last change in nanoseconds
 _kept: OrderedDict[Identity, Footer] = OrderedDict()
 
 
@@ -128,7 +128,7 @@ def footer_of(path: str, filesystem: Any, view: str) -> Footer:
 
 def _identity(path: str) -> Identity:
     status = Path(path).stat()
-    return path, status.st_size, status.st_mtime_ns
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def paths_of(files: Files, view: str) -> list[str]:
