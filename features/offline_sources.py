@@ -129,8 +129,13 @@ def rows(
         for sign, moment in limits:
             one = ds.field(timestamp) >= moment if sign == ">=" else ds.field(timestamp) <= moment
             condition = one if condition is None else condition & one
-        with readable(source.name):
-            return dataset.scanner(columns=columns, filter=condition, batch_size=BATCH_ROWS_MAX).to_reader()
+        scanner = dataset.scanner(columns=columns, filter=condition, batch_size=BATCH_ROWS_MAX)
+
+        def scanned() -> Iterator[pa.RecordBatch]:
+            with readable(source.name):
+                yield from scanner.to_batches()
+
+        return pa.RecordBatchReader.from_batches(scanner.projected_schema.remove_metadata(), scanned())
     wanted = Wanted(columns=tuple(dict.fromkeys((*columns, timestamp))), earliest=start, latest=end)
     read = source.rows.read
 

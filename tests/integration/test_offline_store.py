@@ -361,6 +361,24 @@ def test_feast_infers_and_monitors_what_the_files_hold(world: World) -> None:
             offline.compute_monitoring_metrics(config, other, [("trips", "numeric")], "event_timestamp")
 
 
+def test_a_file_with_a_damaged_page_is_named(world: World) -> None:
+    path = world.folder / "damaged.parquet"
+    pq.write_table(TRIPS, path, use_dictionary=False, compression="zstd", write_page_checksum=True)
+    source = FileSource(name="damaged", path=str(path), timestamp_field="event_timestamp")
+    fields = [Field(name="trips", dtype=Float64)]
+    view = FeatureView(name="damaged", entities=[world.driver], ttl=None, schema=fields, source=source)
+    world.store.apply([view])
+    whole = bytearray(path.read_bytes())
+    whole[8:400] = bytes(392)
+    path.write_bytes(whole)
+    with pytest.raises(FeatureError, match="damaged"):
+        world.store.get_historical_features(world.asked(), ["damaged:trips"]).to_arrow()
+    offline, named = world.store._get_provider().offline_store, (["driver_id"], ["trips"], "event_timestamp", None)
+    for pull in (offline.pull_latest_from_table_or_query, offline.pull_all_from_table_or_query):
+        with pytest.raises(FeatureError, match="damaged"):
+            pull(world.store.config, source, *named, NOON - 9 * HOUR, NOON).to_arrow()
+
+
 def test_what_cannot_be_joined_is_refused_in_a_line(world: World, tmp_path: Path) -> None:
     with pytest.raises(FeastEntityDFMissingColumnsError, match="driver_id"):
         world.store.get_historical_features(world.asked().drop_columns(["driver_id"]), ALL)
