@@ -30,12 +30,11 @@ from tests.generations import (
     published_generation,
     staged_parts,
 )
+from tests.simulator.subjects import ENTITIES, MODELS, MemoryCacheSubject, MemoryRecordSubject, shown
 
 REAL_SERVER = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-ENTITIES = ["1", "2", "käse"]
-MODELS = ["weather-v1", "weather-v2"]
 OVERLAYS = st.builds(
     lambda entity, model, minute, topic, partition, offset: overlay_of(
         entity,
@@ -66,13 +65,18 @@ class Subject(Protocol):
 
     def put_overlays(self, pipeline: str, records: list[OverlayRecord]) -> int: ...
 
+    @property
+    def record(self) -> PostgresStore: ...
+
+    def prepared(self, pipeline: Pipeline) -> None: ...
+
     def overlays_of(self, pipeline: str) -> set[tuple[object, ...]]: ...
 
     def pointer(self, pipeline: str) -> Pointer | None: ...
 
     def manifest(self, pipeline: str, generation: int) -> dict[int, ManifestEntry]: ...
 
-    def published(self, pipeline: Pipeline) -> None: ...
+    def follow(self, pipeline: Pipeline) -> None: ...
 
     def blocks_of(self, pipeline: Pipeline, generation: int, entries: list[ManifestEntry]) -> dict[str, bytes]: ...
 
@@ -80,10 +84,21 @@ class Subject(Protocol):
 class PostgresSubject(PostgresStore):
     """Postgres: the record."""
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._url = url
+
+    @property
+    def record(self) -> PostgresStore:
+        return self
+
+    def prepared(self, pipeline: Pipeline) -> None:
+        migrated(self._url, pipeline)
+
     def overlays_of(self, pipeline: str) -> set[tuple[object, ...]]:
         return {shown(o) for model in MODELS for o in self.overlays(pipeline, model, NOON - timedelta(days=1))}
 
-    def published(self, pipeline: Pipeline) -> None:
+    def follow(self, pipeline: Pipeline) -> None:
         """Postgres is where it is published."""
 
     def blocks_of(self, pipeline: Pipeline, generation: int, entries: list[ManifestEntry]) -> dict[str, bytes]:
@@ -96,31 +111,36 @@ class RedisSubject(RedisStore):
     def __init__(self, url: str, postgres_url: str) -> None:
         super().__init__(url)
         self._postgres_url = postgres_url
+        self._record = PostgresStore(postgres_url)
+
+    @property
+    def record(self) -> PostgresStore:
+        return self._record
+
+    def prepared(self, pipeline: Pipeline) -> None:
+        migrated(self._postgres_url, pipeline)
 
     def overlays_of(self, pipeline: str) -> set[tuple[object, ...]]:
         return {shown(o) for entity in ENTITIES for o in self.overlays(pipeline, entity).values()}
 
-    def published(self, pipeline: Pipeline) -> None:
-        with PostgresStore(self._postgres_url) as postgres:
-            sync_redis(pipeline, postgres, self)
+    def follow(self, pipeline: Pipeline) -> None:
+        sync_redis(pipeline, self.record, self)
 
     def blocks_of(self, pipeline: Pipeline, generation: int, entries: list[ManifestEntry]) -> dict[str, bytes]:
         return self.blocks(pipeline.name, [entry.block_hash for entry in entries])
 
 
-def shown(overlay: OverlayRecord) -> tuple[object, ...]:
-    """An overlay as something that fits a set."""
-    return (overlay.entity, overlay.model, overlay.sequence, tuple(overlay.values.items()), overlay.computed_at)
-
-
-@pytest.fixture(params=["postgres", "redis"])
+@pytest.fixture(params=["postgres", "redis", "memory record", "memory cache"])
 def subject(request: pytest.FixtureRequest, postgres_url: str, redis_url: str) -> Iterator[Subject]:
+    if request.param.startswith("memory"):
+        yield MemoryRecordSubject() if request.param == "memory record" else MemoryCacheSubject()
+        return
     migrated(postgres_url)
     if request.param == "postgres":
         with PostgresSubject(postgres_url) as postgres:
             yield postgres
     else:
-        with RedisSubject(redis_url, postgres_url) as cache:
+        with RedisSubject(redis_url, postgres_url) as cache, cache.record:
             yield cache
 
 
@@ -168,12 +188,11 @@ def test_an_overlay_that_is_no_number_cannot_be_made(value: float) -> None:
 
 
 @pytest.mark.parametrize("make", [grid_pipeline, bucket_pipeline])
-def test_blocks_come_back_as_written(subject: Subject, postgres_url: str, make: type[Pipeline]) -> None:
+def test_blocks_come_back_as_written(subject: Subject, make: type[Pipeline]) -> None:
     pipeline = make()  # type: ignore[call-arg]
-    migrated(postgres_url, pipeline)
-    with PostgresStore(postgres_url) as postgres:
-        published_generation(postgres, pipeline, 281.3)
-    subject.published(pipeline)
+    subject.prepared(pipeline)
+    published_generation(subject.record, pipeline, 281.3)
+    subject.follow(pipeline)
     manifest = subject.manifest(pipeline.name, 1)
     found = subject.blocks_of(pipeline, 1, list(manifest.values()))
     for part in staged_parts(pipeline, 281.3):
@@ -187,30 +206,28 @@ def test_blocks_come_back_as_written(subject: Subject, postgres_url: str, make: 
 
 @settings(REAL_SERVER, max_examples=6)
 @given(moves=st.lists(st.sampled_from(["later", "same", "earlier", "rollback"]), min_size=1, max_size=6))
-def test_the_epoch_grows_with_each_move_and_names_one_generation(
-    subject: Subject, postgres_url: str, moves: list[str]
-) -> None:
+def test_the_epoch_grows_with_each_move_and_names_one_generation(subject: Subject, moves: list[str]) -> None:
     pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    subject.prepared(pipeline)
     hour = 0
     readings: list[tuple[int, int]] = []
-    with PostgresStore(postgres_url) as postgres:
-        for value, move in enumerate(moves):
-            if move == "rollback":
-                with contextlib.suppress(UsageError):  # there is nothing to go back to
-                    postgres.rollback(pipeline.name, now=NOON)
-            else:
-                postgres.clear_rollback(pipeline.name)
-                hour += {"later": 1, "same": 0, "earlier": -1}[move]
-                published_generation(postgres, pipeline, float(value), NOON + timedelta(hours=hour))
-            subject.published(pipeline)
-            pointer = subject.pointer(pipeline.name)
-            assert pointer == postgres.pointer(pipeline.name)
-            if pointer is not None:
-                readings.append((pointer.epoch, pointer.generation.generation))
-                assert pointer.generation.epoch == pointer.epoch
-                assert pointer.previous is None or pointer.previous.generation != pointer.generation.generation
-                assert subject.manifest(pipeline.name, pointer.generation.generation)
+    postgres = subject.record
+    for value, move in enumerate(moves):
+        if move == "rollback":
+            with contextlib.suppress(UsageError):  # there is nothing to go back to
+                postgres.rollback(pipeline.name, now=NOON)
+        else:
+            postgres.clear_rollback(pipeline.name)
+            hour += {"later": 1, "same": 0, "earlier": -1}[move]
+            published_generation(postgres, pipeline, float(value), NOON + timedelta(hours=hour))
+        subject.follow(pipeline)
+        pointer = subject.pointer(pipeline.name)
+        assert pointer == postgres.pointer(pipeline.name)
+        if pointer is not None:
+            readings.append((pointer.epoch, pointer.generation.generation))
+            assert pointer.generation.epoch == pointer.epoch
+            assert pointer.previous is None or pointer.previous.generation != pointer.generation.generation
+            assert subject.manifest(pipeline.name, pointer.generation.generation)
     assert readings == sorted(readings, key=lambda reading: reading[0])
     assert len({epoch for epoch, _ in readings}) == len(set(readings))
 
