@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 LABELS_MAX = 5_000_000
 """Labels read into memory: some hundred MB."""
-ROWS_AT_ONCE_MAX = 100_000
-"""Rows retrieved from Feast at once."""
+ROWS_AT_ONCE_MAX = 500_000
+"""Rows retrieved at once: each retrieval reads the keys and times of the files anew."""
 MEASURED_ROWS_MAX = 200_000
 TRAINING_ROWS_MIN = 50
 MEASURED_ROWS_MIN = 10
