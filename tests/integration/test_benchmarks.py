@@ -9,7 +9,7 @@ import pytest
 
 from almanac.settings import load_settings
 from almanac.stack.server import free_port
-from benchmarks import answer, batch, features_historical, lookup, stream
+from benchmarks import answer, batch, features_historical, features_sdk, lookup, stream
 from benchmarks.features_parts import Bench
 from benchmarks.load import drive
 from benchmarks.measuring import Cores, Options
@@ -87,3 +87,15 @@ def test_historical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found = features_historical.historical(bench, "small", 60, 10, 30)["small"]
     assert found["ratio_peer"] == pytest.approx(found["ours"] / found["peer"], rel=0.01)
     assert found["source_rows"] == 300
+
+
+def test_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
+    monkeypatch.setattr(features_sdk, "SECONDS", SECONDS)
+    asked = Options(quick=True, rounds=1, peers=True, profile=False, rows=150)
+    with ExitStack() as stack:
+        bench = Bench(asked=asked, cores=Cores.choose(), folder=tmp_path, _stack=stack)
+        bench._settings = load_settings(state_dir=tmp_path, redis_url=redis_url)
+        found = features_sdk.read_part(bench)
+    for name in ("online_sdk_100", "online_sdk_1"):
+        assert found[name]["ratio_peer"] == pytest.approx(found[name]["ours"] / found[name]["peer"], rel=0.01)
+        assert found[name]["entities"] == 150
