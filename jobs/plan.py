@@ -14,6 +14,7 @@ from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
 from jobs.costs import STAGES_LOOKED_AT_MAX, measured
+from jobs.row_gates import row_by_row
 from jobs.shards import cut, rows_of_grid
 from jobs.stages import Stage, stage
 
@@ -179,11 +180,14 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     )
     with PostgresStore(settings.need("postgres_url")) as store:
         attempt = store.begin_generation(pipeline, start, now=now)
-        unchanged = [] if run.anew else store.carry_unchanged(attempt)
+        # A gate on the whole table must see all of it.
+        whole = not row_by_row(pipeline.gates)
+        anew = run.anew or whole
+        unchanged = [] if anew else store.carry_unchanged(attempt)
         rows = rows_of_grid(pipeline.partitions) or {
             part: was.rows for part, was in store.basis(pipeline.name)[1].items()
         }
-        left = store.pending(attempt, every)
+        left = every if whole else store.pending(attempt, every)
         shards = cut(pipeline, left, measured(store.recent_stages(pipeline.name, STAGES_LOOKED_AT_MAX)), rows)
     record.generation, record.partitions = attempt.generation, sum(map(len, shards))
     log.info(
@@ -199,6 +203,6 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         model=version.id,
         shards=shards,
         unchanged=len(unchanged),
-        anew=run.anew,
+        anew=anew,
         definitions=definitions,
     )

@@ -19,6 +19,7 @@ from almanac.settings import Settings
 from jobs.costs import STAGES_LOOKED_AT_MAX, measured
 from jobs.digests import code_digest, partition_digests
 from jobs.plan import Plan, check_cutoff, check_watermark
+from jobs.row_gates import row_by_row
 from jobs.shards import cut, rows_of_grid
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Now:
 
     Attributes:
         source: digest of what the features are read from; empty if it cannot be told.
+        whole: whether a gate is about the whole table, which must then be scored whole.
     """
 
     model: str
@@ -76,6 +78,7 @@ class Now:
     source: str
     outputs: tuple[str, ...]
     partitioning: str
+    whole: bool = False
 
 
 def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: datetime) -> Preview:
@@ -105,6 +108,7 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
         source=source_digest(pipeline, settings, as_of, moment),
         outputs=pipeline.output_names,
         partitioning=repr(pipeline.partitions),
+        whole=not row_by_row(pipeline.gates),
     )
     reasons = {
         partition: reason_of(basis.get(partition), here, current, as_of, source)
@@ -168,6 +172,8 @@ def reason_of(
         return "new: nothing is published yet" if current is None else "new: the current generation does not have it"
     if as_of < current.as_of:
         return f"new: a generation of the past, the current one is as of {format_time(current.as_of)}"
+    if here.whole:
+        return "all is scored: a gate is about the whole table"
     if was.reason:
         return f"not scored before: {was.reason}"
     if was.model_hash != here.model_hash:

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from almanac.pipeline import Gate
 from jobs.plan_cli import grouped, summary
 from jobs.preview import UNCHANGED, Now, PartitionPlan, Preview, reason_of
+from jobs.row_gates import row_by_row
 from serving_cache.records import Basis, GenerationRecord, State
 from tests.generations import NOON
 
@@ -36,6 +38,7 @@ CURRENT = GenerationRecord(
         ({}, {"code": "c2"}, "code changed: scoring"),
         ({"kept": False}, {}, "rows are brought together: few partitions are left of generation 3"),
         ({"input_digest": ""}, {}, "inputs not known"),
+        ({}, {"whole": True}, "all is scored: a gate is about the whole table"),
         ({}, {"source": "s2"}, None),
         ({}, {"source": ""}, None),
     ],
@@ -64,3 +67,22 @@ def test_neighbours_of_one_fate_stand_in_one_line() -> None:
     assert [len(group) for group in grouped(made)] == [3, 1]
     assert summary(made).startswith("1 of 4 partitions would be scored: 2 rows in 1 shard, its cost is known after")
     assert "about 3.5 s" in summary(replace(made, seconds=3.5))
+
+
+@pytest.mark.parametrize(
+    ("expectation", "kwargs", "alone"),
+    [
+        ("expect_column_values_to_be_between", {"column": "x", "min_value": 0}, True),
+        ("expect_column_pair_values_a_to_be_greater_than_b", {"column_A": "x", "column_B": "y"}, True),
+        ("expect_column_values_to_be_between", {"column": "x", "min_value": 0, "mostly": 0.9}, False),
+        ("expect_column_values_to_be_unique", {"column": "x"}, False),
+        ("expect_table_row_count_to_be_between", {"min_value": 1}, False),
+        ("expect_column_mean_to_be_between", {"column": "x", "min_value": 0}, False),
+    ],
+)
+def test_a_gate_about_the_whole_table_is_told_from_one_about_rows(
+    expectation: str, kwargs: dict[str, Any], alone: bool
+) -> None:
+    rows = Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": "x"})
+    assert row_by_row([rows, Gate(on="predictions", expectation=expectation, kwargs=kwargs)]) is alone
+    assert row_by_row([])
