@@ -205,7 +205,7 @@ def view_state(view: ViewFound, now: datetime) -> str:
     if age > timedelta(seconds=view.ttl_seconds):
         return f"expired: newest row {words(age)} old, usable for {words(timedelta(seconds=view.ttl_seconds))}"
     if view.sampled and view.expired == view.sampled:
-        return f"expired online: {view.expired} of {view.sampled} sampled entities"
+        return f"expired online: {view.expired:,} of {view.sampled:,} sampled entities"
     return "usable"
 
 
@@ -217,12 +217,12 @@ def troubles(check: Check, skew_max: float, now: datetime) -> list[str]:
         if state.startswith(("expired", "empty")):
             found.append(f"view {view.view} is {state}")
         if view.missing:
-            found.append(f"view {view.view}: {view.missing} of {view.sampled} sampled entities have no online row")
+            found.append(f"view {view.view}: {view.missing:,} of {view.sampled:,} sampled entities have no online row")
         found += [f"view {view.view}: {one}" for one in view.refused]
     for one in check.features:
         if one.skew is not None and (share := one.skew.share) is not None and share > skew_max:
             found.append(
-                f"{one.view}.{one.feature}: {share:.1%} of {one.skew.compared} online values are not the offline ones"
+                f"{one.view}.{one.feature}: {share:.1%} of {one.skew.compared:,} online values are not the offline ones"
             )
         if one.drift is not None and one.drift_max is not None and one.drift > one.drift_max:
             found.append(f"{one.view}.{one.feature}: drift {one.drift:.2f}, usual is at most {one.drift_max:.2f}")

@@ -74,15 +74,16 @@ def definition_of(table: Table) -> str:
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
-def newest_of(table: Table) -> datetime | None:
-    """Event time of a view's newest row; None without any.
+def newest_of(table: Table, now: datetime) -> datetime | None:
+    """Event time of a view's newest row up to now; None without any.
 
     Raises:
         FeatureError: there is no file, or it cannot be read.
     """
+    moment = quoted(table.moment)
     with opened(table) as (connection, rows):
         found = connection.execute(
-            f"SELECT epoch_us(max({quoted(table.moment)})) FROM {rows}",  # noqa: S608
+            f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(now)}",  # noqa: S608
             [table.files],
         ).fetchone()
     return None if not found or found[0] is None else _moment(found[0])

@@ -130,7 +130,7 @@ def skew_of(online: Floats, offline: Floats, who: Sequence[tuple[str, datetime |
     left, right = np.isnan(online), np.isnan(offline)
     unequal = np.where(left | right, left != right, online != offline)
     finite = np.isfinite(online) & np.isfinite(offline)
-    gaps = np.abs(online.astype(np.float64) - offline.astype(np.float64), where=finite, out=np.zeros(len(online)))
+    gaps = np.abs(np.where(finite, online, 0).astype(np.float64) - np.where(finite, offline, 0))
     worst = np.flatnonzero(unequal)
     worst = worst[np.argsort(-np.where(finite, gaps, np.inf)[worst], kind="stable")][:EXAMPLES_MAX]
     return Skew(

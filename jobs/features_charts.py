@@ -40,7 +40,8 @@ def sparkline(values: Sequence[float | None], said: str, limit: float | None = N
     known = [value for value in values if value is not None]
     if not known:
         return '<span class="dim">no history yet</span>'
-    low, high = min(known), max([*known, *([limit] if limit is not None else [])])
+    shown = known if limit is None else [*known, limit]
+    low, high = min(shown), max(shown)
     room = (high - low) or 1.0
     step = (WIDTH - 8) / max(len(values) - 1, 1)
 

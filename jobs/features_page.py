@@ -160,7 +160,7 @@ def _views(check: Check, learned: Mapping[str, Learned], now: datetime) -> str:
         rows.append(
             [
                 f'<a href="#{escape(view.view)}"><code>{escape(view.view)}</code></a>',
-                f'<span class="{"good-word" if good else "bad-word"}">{escape(state)}</span>',
+                f'<span class="{"good-word" if good else "bad-word"}">{escape(state.partition(":")[0])}</span>',
                 _age(view.offline_newest, now, dated),
                 _age(view.online_newest, now, dated),
                 words(timedelta(seconds=view.ttl_seconds)) if view.ttl_seconds is not None else "for ever",
@@ -171,7 +171,7 @@ def _views(check: Check, learned: Mapping[str, Learned], now: datetime) -> str:
             ]
         )
     columns = (
-        "view", "state", "newest offline", "newest online", "usable for", "missing / expired online",
+        "view", "state", "newest offline", "newest online", "usable for", "missing / expired",
         "in flight", "expectations met", "bounds",
     )  # fmt: skip
     return f"<section><h2>Views</h2>{_table('Feature views, their ages and states', columns, rows)}</section>"
@@ -274,7 +274,7 @@ def _uses(pipeline: Pipeline, tables: Sequence[Table]) -> str:
     ]
     return (
         f"<section><h2>Who uses what</h2><p>Pipeline <code>{escape(pipeline.name)}</code> → FeatureService "
-        f"<code>{escape(pipeline.features)}</code> → {len(tables)} views → their files:</p>"
+        f"<code>{escape(pipeline.features)}</code> → feature views → their files:</p>"
         f"{_table('Views and the files they stand on', ('view', 'features', 'files'), rows)}</section>"
     )
 

@@ -67,7 +67,7 @@ def check_features(
     began, now = time.monotonic(), need_utc(now)
     tables = tables_of(pipeline, settings)  # step 1
     pushed = pushed_views(pipeline, settings)
-    newest = {table.view: newest_of(table) for table in tables}
+    newest = {table.view: newest_of(table, now) for table in tables}
     if not any(newest.values()):
         raise FeatureError(f"the views of {pipeline.features} have no rows: run the DAG {pipeline.name} first")
     size = pipeline.integrity.sample if sample is None else sample
@@ -80,7 +80,7 @@ def check_features(
         for table in tables:
             view = _fresh(table, pushed[table.view], newest[table.view], skews[table.view], now)
             at = newest[table.view]
-            judged = _Quality(pipeline, table, kept, known.get(table.view), now).judge(min(at, now)) if at else None
+            judged = _Quality(pipeline, table, kept, known.get(table.view), now).judge(at) if at else None
             views.append(view if judged is None else _with(view, judged))
             features += _features(table, skews[table.view], judged)
         check = Check(

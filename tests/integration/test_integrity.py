@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -113,7 +114,7 @@ def test_what_was_materialized_is_what_training_reads(stored: Stored) -> None:
     )  # three of a feature; one feature only says the time
     with FeatureChecks(stored.settings.need("postgres_url")) as kept:
         assert kept.newest("weather") == check
-        assert "9 parts of 1 d" in kept.learned("weather")["cell_history"].how
+        assert "8 parts of 1 d" in kept.learned("weather")["cell_history"].how
 
 
 def test_planted_skew_and_anomalies_are_found_and_what_is_in_flight_is_not(stored: Stored) -> None:
@@ -158,6 +159,26 @@ def test_planted_skew_and_anomalies_are_found_and_what_is_in_flight_is_not(store
     assert "Where online and offline differ" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_command_shows_what_the_newest_check_found(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from almanac import settings as layered
+    from almanac.cli import main
+
+    monkeypatch.setattr(layered, "settings", lambda: stored.settings)
+    with pytest.raises(SystemExit) as ended:
+        main(["features", "weather", "--html"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "! cell_neighbours.north_1: 100.0% of 42 online values are not the offline ones" in said
+    assert str(page_of(stored.settings, "weather")) in said
+    with pytest.raises(SystemExit):
+        main(["features", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert {view["state"] for view in found["views"]} >= {"holds at all times"}
+    assert found["service"] == "weather_v1"
 
 
 def test_an_emptied_store_is_no_skew_and_what_has_expired_is_said_with_its_age(stored: Stored) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from almanac.blocks import decode
@@ -25,8 +26,10 @@ from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
 from features.materialize import materialize
+from features.online import OnlineFeatures, observation_row
 from jobs.adding import add_lightgbm, add_onnx, own_form
 from jobs.check import gate_features, gate_predictions
+from jobs.integrity import check_features
 from jobs.plan import Plan, plan
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
@@ -177,6 +180,22 @@ def test_a_station_is_looked_up_and_one_event_changes_it(own: Own, published: Pu
     assert second["outputs"]["rides_24h"]["value"] != first["outputs"]["rides_24h"]["value"]
     (letter,) = [read_dead_letter(found) for found in read_topic(own.settings, own.pipeline.dead_letter_topic)]
     assert (letter.reason, letter.key) == ("out-of-range", b"station-08")
+
+
+def test_its_features_are_checked_and_an_event_is_in_flight_until_the_files_have_it(
+    own: Own, published: Publication
+) -> None:
+    value = {"rides": 12.0, "open": 1.0}
+    row = observation_row(own.pipeline, "station-11", utc_now(), value)
+    OnlineFeatures(own.pipeline, own.settings).push(pa.Table.from_pylist([row]))
+    check = check_features(own.pipeline, own.settings, now=utc_now())
+    assert check.sampled == STATIONS
+    views = {view.view: view for view in check.views}
+    compared = {one: one.skew.compared for one in check.features if one.skew is not None}
+    assert sum(one.skew.unequal for one in check.features if one.skew is not None) == 0
+    assert compared == {one: STATIONS - views[one.view].in_flight for one in check.features}
+    assert [view.in_flight > 0 for view in check.views] == [view.pushed for view in check.views]
+    assert {view.bounds_version for view in check.views} == {1}
 
 
 def test_entities_come_and_go(own: Own, published: Publication) -> None:
