@@ -63,7 +63,7 @@ class World:
 def make_world(settings: Settings, rows: int) -> World:
     """A square grid of about so many cells, in tiles of about a thousand."""
     side = max(TILE, round(rows**0.5))
-    grid = Grid(rows=side, cols=side, tile=TILE)
+    grid = Grid(rows=side, cols=side, tile=TILE, north=50.0, west=-50.0, step=100 / side)
     pipeline = Pipeline(
         name=NAME,
         entity="cell_id",
