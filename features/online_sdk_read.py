@@ -46,17 +46,17 @@ Row = tuple[datetime | None, dict[str, Value] | None]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Request:
-    """The arguments of `get_online_features`."""
+    """The arguments of `get_online_features`, by the names that Feast gives them."""
 
     config: RepoConfig
     features: list[str] | FeatureService
     entity_rows: list[dict[str, Any]] | Mapping[str, Any]
     registry: Any
     project: str
-    full_feature_names: bool
-    with_versions: bool
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Reader:
             Exception: as Feast says what is wrong with a request.
         """
         entity_rows = _columnar(request.entity_rows)
-        plan = None if request.with_versions or _metrics() else self._plan(request)
+        plan = None if request.include_feature_view_version_metadata or _metrics() else self._plan(request)
         found = None if plan is None else named(plan, entity_rows)
         if plan is None or found is None:
             return (yield from self._by_feast(request, entity_rows))
@@ -199,7 +199,7 @@ class Reader:
             response.metadata.feature_names.val.extend(shown)
             for vector in rows.vectors():
                 response.results.append(GetOnlineFeaturesResponse.FeatureVector.FromString(vector))
-            if request.with_versions:
+            if request.include_feature_view_version_metadata:
                 _add_version(response, table)
             _count(table, rows)
 

@@ -22,7 +22,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -116,11 +116,9 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         if progress:
             progress(len(data))
 
-    async def online_write_batch_async(
-        self, config: RepoConfig, table: FeatureView, data: list[NewRow], progress: Callable[[int], Any] | None
-    ) -> None:
+    async def online_write_batch_async(self, *asked: Any, **named: Any) -> None:
         """The same in a thread."""
-        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+        await asyncio.to_thread(self.online_write_batch, *asked, **named)
 
     def online_read(
         self,
@@ -138,73 +136,25 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         return found
 
     async def online_read_async(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        entity_keys: list[EntityKey],
-        requested_features: list[str] | None = None,
+        self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKey], requested_features: Any = None
     ) -> list[Row]:
         """The same, awaited."""
         reading = self._reader.rows(config, table, entity_keys, requested_features)
         found: list[Row] = await self._await(config, reading)
         return found
 
-    def get_online_features(
-        self,
-        config: RepoConfig,
-        features: Any,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: Any,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> OnlineResponse:
-        """The features of some entities; see `features.online_sdk_read`.
+    def get_online_features(self, config: RepoConfig, *asked: Any, **named: Any) -> OnlineResponse:
+        """The features of some entities; the arguments are those of `features.online_sdk_read.Request`.
 
         Raises:
             FeatureError: a row is damaged or of a newer version, or an entity row lacks a join key.
             Exception: as Feast says what is wrong with a request.
         """
-        return self._wait(
-            config,
-            self._reader.get_online_features(
-                Request(
-                    config=config,
-                    features=features,
-                    entity_rows=entity_rows,
-                    registry=registry,
-                    project=project,
-                    full_feature_names=full_feature_names,
-                    with_versions=include_feature_view_version_metadata,
-                )
-            ),
-        )
+        return self._wait(config, self._reader.get_online_features(Request(config, *asked, **named)))
 
-    async def get_online_features_async(
-        self,
-        config: RepoConfig,
-        features: Any,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: Any,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> OnlineResponse:
+    async def get_online_features_async(self, config: RepoConfig, *asked: Any, **named: Any) -> OnlineResponse:
         """The same, awaited."""
-        return await self._await(
-            config,
-            self._reader.get_online_features(
-                Request(
-                    config=config,
-                    features=features,
-                    entity_rows=entity_rows,
-                    registry=registry,
-                    project=project,
-                    full_feature_names=full_feature_names,
-                    with_versions=include_feature_view_version_metadata,
-                )
-            ),
-        )
+        return await self._await(config, self._reader.get_online_features(Request(config, *asked, **named)))
 
     def update(
         self,
