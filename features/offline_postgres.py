@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlencode
 
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, Unavailable
 from features.asof import Rows, Wanted
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def connected(options: Options, what: str) -> Iterator[Any]:
         what: is read or written, for the message.
 
     Raises:
-        FeatureError: Postgres does not answer, or refuses the statement.
+        FeatureError: Postgres refuses the statement.
+        Unavailable: it does not answer.
     """
     import adbc_driver_postgresql.dbapi as adbc
 
@@ -80,7 +81,9 @@ def connected(options: Options, what: str) -> Iterator[Any]:
             connection.commit()
     except adbc.Error as error:
         reason = " ".join(str(error).split())
-        raise FeatureError(f"{what} cannot be used in Postgres ({reason}): correct it, or wait for it") from None
+        if isinstance(error, adbc.OperationalError):
+            raise Unavailable(f"{what}: Postgres did not answer ({reason}): retry when it does") from None
+        raise FeatureError(f"{what} cannot be used in Postgres ({reason}): correct it") from None
 
 
 def query(options: Options, sql: str, what: str) -> pa.Table:

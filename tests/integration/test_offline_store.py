@@ -29,7 +29,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, Unavailable
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning", "ignore::FutureWarning"
@@ -387,6 +387,9 @@ def test_what_cannot_be_joined_is_refused_in_a_line(world: World, tmp_path: Path
     without = {name: value for name, value in world.options.items() if name != "host"}
     with pytest.raises(FeatureError, match="needs host below offline_store"):
         world.open(without).get_historical_features(world.asked(), ALL).to_arrow()
+    away = world.open({**world.options, "port": 1})
+    with pytest.raises(Unavailable, match="Postgres did not answer"):
+        away.get_historical_features(world.asked(), ALL).to_arrow()
     with pytest.raises(FeatureError, match="cannot be used in Postgres"):
         world.store.get_historical_features("SELECT nothing FROM nowhere", ALL)
     for name, write, said in (
