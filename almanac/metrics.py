@@ -174,6 +174,11 @@ GENERATION_COVERAGE = Gauge(
     "almanac_generation_coverage", "Share of partitions that the current generation's own run covered.", ("pipeline",)
 )
 GENERATION_ROWS = Gauge("almanac_generation_rows", "Predictions in the current generation.", ("pipeline",))
+GENERATION_UNUSUAL = Gauge(
+    "almanac_generation_unusual",
+    "1 if the current generation differs much from the one before.",
+    ("pipeline",),
+)
 GENERATIONS = Gauge("almanac_generations", "Generations by state.", ("pipeline", "state"))
 GENERATION_LATE = Gauge(
     "almanac_generation_late",

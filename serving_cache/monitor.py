@@ -150,6 +150,7 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
         metrics.GENERATION_EPOCH.labels(name).set(found.pointer.epoch)
         metrics.GENERATION_COVERAGE.labels(name).set(generation.coverage)
         metrics.GENERATION_ROWS.labels(name).set(generation.rows)
+        metrics.GENERATION_UNUSUAL.labels(name).set(1 if generation.alert else 0)
     if found.place != "postgres":
         return
     show_features(pipeline, found.features, now)
