@@ -38,7 +38,6 @@ PLAN_TABLE = "reading_plans"
 """Table in Feast's schema of Postgres: service, plan as JSON text. The record; Redis has a copy."""
 VIEWS_MAX = 64
 FEATURES_MAX = 4_096  # of all views
-ENTITIES_MAX = 1_000  # of one read
 
 PRESENT, MISSING, EXPIRED = 0, 1, 2
 HAS_EXPIRED = "has expired"

@@ -46,12 +46,6 @@ BYTES = frozenset({"BYTES", "PDF_BYTES", "IMAGE_BYTES"})
 LISTS = {f"{name}_LIST": code for name, code in NUMBERS.items()}
 """Lists whose cells are their elements, one after the other. All other types are Feast's Value, serialized."""
 
-
-def serialized(kind: str) -> bool:
-    """Whether cells of a value type are Feast's Values, serialized, for want of a form of their own."""
-    return not (kind in NUMBERS or kind in TEXTS or kind in BYTES or kind in LISTS)
-
-
 Bits = NDArray[np.bool_]
 Micros = NDArray[np.int64]
 
@@ -382,11 +376,3 @@ def _shares(layout: Layout, names: tuple[str, ...]) -> Mapping[str, _Share]:
             run: Any = slice(to[0], to[-1] + 1) if to == list(range(to[0], to[-1] + 1)) else np.array(to)
             found[kind] = _Share(run, np.array(of), np.array(places), of == list(range(len(held))))
     return found
-
-
-def number(part: Packed, name: str) -> Cells | None:
-    """One column of fixed width; None if the layout has it not, or not as a number."""
-    for kind, held in packing(part.layout).groups.items():
-        if name in held:
-            return Cells(part.records[kind][:, held.index(name)], part.valid(name))
-    return None

@@ -10,7 +10,7 @@ Works on one Redis (also behind Sentinel) and on a Redis Cluster, where rows are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha1
 from itertools import islice
 from typing import Any
@@ -243,15 +243,3 @@ def _trip(client: Any, layout: Layout, calls: Sequence[Call]) -> list[int]:
                     raise
                 client.script_load(PUT_IF_NEWER)
     raise AssertionError
-
-
-def learn(client: Any, known: dict[int, Layout], fingerprints: set[int]) -> Mapping[int, Layout]:
-    """Add layouts to those that are known, if they can be had.
-
-    Raises:
-        FeatureError: one cannot be read.
-        redis.RedisError: as the client raises it.
-    """
-    if missing := fingerprints - known.keys():
-        known |= fetch_layouts(client, missing)
-    return known
