@@ -6,13 +6,18 @@ import asyncio
 from datetime import timedelta
 
 import msgspec
+import numpy as np
 import pytest
+import redis
 
 from almanac.clock import utc_now
+from features.online_reading import Reader
+from features.packed import Column
+from features.packed_store import put_if_newer
 from serving_cache.lookup.online import OnlineFeatures
 from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.lookup.predicting import flattened
-from tests.fresh import plan_for, put_features, put_plan
+from tests.fresh import packed, plan_for, put_features, put_plan
 from tests.generations import bucket_pipeline, new_name
 
 TEN = timedelta(minutes=10)
@@ -38,5 +43,32 @@ def test_keys_of_text_are_read_and_another_plan_is_followed(redis_url: str) -> N
         with pytest.raises(PlaceUnusable, match=f"there is no reading plan of {users.name}"):
             await online.read(users.name, ["7"])
         await online.close()
+
+    asyncio.run(run())
+
+
+def test_rows_packed_before_columns_came_are_read_by_the_layout_beside_them(redis_url: str) -> None:
+    users = bucket_pipeline(features=new_name())
+    plan = plan_for(users, "string")
+    older, at = Reader(plan), utc_now().replace(microsecond=0) - TEN
+    first = msgspec.structs.replace(
+        plan.views[0], packed=(Column("wind", "FLOAT"), *plan.views[0].packed), features=("wind", "t2m"),
+        columns=("wind", "t2m"),
+    )  # fmt: skip
+    newer = msgspec.structs.replace(plan, views=(first, *plan.views[1:]))
+    put_plan(redis_url, newer)
+    keys = older.keys(["ann"])
+    with redis.Redis.from_url(redis_url) as client:
+        for key, layout in zip(keys, older.layouts, strict=True):
+            put_if_newer(client, layout, [key], [packed(layout, at, 7.0)], ties_replace=True)
+
+    async def run() -> None:
+        online = OnlineFeatures(redis_url, lambda service: None)
+        try:
+            read = await online.read(users.features, ["ann"])
+            found = read.reader.decode(flattened(read.rows), utc_now())
+        finally:
+            await online.close()
+        assert (found.as_of, found.columns["t2m"][0], np.isnan(found.columns["wind"][0])) == ((at,), 7.0, True)
 
     asyncio.run(run())
