@@ -2,7 +2,7 @@
 
 1. plan: for each view of the FeatureService, what its watermarks leave to read, cut into shards of partitions;
 2. check definition, schemas, keys and times of what is to be read: what is wrong is said before anything is written;
-3. read the newest row of each entity, pack, write if newer, a batch at a time, the next one made meanwhile;
+3. read the newest row of each entity, pack, write if newer, a batch at a time;
 4. look at the definition again: a view that was changed under the run leaves no watermark;
 5. put the token beside the values, then move the watermarks of the shard's partitions on.
 
@@ -26,7 +26,6 @@ from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import materialize_watermarks as watermarks
-from features.materialize_ahead import Ahead
 from features.materialize_plan import Asked, File, Reading, Shard, Watermark, cut, due, readings, start_of
 from features.materialize_progress import Lines, Progress
 from features.materialize_source import Found, Source, check_files, examine, newest, partitions_of, source_of
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WRITE_ROWS = 8_192
-"""Rows that are packed and written at a time: what is in memory beside the batch that was read."""
+WRITE_ROWS = 8_000
+"""Rows that are packed and written at a time, in one trip: what is in memory beside the batch that was read."""
 
 
 @dataclass
@@ -202,12 +201,11 @@ class Materialization(Closing):
         label = self._pipeline.shard_label(list(shard.partitions)) if len(shard.partitions) > 1 else ""
         progress.begin(f"{shard.view} {label}".strip())
         rows = kept = 0
-        with Ahead(self._packed(source, work)) as packed:
-            for batch in packed:
-                with redis_errors():
-                    kept += len(batch) - self._writer.put(batch)
-                rows += len(batch)
-                progress.advance(len(batch))
+        for batch in self._packed(source, work):
+            with redis_errors():
+                kept += len(batch) - self._writer.put(batch)
+            rows += len(batch)
+            progress.advance(len(batch))
         with registry_errors():
             now = self._store.registry.get_feature_view(shard.view, self._store.project, allow_cache=False)
         if self._source(now).definition != shard.definition:

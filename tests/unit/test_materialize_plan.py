@@ -1,10 +1,7 @@
-"""What a materialization reads, decided from watermarks, files and what is asked; and work that is done ahead."""
+"""What a materialization reads, decided from watermarks, files and what is asked."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almanac.errors import UsageError
-from features.materialize_ahead import AHEAD_MAX, Ahead
 from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
 from jobs.materialize import asked_times
 
@@ -102,56 +98,6 @@ def test_cut_shards_cover_each_partition_once(
     assert sum(piece.entities for piece in pieces) >= entities
     if len(pieces) < min(count, shards_max):
         assert entities <= most * len(pieces)
-
-
-def test_work_ahead_is_bounded_and_in_order() -> None:
-    made: list[int] = []
-    taken = threading.Event()
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            made.append(number)
-            if number == AHEAD_MAX + 1:
-                taken.set()
-            yield number
-
-    with Ahead(items()) as ahead:
-        first = next(ahead)
-        assert taken.wait(30)
-        assert len(made) <= AHEAD_MAX + 3  # what waits, one in hand, one taken
-        assert [first, *ahead] == list(range(20))
-
-
-def test_an_error_ahead_is_raised_where_it_belongs_and_closing_stops_the_work() -> None:
-    closed = threading.Event()
-
-    def items() -> Iterator[int]:
-        try:
-            yield from range(3)
-            raise ValueError("three")
-        finally:
-            closed.set()
-
-    found: list[int] = []
-    with pytest.raises(ValueError, match="three"), Ahead(items()) as ahead:
-        found.extend(ahead)
-    assert found == [0, 1, 2]
-
-    @dataclass
-    class Endless:
-        closed: bool = False
-
-        def __iter__(self) -> Iterator[int]:
-            try:
-                while True:
-                    yield 1
-            finally:
-                self.closed = True
-
-    endless = Endless()
-    with Ahead(endless) as ahead:
-        assert next(ahead) == 1
-    assert endless.closed
 
 
 @pytest.mark.parametrize(
