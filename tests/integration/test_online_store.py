@@ -123,6 +123,15 @@ def test_awaited_reads_in_one_loop_after_another(pair: Pair) -> None:
         assert asyncio.run(read()) == shown(pair.feasts, DRIVER, SOME)
 
 
+def test_a_connection_that_redis_ended_is_opened_anew(pair: Pair, redis_url: str) -> None:
+    store = pair.ours._get_provider().online_store
+    before = shown(pair.ours, DRIVER, SOME)
+    kept = store._reading_client(pair.ours.config.online_store)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.client_kill_filter(_id=str(kept.client_id())) == 1
+    assert shown(pair.ours, DRIVER, SOME) == before
+
+
 def test_the_store_itself_reads_and_writes(pair: Pair) -> None:
     view = pair.ours.get_feature_view("driver_stats")
     entity = pair.feasts._get_provider()
