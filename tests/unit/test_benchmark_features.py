@@ -12,7 +12,7 @@ import pytest
 from almanac.errors import StackError
 from benchmarks import features_historical as historical
 from benchmarks import join
-from benchmarks.features import chosen
+from benchmarks.features import all_parts, chosen
 from benchmarks.features_parts import Part, beside
 
 
@@ -20,6 +20,13 @@ def test_a_part_is_chosen_by_any_of_its_names() -> None:
     parts = [Part(names=("a", "b"), run=lambda bench: {}), Part(names=("c",), run=lambda bench: {})]
     assert chosen(parts, ["b"]) == parts[:1]
     assert chosen(parts, []) == parts
+
+
+def test_every_object_of_the_line_has_one_part() -> None:
+    assert [name for part in all_parts() for name in part.names] == [
+        "historical_300k", "historical_10m", "materialize", "online_100", "online_1000", "redis_memory_ratio",
+        "online_sdk_100", "online_sdk_1",
+    ]  # fmt: skip
 
 
 def test_figures_stand_beside_each_other() -> None:
