@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 
 from almanac import failpoints
 from almanac.blocks import Block, block_hash, encode
-from almanac.errors import AlmanacError
+from almanac.errors import AlmanacError, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import Freshness, Output, Pipeline, hours
 from serving_cache.postgres import PostgresStore
@@ -96,7 +97,8 @@ def work(task: Task, done: Callable[[int], None]) -> None:
             sync_redis(pipeline, store, cache)
             store.retire(pipeline, now=now)
             if chance.random() < 0.05 or (task.failpoint or "").startswith("rollback"):
-                roll_back(pipeline, store, cache)
+                with contextlib.suppress(UsageError):  # after rollbacks in a row there is nothing to go back to
+                    roll_back(pipeline, store, cache)
                 store.clear_rollback(pipeline.name)
             if chance.random() < 0.1:
                 Reconciler([pipeline], store, cache).step(0.0)

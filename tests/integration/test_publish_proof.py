@@ -261,3 +261,19 @@ def test_a_retired_generation_is_not_gone_back_to(store: PostgresStore, postgres
     assert store.retire(pipeline, now=NOON + HOUR) == [1]
     with pytest.raises(UsageError, match=r"generation 1 of .* is retired"):
         store.rollback(pipeline.name, 1, now=NOON)
+
+
+def test_every_move_is_told_to_whoever_listens_and_kept(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    people.execute("LISTEN almanac_pointer")
+    pipeline = published(store, postgres_url)
+    published_generation(store, pipeline, 2.0)
+    store.rollback(pipeline.name, now=NOON)
+    told = [notice.payload for notice in people.notifies(timeout=30, stop_after=3)]
+    assert told == [pipeline.name] * 3
+    moves = people.execute(
+        "SELECT epoch, kind, generation, previous FROM pointer_moves WHERE pipeline = %s ORDER BY epoch",
+        (pipeline.name,),
+    ).fetchall()
+    assert moves == [(1, "publish", 1, None), (2, "publish", 2, 1), (3, "rollback", 1, None)]
