@@ -137,7 +137,7 @@ BUGS: Mapping[str, Plan] = {
 CAUGHT_AT: Mapping[str, int] = {
     "token unchecked": 22,
     "compare-and-set missing": 48,
-    "no grace for readers": 68,
+    "no grace for readers": 7,
     "claim without comparing": 20,
     "rows of quarantined partitions stay": 25,
     "carried rows dropped with their generation": 27,

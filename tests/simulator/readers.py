@@ -75,6 +75,8 @@ class Reader:
             if world.emptied_at < began and world.hub.seconds - began < READ_SECONDS_MAX:
                 raise Violation(f"Redis names generation {pointer.generation.generation} and lacks some of it")
             raise Gap
+        if world.emptied_at >= began:
+            raise Gap  # what is written anew is proved before the pointer comes back, and this read began before
         self._saw("redis", pointer.epoch, began)
         values = {cell: decode(blocks[entry.block_hash]).row(cell) for cell, entry in entries.items()}
         self._judge(pointer, asked, entries, {c: v for c, v in values.items() if v is not None}, overlays)
