@@ -116,7 +116,7 @@ def run(
         command = [str(python), "-m", "pytest", *OPTIONS, f"--timeout={TEST_SECONDS_MAX}", f"--junitxml={results}"]
         done = subprocess.run(
             [*command, *options, *(f"tests/{path}" for path in paths)],
-            cwd=folder, env=_variables(configuration, postgres, redis), timeout=RUN_SECONDS_MAX,
+            cwd=folder, env=_variables(folder, configuration, postgres, redis), timeout=RUN_SECONDS_MAX,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         return _read(results, done.stdout)
@@ -130,13 +130,14 @@ def _environment() -> Path:
     return python
 
 
-def _variables(configuration: str, postgres: str, redis: str) -> dict[str, str]:
+def _variables(folder: Path, configuration: str, postgres: str, redis: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ALMANAC_", "PYTHON"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     return {
         **kept,
         "PATH": path,  # some tests start `feast` by name
-        "PYTHONPATH": str(FOLDER / "configurations"),
+        # A Feast server that a test starts imports on-demand functions of `tests`, too.
+        "PYTHONPATH": f"{FOLDER / 'configurations'}{os.pathsep}{folder}",
         "FULL_REPO_CONFIGS_MODULE": configuration,
         "FEAST_IS_LOCAL_TEST": "True",
         "FEAST_USAGE": "False",
