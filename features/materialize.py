@@ -200,12 +200,14 @@ class Materialization(Closing):
         shard, source = work.shard, self.sources[work.shard.view]
         label = self._pipeline.shard_label(list(shard.partitions)) if len(shard.partitions) > 1 else ""
         progress.begin(f"{shard.view} {label}".strip())
-        rows = kept = 0
+        rows = written = 0
         for batch in self._packed(source, work):
             with redis_errors():
-                kept += len(batch) - self._writer.put(batch)
+                written += self._writer.put(batch)
             rows += len(batch)
             progress.advance(len(batch))
+        with redis_errors():
+            written += self._writer.settle()
         with registry_errors():
             now = self._store.registry.get_feature_view(shard.view, self._store.project, allow_cache=False)
         if self._source(now).definition != shard.definition:
@@ -213,12 +215,12 @@ class Materialization(Closing):
         if self._settings.postgres_url and shard.start is None:
             self._move(self._settings.postgres_url, work)
         report.rows += rows
-        report.kept += kept
+        report.kept += rows - written
         report.shards += 1
         report.views.add(shard.view)
         log.info(
             "materialized pipeline=%s view=%s partitions=%d-%d rows=%d kept=%d until=%s",
-            self._pipeline.name, shard.view, shard.first, shard.last, rows, kept, format_time(shard.until),
+            self._pipeline.name, shard.view, shard.first, shard.last, rows, rows - written, format_time(shard.until),
         )  # fmt: skip
 
     def _packed(self, source: Source, work: _Work) -> Iterator[Batch]:

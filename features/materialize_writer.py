@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from features.materialize_source import Source
 from features.packed import Column, Layout
 from features.packed_keys import Keys
+from features.packed_store import Writes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +40,10 @@ class Writer(Protocol):
         """Make rows ready: key and features by the view's names, times by the files'."""
 
     def put(self, batch: Batch) -> int:
-        """Write rows, each only if it is newer than what is there; returns how many were."""
+        """Send rows, each to be written if it is newer than what is there; returns how many of earlier ones were."""
+
+    def settle(self) -> int:
+        """Wait until all rows that were sent are written or not; returns how many of the last ones were."""
 
 
 @lru_cache(maxsize=256)
@@ -68,6 +73,7 @@ class PackedWriter:
 
     def __init__(self, client: Any, *, ties_replace: bool = False, expire_seconds: float | None = None) -> None:
         self.client = client
+        self._writes: tuple[Source, Writes] | None = None
         self._ties_replace = ties_replace
         self._expire_seconds = expire_seconds
 
@@ -89,21 +95,48 @@ class PackedWriter:
         return Batch(source, keys_of(source).of(names), values)
 
     def put(self, batch: Batch) -> int:
-        """Write packed rows.
+        """Send packed rows.
 
         Raises:
             FeatureError: a row that is there was packed by a newer version.
         """
-        from features.packed_store import put_if_newer
+        written = 0
+        if self._writes is not None and self._writes[0] != batch.source:
+            written = self.settle()
+        if self._writes is None:
+            self._writes = batch.source, self._begun(batch.source)
+        with self._let_go_of_by_errors():
+            return written + self._writes[1].put(batch.keys, batch.values)
 
-        return put_if_newer(
+    def settle(self) -> int:
+        """Wait for what was sent; raises as `put`."""
+        if self._writes is None:
+            return 0
+        with self._let_go_of_by_errors():
+            written = self._writes[1].end()
+        self._let_go()
+        return written
+
+    def _begun(self, source: Source) -> Writes:
+        return Writes(
             self.client,
-            layout_of(batch.source),
-            batch.keys,
-            batch.values,
-            ties_replace=self._ties_replace or not batch.source.pushed,
+            layout_of(source),
+            ties_replace=self._ties_replace or not source.pushed,
             expire_seconds=self._expire_seconds,
         )
+
+    @contextmanager
+    def _let_go_of_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        if self._writes is not None:
+            self._writes[1].close()
+            self._writes = None
 
 
 def _created(column: pa.Array) -> Any:

@@ -15,6 +15,7 @@ from hashlib import sha1
 from itertools import islice
 from typing import Any
 
+from almanac.closing import Closing
 from features.packed import CODEC_VERSION, MAGIC, Layout, decode_layout, newer
 from features.packed_keys import by_bucket
 
@@ -101,11 +102,96 @@ def put_if_newer(
     written = 0
     calls = _calls(client, keys, values, options)
     while batch := list(islice(calls, CALLS_PER_TRIP)):
-        for count in _trip(client, layout, batch):
-            if count < 0:
-                raise newer(layout.view, -count)
-            written += count
+        written += _written(layout, _trip(client, layout, batch))
     return written
+
+
+class Writes(Closing):
+    """Writes of one view's rows one after the other, of which the last trip's answer is awaited only with the next.
+
+    So the caller packs rows while Redis works on those before; until `end` some may still be on their way. A Redis
+    Cluster is written to as by `put_if_newer`.
+
+    Args:
+        client, layout, ties_replace, expire_seconds: as of `put_if_newer`.
+    """
+
+    def __init__(self, client: Any, layout: Layout, *, ties_replace: bool, expire_seconds: float | None = None) -> None:
+        self._client, self._layout, self._ties_replace = client, layout, ties_replace
+        self._expire_seconds = expire_seconds
+        self._connection: Any = None
+        self._sent: list[Call] = []
+
+    def close(self) -> None:
+        """Give the connection back, whether all was answered or not."""
+        if self._connection is not None:
+            if self._sent:  # answers that nobody waits for any more
+                self._connection.disconnect()
+            self._client.connection_pool.release(self._connection)
+            self._connection = None
+
+    def put(self, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
+        """Send rows; returns how many of earlier ones were written.
+
+        Raises:
+            FeatureError: a row that is there was packed by a newer version; what was sent since may be written.
+            redis.RedisError: Redis does not answer; what was sent may or may not be written.
+        """
+        keys, values = once_each(keys, values, self._ties_replace)
+        if is_cluster(self._client):
+            return put_if_newer(
+                self._client,
+                self._layout,
+                keys,
+                values,
+                ties_replace=self._ties_replace,
+                expire_seconds=self._expire_seconds,
+            )
+        expiry = b"%d" % round((self._expire_seconds or 0) * 1000)
+        calls = _calls(self._client, keys, values, (b"1" if self._ties_replace else b"0", expiry))
+        written = 0
+        while batch := list(islice(calls, CALLS_PER_TRIP)):
+            connection = self._connection or self._opened()
+            field, data = layout_field(self._layout.fingerprint), self._layout.encoded()
+            commands = [("HSET", LAYOUTS_KEY, field, data), *[("EVALSHA", _SHA, *call) for call in batch]]
+            packed = connection.pack_commands(commands)
+            written += self.end()
+            connection.send_packed_command(packed, check_health=False)
+            self._sent = batch
+        return written
+
+    def end(self) -> int:
+        """Wait until all that was sent is answered; returns how many rows of it were written. Raises as `put`."""
+        from redis.exceptions import NoScriptError, ResponseError
+
+        if not self._sent:
+            return 0
+        sent = self._sent
+        answers = []
+        for _ in range(1 + len(sent)):
+            try:
+                answers.append(self._connection.read_response())
+            except ResponseError as error:  # an answer like others: those after it are still to be read
+                answers.append(error)
+        self._sent = []
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            return _written(self._layout, _trip(self._client, self._layout, sent))
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return _written(self._layout, [int(answer) for answer in answers[1:]])
+
+    def _opened(self) -> Any:
+        self._client.script_load(PUT_IF_NEWER)
+        self._connection = self._client.connection_pool.get_connection()
+        return self._connection
+
+
+def _written(layout: Layout, counts: Sequence[int]) -> int:
+    for count in counts:
+        if count < 0:
+            raise newer(layout.view, -count)
+    return sum(counts)
 
 
 def once_each(

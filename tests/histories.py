@@ -220,6 +220,7 @@ class World:
         for row in sorted(rows):
             (batch,) = table_of(view, [row]).to_batches()
             writer.put(writer.pack(self.sources[view], batch))
+        writer.settle()
 
     def files(self, view: str) -> list[Path]:
         """The files of a view."""

@@ -143,7 +143,7 @@ class Stuck(PackedWriter):
         self._pipe, self._left = pipe, after
 
     def put(self, batch: Batch) -> int:
-        written = super().put(batch)
+        written = super().put(batch) + self.settle()
         self._left -= 1
         if not self._left:
             os.write(self._pipe, b"x")
@@ -216,6 +216,7 @@ def test_streams_and_materializations_at_once_leave_the_newest_row_of_every_enti
         for start in range(0, len(rows), 10):
             (batch,) = table_of("user_pushed", rows[start : start + 10]).to_batches()
             writer.put(writer.pack(world.sources["user_pushed"], batch))
+        writer.settle()
 
     working = {forked(materialize) for _ in range(WRITERS)} | {forked(partial(stream, rows)) for rows in pushed}
     keys = keys_of(world.sources["user_pushed"]).of(list(range(MANY)))
@@ -345,6 +346,9 @@ class Meddler:
     def put(self, batch: Batch) -> int:
         self.world.redefine(hours=7)
         return self.writer.put(batch)
+
+    def settle(self) -> int:
+        return self.writer.settle()
 
 
 def test_a_view_that_is_changed_meanwhile_leaves_no_watermark(world: World) -> None:

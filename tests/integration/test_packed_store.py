@@ -16,7 +16,7 @@ from almanac.errors import FeatureError
 from features.packed import CODEC_VERSION, Column, Layout, parse
 from features.packed_arrow import decode, encode
 from features.packed_keys import Keys
-from features.packed_store import CALL_BYTES_MAX, LAYOUTS_KEY, fetch, fetch_layouts, put_if_newer, time_of
+from features.packed_store import CALL_BYTES_MAX, LAYOUTS_KEY, Writes, fetch, fetch_layouts, put_if_newer, time_of
 
 LAYOUT = Layout(project="p", view="v", columns=(Column("number", "INT64"), Column("name", "STRING")))
 WIDER = Layout(project="p", view="v", columns=(*LAYOUT.columns, Column("more", "DOUBLE")))
@@ -104,6 +104,30 @@ def test_many_rows_are_written_and_the_count_is_of_those_that_were(client: redis
     assert put_if_newer(client, LAYOUT, keys, values, ties_replace=False) == 10_250
     assert fetch(client, keys) == values
     assert put_if_newer(client, LAYOUT, [], [], ties_replace=False) == 0
+
+
+def test_writes_are_on_their_way_while_the_next_are_made_and_none_is_lost(client: redis.Redis) -> None:
+    keys = KEYS.of(range(20_500))
+    values = rows([5] * len(keys), list(range(len(keys))))
+    with Writes(client, LAYOUT, ties_replace=False) as writes:
+        counts = [writes.put(keys[:9_000], values[:9_000]), writes.put(keys[:100], values[:100])]
+        client.script_flush()  # as a Redis that was started anew
+        counts += [writes.put(keys[9_000:], values[9_000:]), writes.put([], []), writes.end(), writes.end()]
+    assert (sum(counts), counts[0], counts[-1]) == (20_500, 8_000, 0)
+    assert fetch(client, keys) == values
+
+
+def test_writes_stop_at_a_row_of_a_newer_version_and_give_their_connection_back(client: redis.Redis) -> None:
+    keys = KEYS.of([1, 2])
+    (value,) = rows([5], [1])
+    client.set(keys[0], bytes([value[0], CODEC_VERSION + 1]) + value[2:])
+    with Writes(client, LAYOUT, ties_replace=True) as writes:
+        writes.put(keys[1:], [value])
+        writes.put(keys, rows([9] * 2, [1, 2]))
+        with pytest.raises(FeatureError, match="upgrade it"):
+            writes.put(keys[1:], rows([11], [1]))  # notices what the one before came to
+    assert held(client, [2]) == [(5, 1)]
+    assert client.ping()
 
 
 def test_large_rows_are_written_few_at_a_time(client: redis.Redis) -> None:
