@@ -293,12 +293,12 @@ def _calls(client: Any, keys: Sequence[bytes], values: Sequence[bytes], options:
     for group in groups:
         for start in range(0, len(group), ROWS_PER_CALL):
             for places in _small(group[start : start + ROWS_PER_CALL], values):
-                yield (len(places), *[keys[at] for at in places], *options, *[values[at] for at in places])
+                yield (len(places), *map(keys.__getitem__, places), *options, *map(values.__getitem__, places))
 
 
 def _small(places: Sequence[int], values: Sequence[bytes]) -> Iterator[Sequence[int]]:
     """The places in halves, and these in halves, until none has too many bytes of values."""
-    if len(places) == 1 or sum(len(values[at]) for at in places) <= CALL_BYTES_MAX:
+    if len(places) == 1 or sum(map(len, map(values.__getitem__, places))) <= CALL_BYTES_MAX:
         yield places
         return
     half = len(places) // 2
