@@ -166,7 +166,8 @@ class ParquetChunks:
 
     def __init__(self, files: Files, view: View) -> None:
         self._view, self._filesystem = view, files.filesystem
-        self._footers = [footer_of(path, files.filesystem, view.name) for path in paths_of(files, view.name)]
+        paths = paths_of(files, f"view {view.name}")
+        self._footers = [footer_of(path, files.filesystem, view.name) for path in paths]
         self.schema = taken(self._footers[0].schema)
         self.total = sum(footer.total for footer in self._footers)
         identities = tuple(footer.identity for footer in self._footers)

@@ -131,8 +131,8 @@ def _identity(path: str) -> Identity:
     return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def paths_of(files: Files, view: str) -> list[str]:
-    """Every Parquet file that a source names, in order.
+def paths_of(files: Files, what: str) -> list[str]:
+    """Every Parquet file that a source names, in order; `what` is how an error names it.
 
     Raises:
         FeatureError: there is none.
@@ -149,7 +149,7 @@ def paths_of(files: Files, view: str) -> list[str]:
         elif Path(path).is_file():
             found.append(path)
     if not found:
-        raise FeatureError(f"view {view} has no Parquet files ({', '.join(files.paths)}): write them, or mend its path")
+        raise FeatureError(f"{what} has no Parquet files ({', '.join(files.paths)}): write them, or mend its path")
     return found
 
 

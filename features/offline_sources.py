@@ -27,6 +27,7 @@ from feast.repo_config import RepoConfig
 
 from almanac.errors import FeatureError
 from features.asof import BATCH_ROWS_MAX, Files, Rows, Wanted, paths_of
+from features.asof_times import unit_of
 from features.files import locked, replacing
 from features.offline_postgres import rows_of, schema_of
 from features.offline_postgres import write as write_postgres
@@ -112,6 +113,9 @@ def rows(
     Args:
         columns: by the source's names.
         timestamp: the source's column of event times; without a time zone they are UTC.
+
+    Raises:
+        FeatureError: the source lacks a column, or its event times are none.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -119,12 +123,14 @@ def rows(
     for name in (*columns, timestamp):
         source.column(name)
     kind = source.schema.field(timestamp).type
+    unit_of(kind, f"source {source.name}: {timestamp}")
     limits = [(sign, _moment(moment, kind)) for sign, moment in ((">=", start), ("<=", end)) if moment is not None]
     chosen = pa.schema([source.schema.field(name).remove_metadata() for name in columns])
     if isinstance(source.rows, Files):
         import pyarrow.dataset as ds
 
-        dataset = ds.dataset(paths_of(source.rows, source.name), format="parquet", filesystem=source.rows.filesystem)
+        paths = paths_of(source.rows, f"source {source.name}")
+        dataset = ds.dataset(paths, format="parquet", filesystem=source.rows.filesystem)
         condition = None
         for sign, moment in limits:
             one = ds.field(timestamp) >= moment if sign == ">=" else ds.field(timestamp) <= moment
@@ -209,7 +215,8 @@ def replace(config: RepoConfig, source: DataSource, table: pa.Table, allowed: bo
     if path.endswith(".parquet"):
         _write(table, path, filesystem)
         return
-    old = paths_of(Files(paths=(path,), filesystem=filesystem), source.name) if there and _any(path, system) else []
+    held = Files(paths=(path,), filesystem=filesystem)
+    old = paths_of(held, f"source {source.name}") if there and _any(path, system) else []
     _write(table, f"{path}/{uuid.uuid4().hex}.parquet", filesystem)
     for file in old:
         system.delete_file(file)
@@ -310,7 +317,7 @@ def _schema(files: Files, name: str) -> pa.Schema:
     import pyarrow.parquet as pq
 
     with readable(name):
-        return pq.read_schema(paths_of(files, name)[0], filesystem=files.filesystem).remove_metadata()
+        return pq.read_schema(paths_of(files, f"source {name}")[0], filesystem=files.filesystem).remove_metadata()
 
 
 def _is_folder(path: str, filesystem: Any) -> bool:

@@ -272,7 +272,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
 def explained(view: View) -> str:
     """What a retrieval reads of a view, in a line."""
     if isinstance(view.source, Files):
-        files = paths_of(view.source, view.name)
+        files = paths_of(view.source, f"view {view.name}")
         what = files[0] if len(files) == 1 else f"{len(files)} Parquet files"
     else:
         what = "Postgres"

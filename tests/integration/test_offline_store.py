@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from feast import FeatureService, FeatureView, Field, FileSource
@@ -263,6 +264,18 @@ def test_a_file_with_a_damaged_page_is_named(world: World) -> None:
     for pull in (offline.pull_latest_from_table_or_query, offline.pull_all_from_table_or_query):
         with pytest.raises(FeatureError, match="damaged"):
             pull(world.store.config, source, *named, NOON - 9 * HOUR, NOON).to_arrow()
+
+
+def test_what_cannot_be_materialized_is_refused_in_a_line(world: World, tmp_path: Path) -> None:
+    offline, kept = world.store._get_provider().offline_store, str(tmp_path / "texts.parquet")
+    named = ["driver_id"], ["trips"], "event_timestamp", None
+    place = TRIPS.schema.get_field_index("event_timestamp")
+    pq.write_table(TRIPS.set_column(place, "event_timestamp", pc.strftime(TRIPS["event_timestamp"])), kept)
+    for path, said in ((kept, "s: event_timestamp is string, no timestamp"), (f"{kept}.2", "s has no Parquet files")):
+        source = FileSource(name="s", path=path, timestamp_field="event_timestamp")
+        for pull in (offline.pull_latest_from_table_or_query, offline.pull_all_from_table_or_query):
+            with pytest.raises(FeatureError, match=said):
+                pull(world.store.config, source, *named, NOON - HOUR, NOON).to_arrow()
 
 
 def test_what_cannot_be_joined_is_refused_in_a_line(world: World, tmp_path: Path) -> None:
