@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -47,6 +48,7 @@ from features.packed_views import keys_of, layout_of
 
 logger = logging.getLogger(__name__)
 
+ADDRESS = re.compile(r"[^:/@\s]+:\d{1,5}")
 RETRIES_MAX = 2
 RETRY_SECONDS_MAX = 0.2
 DELETE_KEYS_MAX = 1_000  # of one trip
@@ -71,6 +73,22 @@ class AlmanacOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
     def _redis_py(cls, value: RedisClient) -> RedisClient:
         if value is not RedisClient.redis:
             raise ValueError(f"client {value.value} cannot be used here: leave it out, or write client: redis")
+        return value
+
+    @field_validator("connection_string")
+    @classmethod
+    def _addressed(cls, value: str) -> str:
+        addresses = [part for part in value.split(",") if "=" not in part]
+        if not addresses or not all(ADDRESS.fullmatch(address) for address in addresses):
+            # No ValueError: pydantic would show the string, which may hold a password.
+            raise FeatureError("connection_string is no host:port[,host:port …][,password=…][,db=…]: write it so")
+        return value
+
+    @field_validator("key_ttl_seconds")
+    @classmethod
+    def _some_time(cls, value: int | None) -> int | None:
+        if value is not None and value <= 0:
+            raise ValueError("key_ttl_seconds must be above 0: leave it out where rows are to be kept")
         return value
 
     @field_validator("skip_dedup")

@@ -292,7 +292,15 @@ def test_versions_of_a_view_lie_apart(tmp_path: Path, redis_url: str) -> None:
 
 
 def test_options_that_do_not_apply_are_refused(tmp_path: Path) -> None:
-    for options, reason in (({"client": "glide"}, "client glide cannot be used"), ({"skip_dedup": True}, "newer rows")):
-        with pytest.raises(Exception, match=reason):
+    url, refused = "redis://:a-secret@localhost:6379/0", "connection_string is no host:port"
+    for options, reason in (
+        ({"client": "glide"}, "client glide cannot be used"),
+        ({"skip_dedup": True}, "newer rows"),
+        ({"key_ttl_seconds": -5}, "must be above 0"),
+        ({"connection_string": "nowhere"}, refused),
+        ({"connection_string": url}, refused),
+    ):
+        with pytest.raises(Exception, match=reason) as said:
             open_store(tmp_path, OURS, **options).config.online_store  # noqa: B018
+        assert "a-secret" not in str(said.value)
     assert TTL.total_seconds() == 7_200
