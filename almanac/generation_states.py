@@ -163,7 +163,9 @@ def roll_back(board: Board, to: int | None = None) -> Move:
     """
     name = board.pipeline
     target = board.previous if to is None else to
-    if target is None or board.current is None:
+    if board.current is None:
+        raise UsageError(f"pipeline {name} has published nothing yet: `almanac trigger {name}` first")
+    if target is None:
         raise UsageError(f"pipeline {name} has no previous generation to go back to: `almanac generations {name}`")
     if target == board.current:
         raise UsageError(f"generation {target} of {name} is current already: name another, or none for the previous")

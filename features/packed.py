@@ -320,7 +320,7 @@ def decode_layout(data: bytes) -> Layout:
     """
     try:
         return msgspec.json.decode(data, type=Layout)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FeatureError(f"a layout in Redis cannot be read ({error}): materialize the features again") from None
 
 

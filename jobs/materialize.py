@@ -100,7 +100,10 @@ def materialize_by_hand(pipeline: Pipeline, settings: Settings, *, since: str, u
     from features.materialize_progress import shown
     from jobs.plan import FEATURE_WINDOW
 
+    settings.need("redis_url")
     first, last = asked_times(since, until, utc_now())
+    if full and first is not None:
+        raise UsageError("--full reads all that has not expired, and --from says from when on: give one of them")
     window = FEATURE_WINDOW if first is None else max(FEATURE_WINDOW, last - first)
     ingested = refresh(pipeline, settings, last, window=window)
     with stage("materialize", pipeline.name, settings) as record, Materialization(pipeline, settings) as run:

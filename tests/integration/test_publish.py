@@ -304,7 +304,7 @@ def test_of_two_tasks_with_one_token_the_first_to_decide_about_a_partition_stand
 def test_rollback_moves_the_pointer_and_no_data(store: PostgresStore, postgres_url: str) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
-    with pytest.raises(UsageError, match="no previous generation"):
+    with pytest.raises(UsageError, match="published nothing yet"):
         store.rollback(pipeline.name, now=NOON)
     for value in (1.0, 2.0, 3.0):
         published_generation(store, pipeline, value)

@@ -87,7 +87,7 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
     pipeline = grid_pipeline(name)
     migrated(postgres_url, pipeline)
     assert "nothing published" in almanac("rebuild", name)
-    assert "no previous generation" in almanac("rollback", name, code=2)
+    assert "published nothing yet" in almanac("rollback", name, code=2)
     with PostgresStore(postgres_url) as store, RedisStore(redis_url) as cache:
         published_generation(store, pipeline, 1.0)
         published_generation(store, pipeline, 2.0)

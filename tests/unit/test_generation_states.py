@@ -115,9 +115,10 @@ def test_a_rollback_to_what_it_cannot_be_is_one_clear_line(to: int, message: str
 
 
 def test_without_a_previous_generation_there_is_nothing_to_go_back_to() -> None:
-    for board in (Board(pipeline="weather"), published(1)):
-        with pytest.raises(UsageError, match="no previous generation"):
-            roll_back(board)
+    with pytest.raises(UsageError, match="nothing yet: `almanac trigger weather` first"):
+        roll_back(Board(pipeline="weather"), 99)
+    with pytest.raises(UsageError, match="no previous generation"):
+        roll_back(published(1))
 
 
 @given(st.lists(st.sampled_from(["publish", "back", "clear", "retire"]) | st.integers(1, 8), max_size=25))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from almanac.errors import UsageError
+from almanac.settings import load_settings
 from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
-from jobs.materialize import asked_times
+from jobs.materialize import asked_times, materialize_by_hand
+from pipelines.weather import weather
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -117,3 +120,12 @@ def test_times_by_hand_are_refused_in_one_line(since: str, until: str, says: str
 def test_times_by_hand() -> None:
     assert asked_times("", "", NOON) == (None, NOON)
     assert asked_times("2026-03-10T06:00Z", "2026-03-10T13:00+02:00", NOON) == (NOON - SIX_HOURS, NOON - HOUR)
+
+
+def test_what_contradicts_itself_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="redis_url"):
+        materialize_by_hand(weather, load_settings(state_dir=tmp_path), since="", until="", full=True)
+    given = load_settings(state_dir=tmp_path, redis_url="redis://127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"--full reads all .*give one of them"):
+        materialize_by_hand(weather, given, since="2026-03-10T06:00Z", until="", full=True)
+    assert list(tmp_path.iterdir()) == []
