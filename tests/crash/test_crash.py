@@ -11,7 +11,7 @@ from pathlib import Path
 from almanac.failpoints import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHES = 40
+PUBLISHES = 24
 
 
 def test_deaths_at_named_moments_tear_nothing() -> None:
