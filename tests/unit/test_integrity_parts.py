@@ -16,6 +16,7 @@ from almanac.integrity import Integrity
 from features.integrity_profile import PARTS_MIN, Values, drift_of, learn, profile_of
 from features.integrity_skew import skew_of
 from features.tables import Table
+from jobs.feature_suites import ROWS_MAX, spread
 from jobs.features_charts import histogram, sparkline
 
 NOW = datetime(2026, 3, 30, tzinfo=UTC)
@@ -136,3 +137,12 @@ def test_drawings_have_a_text_for_who_cannot_see_them() -> None:
 def test_what_cannot_be_declared_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(DeclarationError, match=f"Integrity.{next(iter(fields))}"):
         Integrity(**fields)  # type: ignore[arg-type]
+
+
+def test_rows_for_a_validation_come_from_all_hours() -> None:
+    rows = 3 * ROWS_MAX // 2
+    hours = spread(pa.table({"hour": np.arange(rows) * 24 // rows}))["hour"].to_numpy()
+    assert len(hours) == ROWS_MAX
+    assert np.bincount(hours).tolist() == pytest.approx([ROWS_MAX / 24] * 24, abs=1)
+    few = pa.table({"hour": [1, 2]})
+    assert spread(few) is few
