@@ -25,7 +25,7 @@ from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs.digests import PARTITION as PARTITION
-from jobs.members import Members
+from jobs.members import Members, grouped
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
@@ -108,27 +108,12 @@ def gathered(pipeline: Pipeline, settings: Settings, plan: Plan, rows_max: int) 
     remove_leftovers(settings, pipeline.name)
     members = Members(pipeline, settings, plan)
     # One retrieval for as many shards as have room: reading a view's files costs the same for one as for all.
-    for shards in _grouped(plan.shards, members, rows_max):
+    for shards in grouped(plan.shards, [members.count(shard) for shard in plan.shards], rows_max):
         about = [part for shard in shards for part in shard]
         table = fetch(pipeline, settings, plan, about, members)
         for shard, piece in zip(shards, _pieces(table, shards), strict=True):
             _keep(_file(settings, pipeline, plan, shard), piece)
         yield about, table
-
-
-def _grouped(shards: Sequence[Sequence[int]], members: Members, rows_max: int) -> Iterator[list[Sequence[int]]]:
-    """Shards one after the other, together as long as they have no more than so many entities."""
-    group: list[Sequence[int]] = []
-    rows = 0
-    for shard in shards:
-        size = members.count(shard)
-        if group and rows + size > rows_max:
-            yield group
-            group, rows = [], 0
-        group.append(shard)
-        rows += size
-    if group:
-        yield group
 
 
 def _pieces(table: pa.Table, shards: Sequence[Sequence[int]]) -> list[pa.Table]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from jobs.plan import Plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 
 class Members:
@@ -88,3 +90,17 @@ def cells_of(grid: Grid, partition: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     rows = np.arange(row, min(row + grid.tile, grid.rows), dtype=np.int64)
     cols = np.arange(col, min(col + grid.tile, grid.cols), dtype=np.int64)
     return (rows[:, None] * grid.cols + cols).ravel()
+
+
+def grouped(things: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[list[T]]:
+    """Things one after the other, together as long as their sizes come to no more than `most`; larger ones alone."""
+    group: list[T] = []
+    held = 0
+    for thing, size in zip(things, sizes, strict=True):
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(thing)
+        held += size
+    if group:
+        yield group

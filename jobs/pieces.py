@@ -9,7 +9,7 @@ from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs import inputs
 from jobs.digests import spans_of
-from jobs.members import Members
+from jobs.members import Members, grouped
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
@@ -54,17 +54,3 @@ def cut(table: pa.Table, partitions: Sequence[int], rows_max: int) -> Iterator[t
                 runs.append((start, end))
         slices = [table.slice(start, end - start) for start, end in runs] or [table.slice(0, 0)]
         yield group, pa.concat_tables(slices).combine_chunks()
-
-
-def grouped(partitions: Sequence[int], sizes: Sequence[int], rows_max: int) -> Iterator[list[int]]:
-    """Partitions one after the other, together as long as they have no more than so many rows."""
-    group: list[int] = []
-    rows = 0
-    for partition, size in zip(partitions, sizes, strict=True):
-        if group and rows + size > rows_max:
-            yield group
-            group, rows = [], 0
-        group.append(partition)
-        rows += size
-    if group:
-        yield group
