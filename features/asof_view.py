@@ -52,11 +52,6 @@ class Rows:
     schema: pa.Schema
     read: Callable[[Wanted], Iterable[pa.RecordBatch]]
 
-    @classmethod
-    def of_table(cls, table: pa.Table) -> Rows:
-        """The rows of a table in memory."""
-        return cls(schema=table.schema, read=lambda wanted: table.select(list(wanted.columns)).to_batches())
-
 
 @dataclass(frozen=True, kw_only=True)
 class View:

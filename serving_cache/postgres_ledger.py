@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import msgspec
 from psycopg import sql
 
 from almanac.clock import need_utc
@@ -17,7 +18,7 @@ from almanac.errors import UsageError
 from serving_cache.layout import child_name
 from serving_cache.postgres_client import Connection
 from serving_cache.postgres_rows import StoreBase, check_token, need_staged
-from serving_cache.records import Attempt, Basis, LedgerEntry
+from serving_cache.records import Attempt, Basis
 from serving_cache.stage_times import StageTime, recent
 
 REASON_CHARACTERS_MAX = 500
@@ -59,6 +60,7 @@ _SOURCE_EQUAL = """ AND g.source_digest <> '' AND g.source_digest = (
     WHERE p.pipeline = %(pipeline)s)"""
 
 
+# The partition, then the fields of `Basis` in their order.
 _BASIS = """
 SELECT m.partition, m.origin, m.rows, m.reason, m.input_digest, o.model, o.model_hash, o.code_digest,
     o.outputs, o.partitioning, m.origin IN (
@@ -133,19 +135,7 @@ class Ledger(StoreBase):
         )
         rows = self._client.query(_BASIS, {"pipeline": pipeline, "origins": ORIGINS_MAX})
         return found[0][0] if found else "", {
-            row[0]: Basis(
-                origin=row[1],
-                rows=row[2],
-                reason=row[3],
-                input_digest=row[4],
-                model=row[5],
-                model_hash=row[6],
-                code_digest=row[7],
-                outputs=tuple(row[8]),
-                partitioning=row[9],
-                kept=row[10],
-            )
-            for row in rows
+            row[0]: msgspec.convert(dict(zip(Basis.__struct_fields__, row[1:], strict=True)), Basis) for row in rows
         }
 
     def published(self, pipeline: str, first: datetime, last: datetime) -> dict[datetime, tuple[int, str]]:
@@ -160,30 +150,6 @@ class Ledger(StoreBase):
     def recent_stages(self, pipeline: str, limit: int) -> list[StageTime]:
         """What the newest stages took that were done."""
         return recent(self._client, pipeline, limit)
-
-    def ledger(self, pipeline: str, generation: int) -> list[LedgerEntry]:
-        """What was decided about each partition of a generation, ascending; empty once retention has dropped it."""
-        rows = self._client.query(
-            "SELECT partition, state, token, coalesce(block_hash, ''), rows, input_digest, "
-            "coalesce(origin, generation), reason, report, updated_at "
-            "FROM ledger WHERE pipeline = %s AND generation = %s ORDER BY partition",
-            (pipeline, generation),
-        )
-        return [
-            LedgerEntry(
-                partition=row[0],
-                state=row[1],
-                token=row[2],
-                block_hash=row[3],
-                rows=row[4],
-                input_digest=row[5],
-                origin=row[6],
-                reason=row[7],
-                report=row[8],
-                updated_at=need_utc(row[9]),
-            )
-            for row in rows
-        ]
 
     def quarantine(
         self, attempt: Attempt, partition: int, reason: str, *, report: str = "", staged_too: bool = True

@@ -200,28 +200,6 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
     kept: bool
 
 
-class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has decided about one partition.
-
-    Args:
-        state: `planned`, `staged`, `unchanged` or `quarantined`.
-        token: the attempt that decided.
-        origin: the generation that wrote its rows.
-        report: where a person finds what a gate found, below the state directory.
-    """
-
-    partition: int
-    state: str
-    token: int
-    block_hash: str
-    rows: int
-    input_digest: str
-    origin: int
-    reason: str
-    report: str
-    updated_at: datetime
-
-
 @dataclass(frozen=True, kw_only=True)
 class Publication:
     """What publishing did.

@@ -42,6 +42,11 @@ shapes = st.fixed_dictionaries(
 )
 
 
+def rows_of(table: pa.Table) -> Rows:
+    """The rows of a table in memory."""
+    return Rows(schema=table.schema, read=lambda wanted: table.select(list(wanted.columns)).to_batches())
+
+
 def oracle(entity: Row, rows: list[Row], view: View, by_moment: bool) -> int | None:
     """The place of the row that the entity saw."""
     moment, best = entity["event_timestamp"], None
@@ -105,7 +110,7 @@ fewer = settings(many, max_examples=25)
 def test_join_finds_what_a_search_through_all_rows_finds(
     rows: list[Row], entities: list[Row], shape: Row, other: Row, by_moment: bool
 ) -> None:
-    source = Rows.of_table(source_table(rows))
+    source = rows_of(source_table(rows))
     views = [view_of(source, shape, "a"), view_of(source, other, "b"), view_of(source, {**shape, "ttl": TTLS[2]}, "c")]
     table = entity_table(entities)
     found = join(table, views, created_by_moment=by_moment)
@@ -161,7 +166,7 @@ def at(number: float) -> datetime:
 
 def one_view(table: pa.Table, **changes: Any) -> View:
     shape = {"keys": {"k": "k"}, "timestamp": "ts", "features": {"x": "x"}}
-    return View(**{"name": "v", "source": Rows.of_table(table), **shape, **changes})
+    return View(**{"name": "v", "source": rows_of(table), **shape, **changes})
 
 
 def entities_of(keys: Any, moments: Any) -> pa.Table:
@@ -231,7 +236,7 @@ def test_features_of_any_type_are_joined(tmp_path: Path, name: str) -> None:
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     values = COLUMNS[name].to_pylist()
     asked = entities_of([4, 3, 9, 1], pa.array([at(5)] * 4, STAMP))
-    for source in (Rows.of_table(table), Files(paths=(str(tmp_path),))):
+    for source in (rows_of(table), Files(paths=(str(tmp_path),))):
         views = [
             one_view(table, source=source, features={"x": f"x{ttl}"}, ttl=timedelta(seconds=ttl)) for ttl in (0, 3)
         ]
