@@ -8,11 +8,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from almanac.settings import settings
 from almanac.stack.servers import running_kafka, running_postgres, running_redis
+
+if TYPE_CHECKING:
+    import psycopg
+    import redis
+
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.redis import RedisStore
 
 _EXIT_STATUS = pytest.StashKey[int]()
 
@@ -65,3 +73,41 @@ def kafka_bootstrap(server_dir: Path) -> Iterator[str]:
     """host:port of a real Kafka broker without topics (automatic creation is off)."""
     with running_kafka(server_dir / "kafka-server", settings().cache_dir) as address:
         yield address
+
+
+@pytest.fixture
+def store(postgres_url: str) -> Iterator[PostgresStore]:
+    """The generation store in Postgres, its tables made."""
+    from serving_cache.migrate import migrate
+    from serving_cache.postgres import PostgresStore
+
+    migrate(postgres_url, [])
+    with PostgresStore(postgres_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def people(postgres_url: str) -> Iterator[psycopg.Connection]:
+    """Somebody with psql."""
+    import psycopg
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def cache(redis_url: str) -> Iterator[RedisStore]:
+    """The generation store's copy in Redis."""
+    from serving_cache.redis import RedisStore
+
+    with RedisStore(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    """Somebody with redis-cli."""
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        yield client

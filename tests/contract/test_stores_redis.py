@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 import pytest
 import redis
@@ -17,25 +15,6 @@ from serving_cache.records import Pointer
 from serving_cache.redis import GRACE_SECONDS, UNREFERENCED_SECONDS, Emptied, RedisStore
 from serving_cache.sync import rebuild_redis, sync_redis
 from tests.generations import NOON, grid_pipeline, migrated, new_name, overlay_of, published_generation
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as store:
-        yield store
-
-
-@pytest.fixture
-def cache(redis_url: str) -> Iterator[RedisStore]:
-    with RedisStore(redis_url) as store:
-        yield store
-
-
-@pytest.fixture
-def raw(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +63,18 @@ def test_the_marker_stays_while_redis_is_whole(cache: RedisStore) -> None:
 
 
 def test_what_the_pointer_names_stays_and_the_rest_is_let_go(
-    postgres: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
+    store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
     pipeline = grid_pipeline(coverage_min=0.5)
     migrated(postgres_url, pipeline)
     for value in (1.0, 2.0, 1.0, 3.0):  # the third has the blocks of the first
-        published_generation(postgres, pipeline, value)
-        sync_redis(pipeline, postgres, cache)
+        published_generation(store, pipeline, value)
+        sync_redis(pipeline, store, cache)
     for generation, value in ((1, "let go"), (2, "let go"), (3, "kept"), (4, "kept")):
         left = raw.ttl(layout.manifest_key(pipeline.name, generation))
         assert (0 < left <= GRACE_SECONDS) if value == "let go" else left == -1, generation
     for generation, held in ((2, False), (3, True), (4, True)):
-        entry = postgres.manifest(pipeline.name, generation)[0]
+        entry = store.manifest(pipeline.name, generation)[0]
         left = raw.ttl(layout.block_key(pipeline.name, entry.block_hash))
         assert (left == -1) == held, generation
 
@@ -108,31 +87,31 @@ def test_blocks_that_no_manifest_holds_go_by_themselves(cache: RedisStore, raw: 
 
 
 def test_an_older_follower_lets_nothing_go(
-    postgres: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
+    store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
-    published_generation(postgres, pipeline, 1.0)
-    old = postgres.pointer(pipeline.name)
+    published_generation(store, pipeline, 1.0)
+    old = store.pointer(pipeline.name)
     assert old is not None
-    published_generation(postgres, pipeline, 2.0)
-    sync_redis(pipeline, postgres, cache)
+    published_generation(store, pipeline, 2.0)
+    sync_redis(pipeline, store, cache)
     assert cache.let_go(old, []) == 0
     assert raw.ttl(layout.manifest_key(pipeline.name, 2)) == -1
 
 
 def test_a_rebuilt_redis_is_what_it_was(
-    postgres: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
+    store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
     from almanac.clock import utc_now
 
     overlays = [overlay_of("1", utc_now(), 7), overlay_of("2", NOON, 8)]  # the second is long expired
-    postgres.put_overlays(pipeline.name, overlays)
-    published_generation(postgres, pipeline, 1.0)
-    published_generation(postgres, pipeline, 2.0)
-    rebuild_redis(pipeline, postgres, cache)
+    store.put_overlays(pipeline.name, overlays)
+    published_generation(store, pipeline, 1.0)
+    published_generation(store, pipeline, 2.0)
+    rebuild_redis(pipeline, store, cache)
     scope = layout.pointer_key(pipeline.name).removesuffix("pointer") + "*"
 
     def everything() -> dict[bytes, bytes]:
@@ -144,21 +123,21 @@ def test_a_rebuilt_redis_is_what_it_was(
     raw.set(layout.pointer_key(pipeline.name), b"not JSON")
     with pytest.raises(BlockError, match="rebuild"):
         cache.pointer(pipeline.name)
-    rebuild_redis(pipeline, postgres, cache)
+    rebuild_redis(pipeline, store, cache)
     assert everything() == before
     assert set(cache.overlays(pipeline.name, "1")) == {"weather-v1"}
     assert cache.overlays(pipeline.name, "2") == {}
 
 
 def test_a_pointer_that_cannot_be_read_is_replaced(
-    postgres: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
+    store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
-    published_generation(postgres, pipeline, 1.0)
+    published_generation(store, pipeline, 1.0)
     raw.set(layout.pointer_key(pipeline.name), b'{"epoch": 99}')
-    assert sync_redis(pipeline, postgres, cache)
-    assert cache.pointer(pipeline.name) == postgres.pointer(pipeline.name)
+    assert sync_redis(pipeline, store, cache)
+    assert cache.pointer(pipeline.name) == store.pointer(pipeline.name)
 
 
 def test_an_overlay_that_cannot_be_read_is_replaced(cache: RedisStore, raw: redis.Redis) -> None:
@@ -168,16 +147,16 @@ def test_an_overlay_that_cannot_be_read_is_replaced(cache: RedisStore, raw: redi
     assert cache.overlays(name, "1")["weather-v1"].kafka_offset == 1
 
 
-def test_rows_that_somebody_changed_are_noticed(postgres: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
+def test_rows_that_somebody_changed_are_noticed(store: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
     import psycopg
 
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
-    published_generation(postgres, pipeline, 1.0)
+    published_generation(store, pipeline, 1.0)
     with psycopg.connect(postgres_url) as connection:
         connection.execute(f"UPDATE {layout.child_name(pipeline.name, 1)} SET t2m_1h = 5 WHERE cell_id = 3")
     with pytest.raises(BlockError, match="partition 1 "):
-        sync_redis(pipeline, postgres, cache)
+        sync_redis(pipeline, store, cache)
     assert cache.pointer(pipeline.name) is None
     with pytest.raises(UsageError, match="no partition 99"):
-        postgres.blocks(pipeline, 1, [99])
+        store.blocks(pipeline, 1, [99])

@@ -56,14 +56,7 @@ declared = Pipeline(
 
 
 @pytest.fixture
-def postgres(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as store:
-        yield store
-
-
-@pytest.fixture
-def pipeline(postgres: PostgresStore, postgres_url: str) -> Pipeline:
+def pipeline(store: PostgresStore, postgres_url: str) -> Pipeline:
     found = grid_pipeline()
     migrated(postgres_url, found)
     return found
@@ -86,12 +79,12 @@ def sample(name: str, **labels: str) -> float | None:
 
 
 def test_the_gauge_goes_to_late_when_no_generation_came_and_back(
-    pipeline: Pipeline, postgres: PostgresStore, eyes: Eyes, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, store: PostgresStore, eyes: Eyes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="serving_cache.monitor_alerts")
     monitor, alerts = monitor_of(pipeline, eyes)
     late = {"name": "almanac_generation_late", "pipeline": pipeline.name}
-    published_generation(postgres, pipeline, 1.0, NOON)
+    published_generation(store, pipeline, 1.0, NOON)
     assert monitor.step(NOON + 89 * MINUTE, time.monotonic())
     assert (sample(**late), alerts.lasting()) == (0, [])
     assert sample("almanac_generation_age_seconds", pipeline=pipeline.name) == 89 * 60
@@ -102,10 +95,10 @@ def test_the_gauge_goes_to_late_when_no_generation_came_and_back(
     (alert,) = alerts.lasting()
     assert alert.starts_at == NOON + 90 * MINUTE
     assert json.loads(alerts.page())["alerts"][0]["pipeline"] == pipeline.name
-    staged_generation(postgres, pipeline, 2.0, NOON + 60 * MINUTE)  # staged is not current
+    staged_generation(store, pipeline, 2.0, NOON + 60 * MINUTE)  # staged is not current
     monitor.step(NOON + 96 * MINUTE, time.monotonic())
     assert sample(**late) == 1
-    published_generation(postgres, pipeline, 3.0, NOON + 60 * MINUTE)
+    published_generation(store, pipeline, 3.0, NOON + 60 * MINUTE)
     monitor.step(NOON + 97 * MINUTE, time.monotonic())
     assert (sample(**late), alerts.lasting()) == (0, [])
     assert sample("almanac_generation_late_seconds", pipeline=pipeline.name) == 0
@@ -113,12 +106,12 @@ def test_the_gauge_goes_to_late_when_no_generation_came_and_back(
     assert said == ["generation late pipeline=", "generation no longer late pipeline="]
 
 
-def test_what_a_look_shows(pipeline: Pipeline, postgres: PostgresStore, eyes: Eyes, postgres_url: str) -> None:
+def test_what_a_look_shows(pipeline: Pipeline, store: PostgresStore, eyes: Eyes, postgres_url: str) -> None:
     name = pipeline.name
     monitor, _ = monitor_of(pipeline, eyes)
-    published_generation(postgres, pipeline, 1.0, NOON)
-    attempt = staged_generation(postgres, pipeline, 2.0, NOON + 60 * MINUTE)
-    postgres.quarantine(attempt, 3, "a cloud of ash")
+    published_generation(store, pipeline, 1.0, NOON)
+    attempt = staged_generation(store, pipeline, 2.0, NOON + 60 * MINUTE)
+    store.quarantine(attempt, 3, "a cloud of ash")
     monitor.step(NOON, time.monotonic())
     assert sample("almanac_generation_epoch", pipeline=name) == 1
     assert sample("almanac_generation_rows", pipeline=name) == 64
@@ -143,15 +136,15 @@ def test_what_a_look_shows(pipeline: Pipeline, postgres: PostgresStore, eyes: Ey
 
 
 def test_with_postgres_away_redis_tells_and_an_empty_redis_tells_nothing(
-    pipeline: Pipeline, postgres: PostgresStore, redis_url: str
+    pipeline: Pipeline, store: PostgresStore, redis_url: str
 ) -> None:
     nobody = f"postgresql://u:p@127.0.0.1:{free_port()}/almanac"
     with closing(Eyes(nobody, redis_url)) as eyes, RedisStore(redis_url) as cache:
         monitor, alerts = monitor_of(pipeline, eyes)
         assert not monitor.step(NOON + 600 * MINUTE, time.monotonic())
         assert alerts.lasting() == []  # nothing is known, so nothing is said
-        published_generation(postgres, pipeline, 1.0, NOON)
-        sync_redis(pipeline, postgres, cache)
+        published_generation(store, pipeline, 1.0, NOON)
+        sync_redis(pipeline, store, cache)
         assert monitor.step(NOON + 80 * MINUTE, time.monotonic())
         assert alerts.lasting() == []
         assert monitor.step(NOON + 91 * MINUTE, time.monotonic())
@@ -231,12 +224,12 @@ def wait_until(what: Callable[[], bool]) -> None:
 
 
 def test_the_processes_show_metrics_and_tell_the_webhook(
-    pipeline: Pipeline, postgres: PostgresStore, tmp_path: Path, redis_url: str, postgres_url: str
+    pipeline: Pipeline, store: PostgresStore, tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:
     declaration = tmp_path / "declared.py"
     declaration.write_text(DECLARATION.format(name=pipeline.name))
     hour = floor_hour(utc_now())
-    published_generation(postgres, pipeline, 1.0, hour - timedelta(hours=5))
+    published_generation(store, pipeline, 1.0, hour - timedelta(hours=5))
     receiver = Receiver(failures=1)
     ports = {"monitor": free_port(), "reconciler": free_port()}
     started: dict[str, subprocess.Popen[str]] = {}
@@ -267,7 +260,7 @@ def test_the_processes_show_metrics_and_tell_the_webhook(
         here = load_settings(monitor_url=f"http://127.0.0.1:{monitor}")
         assert [(alert["name"], alert["pipeline"]) for alert in health.alerts(here)] == [(shown["name"], pipeline.name)]
         assert health.ask("monitor", here, None) is None
-        published_generation(postgres, pipeline, 2.0, hour)
+        published_generation(store, pipeline, 2.0, hour)
         wait_until(lambda: scraped(monitor).get(late) == 0)
         wait_until(lambda: [body["status"] for body in receiver.bodies] == ["firing", "resolved"])
         assert scraped(monitor)["almanac_generation_epoch", pipeline.name] == 2

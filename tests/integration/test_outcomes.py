@@ -52,12 +52,6 @@ def at(tmp_path: Path, postgres_url: str) -> Settings:
 
 
 @pytest.fixture
-def store(postgres_url: str) -> Iterator[PostgresStore]:
-    with PostgresStore(postgres_url) as found:
-        yield found
-
-
-@pytest.fixture
 def log(postgres_url: str) -> Iterator[PredictionLog]:
     with PredictionLog(postgres_url) as found:
         yield found

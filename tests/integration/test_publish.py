@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -29,20 +28,6 @@ from tests.generations import (
 )
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def store(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def people(postgres_url: str) -> Iterator[psycopg.Connection]:
-    """Somebody with psql."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
 
 
 def begin(store: PostgresStore, pipeline, run_key: str = "run", **changes) -> Attempt:  # type: ignore[no-untyped-def]

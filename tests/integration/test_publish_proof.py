@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -35,19 +34,6 @@ from tests.generations import (
 )
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def store(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def people(postgres_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
 
 
 def published(store: PostgresStore, postgres_url: str, **changes: Any) -> Pipeline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -30,20 +29,6 @@ from tests.generations import (
 
 LATER = NOON + timedelta(hours=1)
 """When a generation that was left at noon need no longer be kept for its time."""
-
-
-@pytest.fixture
-def store(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def people(postgres_url: str) -> Iterator[psycopg.Connection]:
-    """Somebody with psql."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
 
 
 def children(people: psycopg.Connection, name: str) -> list[int]:

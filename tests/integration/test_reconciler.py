@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,40 +33,21 @@ PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
-def postgres(postgres_url: str) -> Iterator[PostgresStore]:
-    migrated(postgres_url)
-    with PostgresStore(postgres_url) as store:
-        yield store
-
-
-@pytest.fixture
-def cache(redis_url: str) -> Iterator[RedisStore]:
-    with RedisStore(redis_url) as store:
-        yield store
-
-
-@pytest.fixture
-def raw(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def pipeline(postgres: PostgresStore, postgres_url: str) -> Pipeline:
+def pipeline(store: PostgresStore, postgres_url: str) -> Pipeline:
     found = grid_pipeline()
     migrated(postgres_url, found)
-    published_generation(postgres, found, 1.0)
+    published_generation(store, found, 1.0)
     return found
 
 
-def test_a_death_between_the_stores_is_repaired(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore) -> None:
-    reconciler = Reconciler([pipeline], postgres, cache)
+def test_a_death_between_the_stores_is_repaired(pipeline: Pipeline, store: PostgresStore, cache: RedisStore) -> None:
+    reconciler = Reconciler([pipeline], store, cache)
     assert reconciler.step(0.0)
-    assert cache.pointer(pipeline.name) == postgres.pointer(pipeline.name)
-    published_generation(postgres, pipeline, 2.0)  # and the publisher dies before Redis follows
+    assert cache.pointer(pipeline.name) == store.pointer(pipeline.name)
+    published_generation(store, pipeline, 2.0)  # and the publisher dies before Redis follows
     assert reconciler.step(1.0)
-    assert cache.pointer(pipeline.name) == postgres.pointer(pipeline.name)
-    postgres.rollback(pipeline.name, now=utc_now())
+    assert cache.pointer(pipeline.name) == store.pointer(pipeline.name)
+    store.rollback(pipeline.name, now=utc_now())
     assert reconciler.step(2.0)
     pointer = cache.pointer(pipeline.name)
     assert pointer is not None
@@ -75,12 +56,12 @@ def test_a_death_between_the_stores_is_repaired(pipeline: Pipeline, postgres: Po
 
 @pytest.mark.parametrize("lost", ["everything", "pointer", "marker", "a block", "a manifest"])
 def test_what_redis_lost_comes_back(
-    lost: str, pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, raw: redis.Redis
+    lost: str, pipeline: Pipeline, store: PostgresStore, cache: RedisStore, raw: redis.Redis
 ) -> None:
-    postgres.put_overlays(pipeline.name, [overlay_of("5", utc_now(), 1)])
-    reconciler = Reconciler([pipeline], postgres, cache)
+    store.put_overlays(pipeline.name, [overlay_of("5", utc_now(), 1)])
+    reconciler = Reconciler([pipeline], store, cache)
     reconciler.step(0.0)
-    manifest = postgres.manifest(pipeline.name, 1)
+    manifest = store.manifest(pipeline.name, 1)
     keys = {
         "everything": list(raw.scan_iter(match=layout.pointer_key(pipeline.name).removesuffix("pointer") + "*")),
         "pointer": [layout.pointer_key(pipeline.name)],
@@ -91,16 +72,16 @@ def test_what_redis_lost_comes_back(
     assert raw.delete(*keys[lost]) == len(keys[lost])
     noticed_at_once = lost in ("everything", "pointer", "marker")
     reconciler.step(1.0 if noticed_at_once else PROOF_SECONDS)
-    assert cache.pointer(pipeline.name) == postgres.pointer(pipeline.name)
+    assert cache.pointer(pipeline.name) == store.pointer(pipeline.name)
     assert cache.manifest(pipeline.name, 1) == manifest
     assert cache.missing_blocks(pipeline.name, 1, [entry.block_hash for entry in manifest.values()]) == []
     assert set(cache.overlays(pipeline.name, "5")) == {"weather-v1"}
 
 
 def test_overlays_that_did_not_reach_redis_come_with_the_next_proof(
-    pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore
+    pipeline: Pipeline, store: PostgresStore, cache: RedisStore
 ) -> None:
-    reconciler = Reconciler([pipeline], postgres, cache)
+    reconciler = Reconciler([pipeline], store, cache)
     reconciler.step(0.0)
     now = utc_now()
     late = [
@@ -108,7 +89,7 @@ def test_overlays_that_did_not_reach_redis_come_with_the_next_proof(
         overlay_of("6", now - timedelta(days=2), 1),
         overlay_of("7", now, 1, model="weather-v9"),
     ]
-    postgres.put_overlays(pipeline.name, late)
+    store.put_overlays(pipeline.name, late)
     reconciler.step(PROOF_SECONDS - 1)
     assert cache.overlays(pipeline.name, "5") == {}
     reconciler.step(PROOF_SECONDS)
@@ -116,19 +97,19 @@ def test_overlays_that_did_not_reach_redis_come_with_the_next_proof(
 
 
 def test_redis_down_while_publishing_follows_when_it_returns(
-    pipeline: Pipeline, postgres: PostgresStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, store: PostgresStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="serving_cache.reconciler")
     server = prepare(tmp_path, free_port())
     with RedisStore(server.address) as cache:
-        reconciler = Reconciler([pipeline], postgres, cache)
+        reconciler = Reconciler([pipeline], store, cache)
         with running(server, tmp_path / "log"):
             assert reconciler.step(0.0)
-        published_generation(postgres, pipeline, 2.0)
+        published_generation(store, pipeline, 2.0)
         with pytest.raises(Unavailable):
-            sync_redis(pipeline, postgres, cache)
+            sync_redis(pipeline, store, cache)
         assert [reconciler.step(float(n)) for n in range(1, 4)] == [False] * 3
-        pointer = postgres.pointer(pipeline.name)
+        pointer = store.pointer(pipeline.name)
         assert pointer is not None
         assert pointer.epoch == 2
         with running(server, tmp_path / "log"):
@@ -140,24 +121,24 @@ def test_redis_down_while_publishing_follows_when_it_returns(
 
 
 def test_a_redis_that_is_ahead_is_left_and_named(
-    pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, store: PostgresStore, cache: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     from msgspec.structs import replace
 
     caplog.set_level(logging.INFO, logger="serving_cache.reconciler")
-    pointer = postgres.pointer(pipeline.name)
+    pointer = store.pointer(pipeline.name)
     assert pointer is not None
     ahead = replace(pointer, epoch=99)
     cache.move_pointer(ahead, cache.mark(pipeline.name))
-    assert Reconciler([pipeline], postgres, cache).step(0.0)
+    assert Reconciler([pipeline], store, cache).step(0.0)
     assert cache.pointer(pipeline.name) == ahead
     assert "rebuild" in caplog.text
 
 
-def test_an_unpublished_pipeline_is_no_error(postgres: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
+def test_an_unpublished_pipeline_is_no_error(store: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
     pipeline = grid_pipeline()
     migrated(postgres_url, pipeline)
-    assert Reconciler([pipeline], postgres, cache).step(0.0)
+    assert Reconciler([pipeline], store, cache).step(0.0)
     assert cache.pointer(pipeline.name) is None
 
 
@@ -185,7 +166,7 @@ def wait_until(what: Callable[[], bool]) -> None:
 def test_the_process_repairs_redis_and_ends_when_told(
     end: signal.Signals,
     pipeline: Pipeline,
-    postgres: PostgresStore,
+    store: PostgresStore,
     cache: RedisStore,
     tmp_path: Path,
     redis_url: str,
@@ -204,11 +185,11 @@ def test_the_process_repairs_redis_and_ends_when_told(
         [sys.executable, "-m", "serving_cache.reconciler"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            wait_until(lambda: cache.pointer(pipeline.name) == postgres.pointer(pipeline.name))
-            published_generation(postgres, pipeline, 2.0)
-            wait_until(lambda: cache.pointer(pipeline.name) == postgres.pointer(pipeline.name))
+            wait_until(lambda: cache.pointer(pipeline.name) == store.pointer(pipeline.name))
+            published_generation(store, pipeline, 2.0)
+            wait_until(lambda: cache.pointer(pipeline.name) == store.pointer(pipeline.name))
             cache.clear(pipeline.name)
-            wait_until(lambda: cache.pointer(pipeline.name) == postgres.pointer(pipeline.name))
+            wait_until(lambda: cache.pointer(pipeline.name) == store.pointer(pipeline.name))
         finally:
             process.send_signal(end)
         said = process.communicate(timeout=PATIENCE_SECONDS)[1]
