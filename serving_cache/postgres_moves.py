@@ -5,6 +5,7 @@ What may become of a generation is decided in `almanac/generation_states.py` alo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from almanac.errors import Superseded, UsageError
@@ -55,15 +56,7 @@ class Moves(StoreBase):
             outcome = read_generation(connection, pipeline, move.generation)
         passing("rollback.committed")
         assert outcome is not None  # noqa: S101  (the pointer refers to it)
-        return Publication(
-            generation=outcome.generation,
-            epoch=outcome.epoch,
-            state=State.CURRENT,
-            coverage=outcome.coverage,
-            rows=outcome.rows,
-            reason="",
-            carried=0,
-        )
+        return replace(Publication.of(outcome, 0), reason="", alert="")
 
     def rollback_target(self, pipeline: str, to: int | None = None) -> int:
         """The generation that `rollback` would make current; nothing changes.

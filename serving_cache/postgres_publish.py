@@ -277,13 +277,4 @@ def _publication(outcome: GenerationRecord, carried: int) -> Publication:
             f"generation {outcome.generation} of {outcome.pipeline} was rejected: {outcome.reason}; "
             "the current one stays: see what was quarantined, and run again"
         )
-    return Publication(
-        generation=outcome.generation,
-        epoch=outcome.epoch,
-        state=State.ARCHIVED if outcome.state is State.ARCHIVED else State.CURRENT,
-        coverage=outcome.coverage,
-        rows=outcome.rows,
-        reason=outcome.reason,
-        carried=carried,
-        alert=outcome.alert,
-    )
+    return Publication.of(outcome, carried)

@@ -222,3 +222,17 @@ class Publication:
     reason: str
     carried: int
     alert: str = ""
+
+    @classmethod
+    def of(cls, outcome: GenerationRecord, carried: int) -> Publication:
+        """What came of a generation that is published: current, or archived; what became of it since does not count."""
+        return cls(
+            generation=outcome.generation,
+            epoch=outcome.epoch,
+            state=State.ARCHIVED if outcome.state is State.ARCHIVED else State.CURRENT,
+            coverage=outcome.coverage,
+            rows=outcome.rows,
+            reason=outcome.reason,
+            carried=carried,
+            alert=outcome.alert,
+        )

@@ -20,10 +20,11 @@ from almanac.partitioning import Grid
 from almanac.pipeline import Freshness, Output, Pipeline, hours
 from serving_cache.postgres import PostgresStore
 from serving_cache.reconciler import Reconciler
-from serving_cache.records import Attempt, GenerationStart, StagedPartition
+from serving_cache.records import Attempt, StagedPartition
 from serving_cache.redis import RedisStore
 from serving_cache.rollback import roll_back
 from serving_cache.sync import sync_redis
+from tests.generations import start_of
 
 assert adbc_driver_postgresql.dbapi.apilevel  # imported before the first fork
 
@@ -108,15 +109,7 @@ def _stage(pipeline: Pipeline, store: PostgresStore, cache: RedisStore, start: d
     as_of = start + timedelta(milliseconds=value)
     plan = store.begin_generation(
         pipeline,
-        GenerationStart(
-            run_key=f"run {value}",
-            cutoff=as_of,
-            as_of=as_of,
-            model="crash-v1",
-            model_hash="0" * 64,
-            clock_shift=timedelta(0),
-            partitions=tuple(range(pipeline.partitions.count)),
-        ),
+        start_of(pipeline, f"run {value}", as_of, model="crash-v1"),
         now=VIRTUAL_START + value * STEP,
     )
     every = list(range(pipeline.partitions.count))

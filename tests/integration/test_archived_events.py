@@ -22,6 +22,7 @@ from features.ingest import refresh
 from features.materialize import materialize
 from features.offline import historical
 from features.online import OnlineFeatures, observation_row
+from features.store import apply
 from jobs.check import gate_features
 from jobs.plan import plan
 from jobs.publish import publish
@@ -109,6 +110,7 @@ def world(postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFa
     own = settings.features_dir / pipeline.name
     own.mkdir(parents=True)
     (settings.features_dir / "weather").symlink_to(own)  # which the Feast definitions name
+    apply(settings)  # the registry may know these views over files of another test
     archiving = Archiving(pipeline, partial(open_archive, pipeline, settings), observation_row, Report("archive"))
     return World(pipeline, settings, archiving)
 

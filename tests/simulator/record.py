@@ -139,15 +139,7 @@ class MemoryRecord(Reading):
         if outcome.state is State.REJECTED:
             raise GateError(f"generation {outcome.generation} was rejected: {outcome.reason}")
         manifest = self.generations_by_number[outcome.generation].manifest
-        return Publication(
-            generation=outcome.generation,
-            epoch=outcome.epoch,
-            state=State.ARCHIVED if outcome.state is State.ARCHIVED else State.CURRENT,
-            coverage=outcome.coverage,
-            rows=outcome.rows,
-            reason=outcome.reason,
-            carried=sum(entry.origin != outcome.generation for entry in manifest.values()),
-        )
+        return Publication.of(outcome, sum(entry.origin != outcome.generation for entry in manifest.values()))
 
     def rollback_target(self, pipeline: str, to: int | None = None) -> int:
         return self._transaction("target", lambda: roll_back(self._board(), to).generation)
@@ -164,15 +156,7 @@ class MemoryRecord(Reading):
             return found.record
 
         outcome = self._transaction("roll back", act)
-        return Publication(
-            generation=outcome.generation,
-            epoch=outcome.epoch,
-            state=State.CURRENT,
-            coverage=outcome.coverage,
-            rows=outcome.rows,
-            reason="",
-            carried=0,
-        )
+        return replace(Publication.of(outcome, 0), reason="", alert="")
 
     def clear_rollback(self, pipeline: str) -> int | None:
         def act() -> int | None:
