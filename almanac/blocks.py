@@ -26,6 +26,7 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,16 @@ class Block:
     def rows(self) -> int:
         """Number of rows."""
         return len(self.keys)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The block as `encode` packs it; packed once, whoever asks."""
+        return encode(self)
+
+    @cached_property
+    def hash(self) -> str:
+        """The block's name, `block_hash` of its bytes."""
+        return block_hash(self.encoded)
 
     def row(self, key: int | str) -> dict[str, float] | None:
         """One key's values by column name; None if the block has no such key."""

@@ -12,7 +12,9 @@ def tally(block: Block) -> dict[str, Tally]:
     """What one block adds to its generation's summary, by output."""
     found: dict[str, Tally] = {}
     for name, column in block.columns.items():
-        values = column[~np.isnan(column)]
+        values = column
+        if len(values) and np.isnan(values.min()):  # which is so where any value is
+            values = column[~np.isnan(column)]
         nulls = len(column) - len(values)
         if len(values):
             found[name] = (float(values.min()), float(values.max()), float(values.sum(dtype=np.float64)), nulls)

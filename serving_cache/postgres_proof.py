@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from psycopg import sql
 
@@ -33,11 +31,8 @@ def staged_blocks(connection: Connection, attempt: Attempt) -> tuple[tuple[int, 
     return tuple(connection.execute(_STAGED, (attempt.pipeline, attempt.generation)).fetchall())
 
 
-def prove(connection: Connection, cursor: Any, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
+def prove(connection: Connection, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
     """Read every row of a generation back and compare it with the ledger, a few partitions at a time.
-
-    Args:
-        cursor: of a bulk connection.
 
     Returns:
         What was proved: it must still be so when the pointer moves.
@@ -62,7 +57,7 @@ def prove(connection: Connection, cursor: Any, attempt: Attempt) -> tuple[tuple[
         )
     for start in range(0, len(staged), PARTITIONS_PER_STEP):
         step = staged[start : start + PARTITIONS_PER_STEP]
-        for _ in packed(cursor, name, (row[0], *row[1]), {partition: digest for partition, digest, _ in step}):
+        for _ in packed(connection, name, (row[0], *row[1]), {partition: digest for partition, digest, _ in step}):
             pass  # each is proved as it is packed
     return staged
 

@@ -104,8 +104,8 @@ class Publishing(Staging, Moves):
 
     def _prove(self, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
         """Read the rows back; see `postgres_proof.prove`."""
-        with self._client.session() as connection, self.bulk() as (_, cursor):
-            proved = prove(connection, cursor, attempt)
+        with self._client.session() as connection:
+            proved = prove(connection, attempt)
         passing("publish.read-back")
         return proved
 

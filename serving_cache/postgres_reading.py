@@ -196,9 +196,9 @@ class Blocks(Staging):
         for partition, origin, digest, entity, outputs in rows:
             wanted[origin, entity, tuple(outputs)][partition] = digest
         found: dict[str, bytes] = {}
-        with self.bulk() as (_, cursor):
+        with self._client.session() as connection:
             for (origin, entity, outputs), hashes in wanted.items():
-                found.update(packed(cursor, child_name(pipeline.name, origin), (entity, *outputs), hashes))
+                found.update(packed(connection, child_name(pipeline.name, origin), (entity, *outputs), hashes))
         return found
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 from psycopg import sql
 
-from almanac.blocks import block_hash, encode
 from almanac.errors import BlockError, PredictionError, UsageError
 from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from almanac.tallies import tally
 from serving_cache.layout import child_name, table_name
-from serving_cache.postgres_client import Connection, translated
+from serving_cache.postgres_client import Connection
+from serving_cache.postgres_copying import HEADER, TRAILER, copied, grouped
 from serving_cache.postgres_ledger import Ledger, shortened
+from serving_cache.postgres_packing import read_rows
 from serving_cache.postgres_rows import (
     check_token,
     lock_pointer,
@@ -30,19 +30,27 @@ from serving_cache.postgres_rows import (
 )
 from serving_cache.records import Attempt, GenerationStart, StagedPartition
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 STAGE_ROWS_MAX = 8_000_000
 
 # What one attempt quarantined only a later one may score again: a task that was thought dead and is not shares its
 # token with its successor, and must not bring back what a gate has thrown out meanwhile.
 _CLAIM = """
-UPDATE ledger AS l SET state = 'staged', token = $3, block_hash = v.block_hash, rows = v.rows, reason = '', report = '',
-    as_of = v.as_of::timestamptz, computed_at = v.computed_at::timestamptz, input_digest = v.input_digest,
+SELECT partition FROM ledger
+WHERE pipeline = %s AND generation = %s AND partition = ANY(%s)
+    AND (state = 'planned' OR state = 'quarantined' AND token < %s)
+ORDER BY partition FOR UPDATE
+"""
+
+_STAGED = """
+UPDATE ledger AS l SET state = 'staged', token = %s, block_hash = v.block_hash, rows = v.rows, reason = '', report = '',
+    as_of = v.as_of, computed_at = v.computed_at, input_digest = v.input_digest,
     stats = v.stats::jsonb, updated_at = clock_timestamp()
-FROM unnest($4::int[], $5::text[], $6::int[], $7::text[], $8::text[], $9::text[], $10::text[])
+FROM unnest(%s::int[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[])
     AS v(partition, block_hash, rows, as_of, computed_at, input_digest, stats)
-WHERE l.pipeline = $1 AND l.generation = $2 AND l.partition = v.partition
-    AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < $3)
-RETURNING l.partition
+WHERE l.pipeline = %s AND l.generation = %s AND l.partition = v.partition
 """
 
 
@@ -105,21 +113,20 @@ class Staging(Ledger):
             return []
         _check(attempt, staged)
         by_partition = {part.partition: part for part in staged}
-        with self.bulk() as (connection, cursor):
-            columns = _columns(cursor, attempt)
+        with self._client.transaction() as connection:
+            columns = _columns(connection, attempt)
             for part in staged:
                 _check_columns(attempt, part, columns)
-            cursor.execute(_CLAIM, _claims(attempt, list(by_partition.values())))
-            claimed = sorted(row[0] for row in cursor.fetchall())
+            found = connection.execute(
+                _CLAIM, (attempt.pipeline, attempt.generation, list(by_partition), attempt.token)
+            ).fetchall()
+            claimed = [by_partition[row[0]] for row in found]
             passing("score.claimed")
-            rows = [by_partition[partition] for partition in claimed if by_partition[partition].block.rows]
-            if rows:
-                table = _rows_table(attempt.generation, columns.entity, rows)
-                cursor.adbc_ingest(child_name(attempt.pipeline, attempt.generation), table, mode="append")
+            described = _write_rows(connection, attempt, columns, claimed)
             passing("score.rows-written")
-            connection.commit()
+            connection.execute(_STAGED, (attempt.token, *described, attempt.pipeline, attempt.generation))
         passing("score.staged")
-        return claimed
+        return [part.partition for part in claimed]
 
     def reject(self, attempt: Attempt, reason: str) -> None:
         """Give a staged generation up and drop its rows; one already rejected stays as it is.
@@ -141,34 +148,23 @@ class Staging(Ledger):
             Superseded: another attempt has taken over.
             UsageError: the generation has its outcome already.
         """
-        with self.bulk() as (_, cursor):
-            columns = _columns(cursor, attempt)
-            names = ", ".join(quoted(name) for name in ("partition", columns.entity, *columns.outputs))
-            child = quoted(child_name(attempt.pipeline, attempt.generation))
-            cursor.execute(f"SELECT {names} FROM {child} ORDER BY partition, {quoted(columns.entity)}")  # noqa: S608
-            return cursor.fetch_arrow_table()
+        import pyarrow as pa
 
-    @contextmanager
-    def bulk(self) -> Iterator[tuple[Any, Any]]:
-        """An ADBC connection in a transaction, and its cursor: Arrow in and out by binary COPY.
-
-        Rolled back unless committed; its errors become ours.
-        """
-        import adbc_driver_postgresql.dbapi as adbc
-
-        try:
-            with adbc.connect(self._client.conninfo, autocommit=False) as connection, connection.cursor() as cursor:
-                try:
-                    yield connection, cursor
-                finally:
-                    connection.rollback()
-        except adbc.Error as error:
-            raise translated(error, error.sqlstate, self._client.where) from error
-
-
-def quoted(name: str) -> str:
-    """An identifier for ADBC, which takes statements as text."""
-    return sql.Identifier(name).as_string(None)
+        with self._client.transaction() as connection:
+            columns = _columns(connection, attempt)
+            child = child_name(attempt.pipeline, attempt.generation)
+            found = list(read_rows(connection, child, (columns.entity, *columns.outputs)))
+        owners = np.repeat(
+            np.array([rows.partition for rows in found], dtype=np.int32), [len(rows.keys) for rows in found]
+        )
+        kind = np.dtype(np.int64 if columns.whole_keys else "S1")
+        keys = np.concatenate([np.empty(0, kind), *(rows.keys for rows in found)])
+        values = {
+            name: np.concatenate([np.empty(0, np.float32), *(rows.columns[name] for rows in found)])
+            for name in columns.outputs
+        }
+        entities = keys if columns.whole_keys else pa.array(keys).cast(pa.string())
+        return pa.table({"partition": owners, columns.entity: entities, **values})
 
 
 def reject_generation(connection: Connection, pipeline: str, generation: int, reason: str) -> None:
@@ -258,14 +254,6 @@ def _check(attempt: Attempt, staged: Sequence[StagedPartition]) -> None:
         raise UsageError(f"{rows:,} rows are staged at once, at most {STAGE_ROWS_MAX:,} fit: make shards smaller")
     if len({part.partition for part in staged}) != len(staged):
         raise UsageError(f"a partition is staged twice in one call for {attempt.pipeline}: give each once")
-    for part in staged:
-        for name, column in part.block.columns.items():
-            bad = int(np.count_nonzero(~np.isfinite(column)))
-            if bad:
-                raise PredictionError(
-                    f"partition {part.partition} of {attempt.pipeline}: {bad} of {len(column)} values of {name} are "
-                    "NaN or infinite: quarantine the partition"
-                )
 
 
 class _Columns(NamedTuple):
@@ -274,16 +262,20 @@ class _Columns(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def _columns(cursor: Any, attempt: Attempt) -> _Columns:
+def _columns(connection: Connection, attempt: Attempt) -> _Columns:
     """The columns of the attempt's generation, which is held until the transaction ends."""
-    cursor.execute(
+    row = connection.execute(
         "SELECT g.fencing_token, g.state, g.entity, a.atttypid = 'bigint'::regtype, g.outputs FROM generations g "
-        "LEFT JOIN pg_attribute a ON a.attrelid = to_regclass($3) AND a.attname = g.entity "
-        "WHERE g.pipeline = $1 AND g.generation = $2 FOR SHARE OF g",
-        (attempt.pipeline, attempt.generation, quoted(table_name(attempt.pipeline))),
-    )
-    row = cursor.fetchone()
+        "LEFT JOIN pg_attribute a ON a.attrelid = to_regclass(%s) AND a.attname = g.entity "
+        "WHERE g.pipeline = %s AND g.generation = %s FOR SHARE OF g",
+        (
+            sql.Identifier(table_name(attempt.pipeline)).as_string(connection),
+            attempt.pipeline,
+            attempt.generation,
+        ),
+    ).fetchone()
     need_staged(attempt, token_checked(attempt, row))
+    assert row is not None  # noqa: S101  (its token was checked)
     return _Columns(row[2], bool(row[3]), tuple(row[4]))
 
 
@@ -302,29 +294,46 @@ def _check_columns(attempt: Attempt, part: StagedPartition, columns: _Columns) -
         )
 
 
-def _claims(attempt: Attempt, parts: list[StagedPartition]) -> tuple[Any, ...]:
-    return (
-        attempt.pipeline,
-        attempt.generation,
-        attempt.token,
-        [part.partition for part in parts],
-        [block_hash(encode(part.block)) for part in parts],
-        [part.block.rows for part in parts],
-        [part.as_of.isoformat() for part in parts],
-        [part.computed_at.isoformat() for part in parts],
-        [part.input_digest for part in parts],
-        [msgspec.json.encode(tally(part.block)).decode() for part in parts],
+def _write_rows(
+    connection: Connection, attempt: Attempt, columns: _Columns, parts: list[StagedPartition]
+) -> tuple[list[Any], ...]:
+    """Send the rows, and describe each partition for the ledger while the server takes them in.
+
+    Raises:
+        PredictionError: a prediction is NaN or infinite.
+    """
+    names = ("generation", "partition", columns.entity, *columns.outputs)
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        sql.Identifier(child_name(attempt.pipeline, attempt.generation)),
+        sql.SQL(", ").join(map(sql.Identifier, names)),
     )
+    described: list[tuple[Any, ...]] = []
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(HEADER)
+        for group in grouped(parts):
+            for data in copied(attempt.generation, group):
+                copy.write(data)
+            described += [_described(attempt, part) for part in group]
+        copy.write(TRAILER)
+    return tuple([entry[n] for entry in described] for n in range(7))
 
 
-def _rows_table(generation: int, entity: str, parts: list[StagedPartition]) -> pa.Table:
-    sizes = [part.block.rows for part in parts]
-    keys = np.concatenate([part.block.keys for part in parts])
-    columns: dict[str, Any] = {
-        "generation": np.full(len(keys), generation, dtype=np.int64),
-        "partition": np.repeat(np.array([part.partition for part in parts], dtype=np.int32), sizes),
-        entity: pa.array(keys).cast(pa.string()) if keys.dtype.kind == "S" else keys,
-    }
-    for name in parts[0].block.columns:
-        columns[name] = np.concatenate([part.block.columns[name] for part in parts])
-    return pa.table(columns)
+def _described(attempt: Attempt, part: StagedPartition) -> tuple[Any, ...]:
+    tallies = tally(part.block)
+    for name, (_, _, total, nulls) in tallies.items():
+        if nulls or not math.isfinite(total):
+            column = part.block.columns[name]
+            bad = int(np.count_nonzero(~np.isfinite(column)))
+            raise PredictionError(
+                f"partition {part.partition} of {attempt.pipeline}: {bad} of {len(column)} values of {name} are "
+                "NaN or infinite: quarantine the partition"
+            )
+    return (
+        part.partition,
+        part.block.hash,
+        part.block.rows,
+        part.as_of,
+        part.computed_at,
+        part.input_digest,
+        msgspec.json.encode(tallies).decode(),
+    )

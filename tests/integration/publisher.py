@@ -13,14 +13,10 @@ import os
 import sys
 from datetime import timedelta
 
-import adbc_driver_postgresql.dbapi
-
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_redis
 from tests.generations import NOON, grid_pipeline, staged_parts, start_of
-
-assert adbc_driver_postgresql.dbapi.apilevel  # imported before the first fork
 
 
 def publish(name: str, value: int) -> None:
