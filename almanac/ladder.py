@@ -28,13 +28,13 @@ An as_of that lies in the future counts as age 0 (see `age_of`); beyond
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from almanac.freshness import Verdict, age_of, age_verdict, output_verdict, valid_at, verdict
 from almanac.pipeline import Output
+from almanac.ranked import Value, is_value
 from almanac.rungs import (
     Answer,
     Candidate,
@@ -142,9 +142,10 @@ def climb(
         answer = way.try_rung(candidates.previous, Rung.PREVIOUS, name)
         if answer is not None:
             return answer
-    if terms.default is not None:
+    default = terms.default or candidates.default
+    if default is not None:
         if terms.max_stale is None:
-            return _default(terms, tuple(way.reasons))
+            return _default(default, candidates, terms, tuple(way.reasons))
         way.reasons.append("the declared default has no as_of, and max_stale excludes it")
     passing = terms.fresh and isinstance(fresh, Unmade) and fresh.passing
     return Refusal(reasons=tuple(way.reasons), best_age=min(way.ages, default=None), passing=passing)
@@ -194,12 +195,11 @@ def _first_rung(candidates: Candidates, way: _Climb) -> list[Candidate]:
     return sorted(dated, key=lambda c: (c.as_of, c.source is not Source.BATCH), reverse=True)
 
 
-def _known(values: Mapping[str, float], output: Output) -> bool:
-    value = values.get(output.name)
-    return value is not None and math.isfinite(value)
+def _known(values: Mapping[str, Value], output: Output) -> bool:
+    return is_value(values.get(output.name))
 
 
-def _outputs(values: Mapping[str, float], as_of: datetime, terms: Terms, now: datetime) -> tuple[OutputAnswer, ...]:
+def _outputs(values: Mapping[str, Value], as_of: datetime, terms: Terms, now: datetime) -> tuple[OutputAnswer, ...]:
     """Every declared output: its value if it may be given, and its own verdict."""
     found = []
     for output in terms.outputs:
@@ -210,11 +210,13 @@ def _outputs(values: Mapping[str, float], as_of: datetime, terms: Terms, now: da
     return tuple(found)
 
 
-def _default(terms: Terms, reasons: tuple[str, ...]) -> Answer:
-    """Rung 4: the declared values, with no age to claim."""
-    values = terms.default or {}
+def _default(values: Mapping[str, Value], candidates: Candidates, terms: Terms, reasons: tuple[str, ...]) -> Answer:
+    """Rung 4: the declared values, or those that the generation holds, with no age to claim."""
+    held = terms.default is None
     return Answer(
-        candidate=Candidate(values=values, source=Source.DEFAULT, as_of=None),
+        candidate=Candidate(
+            values=values, source=Source.DEFAULT, as_of=None, generation=candidates.generation if held else None
+        ),
         rung=Rung.DEFAULT,
         verdict=Verdict.MISSING,
         outputs=tuple(

@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 
 from almanac.freshness import Verdict, age_of, verdict
 from almanac.pipeline import Freshness, Output, Pipeline
+from almanac.ranked import Value
 
 
 class Source(StrEnum):
@@ -34,7 +35,7 @@ class Candidate:
     """One prediction that could answer.
 
     Args:
-        values: a number per output; one that is absent, NaN or infinite counts as missing.
+        values: a number or a list per output; one that is absent, NaN, infinite or empty counts as missing.
         source: which runtime made it.
         as_of: the data time it speaks from; None only for the declared default.
         computed_at: when it was scored.
@@ -45,7 +46,7 @@ class Candidate:
         reason: why its partition was carried forward; None if it was not.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
     source: Source
     as_of: datetime | None
     computed_at: datetime | None = None
@@ -65,6 +66,7 @@ class Candidates:
         model: the current generation's model; None while none is published.
         overlays: predictions of the stream and of fresh computations, at most one per model.
         current, previous: the entity's row in each generation; None where it has none.
+        default: the default that the current generation holds, where the declaration says that it does.
     """
 
     generation: int | None = None
@@ -72,6 +74,7 @@ class Candidates:
     overlays: tuple[Candidate, ...] = ()
     current: Candidate | None = None
     previous: Candidate | None = None
+    default: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class Terms:
     Args:
         outputs: the declared outputs.
         freshness: when a prediction is fresh, stale, expired.
-        default: the declared default, a value per output.
+        default: the declared default, a value per output; None where a generation holds it, or there is none.
         max_stale: greatest age the caller accepts; None for whatever is usable.
         fresh: whether the pipeline declares fresh computation.
     """
@@ -101,7 +104,7 @@ class Terms:
         return cls(
             outputs=pipeline.outputs,
             freshness=freshness,
-            default=pipeline.default,
+            default=None if isinstance(pipeline.default, str) else pipeline.default,
             max_stale=max_stale,
             fresh=pipeline.fresh is not None,
         )
@@ -112,7 +115,7 @@ class OutputAnswer:
     """One output of an answer; `value` is None where the verdict is expired or missing."""
 
     output: Output
-    value: float | None
+    value: Value | None
     valid_at: datetime | None
     verdict: Verdict
 

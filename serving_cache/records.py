@@ -5,7 +5,6 @@ Both stores, Postgres and Redis, return these same records. Times are aware UTC.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,8 +12,8 @@ import msgspec
 
 from almanac.blocks import Block
 from almanac.decisions import Sequence
-from almanac.errors import PredictionError
 from almanac.generation_states import State as State
+from almanac.ranked import Value, need_finite
 
 
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +96,7 @@ class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         entity: the entity's key as text, such as `"17"`.
         topic, kafka_partition, kafka_offset: where its event stood; `FRESH_TOPIC`, 0, 0 for a fresh computation.
-        values: output name to value.
+        values: output name to value: a number or a list.
 
     Raises:
         PredictionError: a value is NaN or infinite.
@@ -109,15 +108,11 @@ class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     kafka_partition: int
     kafka_offset: int
-    values: dict[str, float]
+    values: dict[str, Value]
     computed_at: datetime
 
     def __post_init__(self) -> None:
-        for name, value in self.values.items():
-            if not math.isfinite(value):
-                raise PredictionError(
-                    f"overlay of entity {self.entity}: {name} is {value}: look at the event and model {self.model}"
-                )
+        need_finite(f"overlay of entity {self.entity} by {self.model}", self.values)
 
     @property
     def is_fresh(self) -> bool:

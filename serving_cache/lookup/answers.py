@@ -18,9 +18,10 @@ from functools import lru_cache
 import msgspec
 
 from almanac.clock import format_time
-from almanac.ladder import Answer, Refusal, span
+from almanac.ladder import Answer, OutputAnswer, Refusal, span
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
+from almanac.ranked import RankedList
 from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 
@@ -40,10 +41,22 @@ class Point(msgspec.Struct, frozen=True):
     lon: float
 
 
-class OutputJson(msgspec.Struct, frozen=True):
-    """One output. `value` is null where the verdict is expired or where the prediction lacks it."""
+class ItemJson(msgspec.Struct, frozen=True):
+    """One item of a list, with its score and its attributes."""
 
-    value: float | None
+    item: str
+    score: float | None
+    attributes: dict[str, float | None]
+
+
+class OutputJson(msgspec.Struct, frozen=True, kw_only=True):
+    """One output: a number, or where the pipeline ranks the items of a list, best first, in place of `value`.
+
+    Both are null where the verdict is expired or where the prediction lacks them.
+    """
+
+    value: float | msgspec.UnsetType | None = msgspec.UNSET
+    items: list[ItemJson] | msgspec.UnsetType | None = msgspec.UNSET
     unit: str
     valid_at: str | None
     verdict: str
@@ -95,15 +108,7 @@ def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: 
         pipeline=pipeline.name,
         entity=entity,
         point=_point(pipeline, entity),
-        outputs={
-            found.output.name: OutputJson(
-                value=shortest(found.value),
-                unit=found.output.unit,
-                valid_at=_time(found.valid_at),
-                verdict=found.verdict.value,
-            )
-            for found in answer.outputs
-        },
+        outputs={found.output.name: _output(found, pipeline) for found in answer.outputs},
         verdict=answer.verdict.value,
         source=candidate.source.value,
         place=candidate.place,
@@ -117,6 +122,23 @@ def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: 
         model=candidate.model,
         clock=_clock_note(outcome.reading, candidate.generation),
     )
+
+
+def _output(found: OutputAnswer, pipeline: Pipeline) -> OutputJson:
+    unit, valid_at, verdict = found.output.unit, _time(found.valid_at), found.verdict.value
+    if pipeline.ranking is None:
+        value = None if isinstance(found.value, RankedList) else shortest(found.value)
+        return OutputJson(value=value, unit=unit, valid_at=valid_at, verdict=verdict)
+    items = items_json(found.value.first(pipeline.ranking.length)) if isinstance(found.value, RankedList) else None
+    return OutputJson(items=items, unit=unit, valid_at=valid_at, verdict=verdict)
+
+
+def items_json(found: RankedList) -> list[ItemJson]:
+    """A list as it is sent, best item first."""
+    return [
+        ItemJson(item, shortest(score), {name: shortest(values[at]) for name, values in found.attributes.items()})
+        for at, (item, score) in enumerate(zip(found.items, found.scores, strict=True))
+    ]
 
 
 def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcome: Outcome) -> RefusalJson:

@@ -308,7 +308,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
         }
         if pipeline.fresh is not None
         else None,
-        "default": dict(pipeline.default) if pipeline.default is not None else None,
+        "default": dict(pipeline.default) if isinstance(pipeline.default, Mapping) else pipeline.default,
     }
 
 
