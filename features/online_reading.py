@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from almanac.clock import need_utc
 from almanac.errors import FeatureError
 from almanac.feature_checks import words
-from almanac.pipeline import Pipeline
+from almanac.pipeline import GridObservations, Pipeline
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
 from features.packed import Column, Layout, Micros, Packed, UnknownLayouts, numbers_of, packing, parse
@@ -340,7 +340,7 @@ def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[An
 
     Pipelines whose features are not those of a grid of observations are scored with the columns as they are.
     """
-    if pipeline.source is None:
+    if not isinstance(pipeline.source, GridObservations):
         return dict(found.columns)
     variable = pipeline.source.variable
     if not {variable, *HISTORY, *CARRIED, *NEIGHBOURS} <= found.columns.keys():

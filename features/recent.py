@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from almanac.pipeline import Pipeline
+from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
 from features.archive import newest_events
 from features.forward import bring_table_forward
@@ -47,7 +47,7 @@ def known_at(pipeline: Pipeline, settings: Settings, asked: pa.Table, as_of: dat
         return base
     moments = [events[entity] for entity in asked[pipeline.entity].take(pa.array(rows)).to_pylist()]
     newer = historical(pipeline, settings, _at(asked.take(pa.array(rows)), moments))
-    if pipeline.source is not None:
+    if isinstance(pipeline.source, GridObservations):
         newer = bring_table_forward(newer, moments, pipeline.source.variable)
     # By the time of its event an entity's other features may have expired: then it stays as of the source's hour.
     kept = np.flatnonzero(~_lacking(newer) | _lacking(base.take(pa.array(rows))))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from almanac.clock import HOUR
 from almanac.errors import FeatureError, UsageError
 from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
-from almanac.pipeline import Output, Pipeline
+from almanac.pipeline import GridObservations, Output, Pipeline
 from almanac.registry import ModelVersion
 from almanac.settings import Settings
 from features.grid import CARRIED, differences, same_hour_column
@@ -72,7 +72,7 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
         FeatureError: features are missing.
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
-    if pipeline.source is None:
+    if not isinstance(pipeline.source, GridObservations):
         from jobs.labelled import train_on_labels
 
         return train_on_labels(pipeline, settings, now=now, progress=progress)
@@ -95,7 +95,7 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
     from features.ingest import refresh
     from features.store import apply
 
-    if pipeline.source is None:
+    if not isinstance(pipeline.source, GridObservations):
         raise UsageError(f"pipeline {pipeline.name} has no source to train on: declare one")
     progress("reading observations")
     truth, first, source = read_truth(pipeline, settings, now)

@@ -28,7 +28,7 @@ from cloudevents.core.formats.json import JSONFormat
 from almanac.clock import format_time, parse_time
 from almanac.errors import EventError, UnknownEntity, UsageError
 from almanac.partitioning import EntityKey
-from almanac.pipeline import Pipeline, Stream, ValueRange
+from almanac.pipeline import GridObservations, Pipeline, Stream, ValueRange
 
 EVENT_BYTES_MAX = 65_536
 """Size of a message's value, in bytes, above which it is not looked at."""
@@ -270,7 +270,7 @@ def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
 
 
 def _observed(fields: dict[str, Any], pipeline: Pipeline) -> Observed:
-    if pipeline.source is not None:
+    if isinstance(pipeline.source, GridObservations):
         variable = pipeline.source.variable
         return _value(variable, _need(fields, variable), pipeline.source.valid_range, f" {pipeline.source.unit}")
     return {name: _value(name, _need(fields, name), allowed) for name, allowed in pipeline.event_values.items()}

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from almanac.clock import floor_hour
 from almanac.errors import EventError, FeatureError, PredictionError
 from almanac.partitioning import EntityKey
-from almanac.pipeline import Pipeline
+from almanac.pipeline import GridObservations, Pipeline
 from features.forward import bring_table_forward
 from features.online import NEWEST_AT
 from features.online_reading import HAS_EXPIRED as HAS_EXPIRED
@@ -256,7 +256,7 @@ def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: 
             column = pa.array([float(row[name]) for row in rows], type=pa.float32())
             at = table.schema.get_field_index(name)
             table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
-    if pipeline.source is None:
+    if not isinstance(pipeline.source, GridObservations):
         return table
     return bring_table_forward(table, [event.observed_at for _, event in batch.events], pipeline.source.variable)
 

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, Message, Producer
 from almanac.clock import format_time
 from almanac.errors import EventError, SourceError, Unavailable, UsageError
 from almanac.partitioning import Grid
-from almanac.pipeline import Pipeline
+from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
 from streaming.connection import almanac_error, open_producer
 from streaming.events import OBSERVED_AT, declared, parse
@@ -93,7 +93,7 @@ def replayed(pipeline: Pipeline, source: Source, now: datetime, hours: int) -> I
     import numpy as np
 
     declared(pipeline)
-    if not isinstance(pipeline.partitions, Grid) or pipeline.source is None:
+    if not isinstance(pipeline.partitions, Grid) or not isinstance(pipeline.source, GridObservations):
         raise UsageError(f"pipeline {pipeline.name} has no source to replay: send events with --file")
     if not 1 <= hours <= REPLAY_HOURS_MAX:
         raise UsageError(f"{hours} hours cannot be replayed: give 1 to {REPLAY_HOURS_MAX}")

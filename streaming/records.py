@@ -18,7 +18,7 @@ from almanac.clock import format_time, parse_time
 from almanac.errors import AlmanacError, DataError, EventError
 from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
-from almanac.pipeline import Pipeline
+from almanac.pipeline import GridObservations, Pipeline
 from serving_cache.records import OverlayRecord
 from streaming.events import Event, Observed, traceparent
 
@@ -253,7 +253,7 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
 
 
 def _observed(pipeline: Pipeline, found: Any) -> Observed:
-    if pipeline.source is not None:
+    if isinstance(pipeline.source, GridObservations):
         return float(found)
     return {
         name: found[name] if isinstance(found[name], bool) else float(found[name]) for name in pipeline.event_values

@@ -62,7 +62,7 @@ def grid_of(pipeline: Pipeline) -> tuple[Grid, GridObservations]:
     Raises:
         DeclarationError: the pipeline has no source.
     """
-    if not isinstance(pipeline.partitions, Grid) or pipeline.source is None:
+    if not isinstance(pipeline.partitions, Grid) or not isinstance(pipeline.source, GridObservations):
         raise DeclarationError(
             f"pipeline {pipeline.name} declares no source on a Grid: "
             "give it partitions=Grid(…) and source=GridObservations(…)"

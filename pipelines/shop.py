@@ -1,0 +1,30 @@
+"""Ten items for every customer of a shop, from what customers bought."""
+
+from datetime import UTC, datetime
+
+from almanac.interactions import Columns
+from almanac.partitioning import Buckets
+from almanac.pipeline import Freshness, Interactions, Output, Pipeline, days, hours
+
+shop = Pipeline(
+    name="shop",
+    entity="customer_id",
+    partitions=Buckets(count=64),
+    outputs=(Output(name="score"),),
+    features="shop_v1",
+    model="shop@champion",
+    schedule="0 3 * * *",
+    freshness=Freshness(fresh_for=hours(36), usable_for=days(7)),
+    source=Interactions(
+        item="item_id",
+        since=datetime(2010, 1, 1, tzinfo=UTC),
+        columns=Columns(
+            entity="CustomerID", item="Description", quantity="Quantity", price="UnitPrice", time="InvoiceDate"
+        ),
+        time_zone="Europe/London",
+        not_items=("POSTAGE", "DOTCOM POSTAGE", "CARRIAGE", "MANUAL", "DISCOUNT", "SAMPLES", "BANK CHARGES"),
+        history="customer_history",
+    ),
+    description="Items that a customer may want next, ranked.",
+    tags=("shop", "customers"),
+)
