@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PARTITION = "_partition"
 UNCOUNTED = frozenset({PARTITION, "event_timestamp"})
-CODE = ("almanac.scoring", "almanac.blocks", "almanac.partitioning", "jobs.score", "jobs.gate", "jobs.digests")
+CODE = ("almanac.scoring", "almanac.blocks", "almanac.partitioning", "jobs.building", "jobs.gate", "jobs.digests")
 """The modules that make blocks of features, and judge both."""
 LIBRARIES = ("onnxruntime", "great-expectations")
 

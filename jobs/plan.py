@@ -14,6 +14,7 @@ from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings
 from jobs.costs import STAGES_LOOKED_AT_MAX, measured
+from jobs.models import scorer_of
 from jobs.row_gates import row_by_row
 from jobs.shards import cut, rows_of_grid
 from jobs.stages import Stage, stage
@@ -148,7 +149,6 @@ class _Run:
 
 
 def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now: datetime) -> Plan:
-    from almanac.scoring import Scorer
     from features.identity import definitions_digest, source_digest
     from features.ingest import refresh
     from features.store import service_columns
@@ -157,7 +157,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     from serving_cache.records import GenerationStart
 
     version = Registry(settings.models_dir).resolve(pipeline.model)
-    scorer = Scorer.load(version, pipeline)  # a model that does not fit stops the run before anything is written
+    scorer = scorer_of(version, pipeline)  # a model that does not fit stops the run before anything is written
     with record.step("features"):
         ingested = refresh(pipeline, settings, run.cutoff, window=FEATURE_WINDOW)
         if pipeline.source is None:
