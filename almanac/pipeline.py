@@ -12,14 +12,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
+from almanac.fresh_declared import Fresh as Fresh
+from almanac.gates import Gate as Gate
 from almanac.integrity import Integrity as Integrity
 from almanac.interactions import Interactions as Interactions
 from almanac.jumps import Jump as Jump
 from almanac.partitioning import Buckets, Grid, Partitioning
+from almanac.ranking_declared import Ranking as Ranking
+from almanac.ranking_declared import check_default, check_ranking
 from almanac.training import Training as Training
 
 if TYPE_CHECKING:
@@ -34,8 +38,6 @@ SHARD_PARTITIONS = 12
 
 ValueRange = tuple[float, float] | type[bool] | None
 """What may be true of a value: least and greatest, yes or no, or any number."""
-FRESH_DEADLINE_MAX = timedelta(seconds=30)
-FRESH_CONCURRENCY_MAX = 64
 PREVIOUS_KEPT_MIN = timedelta(hours=1)
 ROLLED_BACK_KEPT_MIN = timedelta(days=1)
 
@@ -151,52 +153,6 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fresh:
-    """Fresh computation at a lookup: what it may take, where nothing made beforehand can answer.
-
-    Args:
-        deadline: from the request's start, waiting for a slot included.
-        concurrency: computations at work at once in one lookup process; others wait for a slot.
-    """
-
-    deadline: timedelta = timedelta(milliseconds=250)
-    concurrency: int = 4
-
-    def __post_init__(self) -> None:
-        if not timedelta(0) < self.deadline <= FRESH_DEADLINE_MAX:
-            raise DeclarationError(
-                f"Fresh.deadline is {self.deadline}: give a duration above 0 and up to {FRESH_DEADLINE_MAX}"
-            )
-        if not 1 <= self.concurrency <= FRESH_CONCURRENCY_MAX:
-            raise DeclarationError(f"Fresh.concurrency is {self.concurrency}: give 1 to {FRESH_CONCURRENCY_MAX}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """One Great Expectations expectation, by its snake_case name, on features or on predictions.
-
-    Args:
-        on: `features` (before scoring) or `predictions` (before publishing).
-        expectation: for example `expect_column_values_to_be_between`.
-        kwargs: its arguments, `column` among them.
-    """
-
-    on: Literal["features", "predictions"]
-    expectation: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.on not in ("features", "predictions"):
-            raise DeclarationError(f"Gate.on is {self.on!r}: give 'features' or 'predictions'")
-        need_a("Gate.kwargs", self.kwargs, Mapping, "give a dictionary such as {'column': 't2m_1h'}")
-        if not isinstance(self.expectation, str) or not self.expectation.startswith("expect_"):
-            raise DeclarationError(
-                f"Gate.expectation is {self.expectation!r}: "
-                "give Great Expectations' snake_case name, which starts with expect_"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """One declared prediction pipeline.
 
@@ -213,7 +169,8 @@ class Pipeline:
         stream: the events' topic; None for a pipeline without a stream.
         fresh: fresh computation at a lookup; None for a pipeline that answers only with what was made beforehand.
         gates: expectations before scoring and before publishing.
-        default: last rung of the ladder, a value per output; None for no default.
+        ranking: the one output is the score of an item, and a prediction a ranked list; None for numbers.
+        default: last rung of the ladder: a value per output, `ANY_ITEM` where lists are ranked; None for no default.
         coverage_min: least share of partitions a generation must cover, 0 to 1.
         generations_kept: whole generations kept besides the current one.
         previous_kept: how long a generation is kept at least once it is no longer current.
@@ -242,7 +199,8 @@ class Pipeline:
     stream: Stream | None = None
     fresh: Fresh | None = None
     gates: tuple[Gate, ...] = ()
-    default: Mapping[str, float] | None = None
+    ranking: Ranking | None = None
+    default: Mapping[str, float] | str | None = None
     coverage_min: float = 0.95
     generations_kept: int = 3
     previous_kept: timedelta = PREVIOUS_KEPT_MIN
@@ -282,11 +240,8 @@ class Pipeline:
             raise DeclarationError(f"schedule is {self.schedule!r}: give a cron expression of five fields, in UTC")
         if not 0 < self.coverage_min <= 1:
             raise DeclarationError(f"coverage_min is {self.coverage_min}: give a share above 0 and up to 1")
-        if self.default is not None and set(self.default) != set(names):
-            raise DeclarationError(
-                f"default names {', '.join(sorted(self.default))}, outputs are {', '.join(names)}: "
-                "give each output one value"
-            )
+        check_ranking(self)
+        check_default(self)
         if self.source is not None and self.stream is not None and self.stream.values:
             raise DeclarationError("stream declares values, but events carry the source's variable: remove one of them")
         if self.source is None and self.stream is not None and not self.stream.values:
@@ -334,9 +289,8 @@ class Pipeline:
         if self.shard_partitions is not None:
             need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
         if self.default is not None:
-            need_a("default", self.default, Mapping, "give a dictionary of output to value, or leave it out")
-            for output, value in self.default.items():
-                need_number(f"default[{output!r}]", value, -math.inf, math.inf)
+            need_a("default", self.default, (Mapping, str), "give a dictionary of output to value, or leave it out")
+        need_a("ranking", self.ranking, (Ranking, type(None)), "give Ranking(item=…, features=…), or leave it out")
 
     @property
     def event_values(self) -> Mapping[str, ValueRange]:
@@ -349,6 +303,11 @@ class Pipeline:
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, in the model's order."""
         return tuple(output.name for output in self.outputs)
+
+    @property
+    def stored_columns(self) -> tuple[str, ...]:
+        """Columns of a prediction in the record and in blocks, in order."""
+        return self.output_names if self.ranking is None else self.ranking.stored_columns
 
     @property
     def model_name(self) -> str:
