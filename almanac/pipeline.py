@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
+from almanac.events_declared import Lines as Lines
+from almanac.events_declared import Stream as Stream
+from almanac.events_declared import ValueRange as ValueRange
 from almanac.fresh_declared import Fresh as Fresh
 from almanac.gates import Gate as Gate
 from almanac.integrity import Integrity as Integrity
@@ -30,14 +33,10 @@ if TYPE_CHECKING:
     from almanac.end_manifest import EndManifest
 
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
-TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
-COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 OUTPUTS_MAX = 64
 SHARD_PARTITIONS = 12
 """Partitions of a shard before anything was measured."""
 
-ValueRange = tuple[float, float] | type[bool] | None
-"""What may be true of a value: least and greatest, yes or no, or any number."""
 PREVIOUS_KEPT_MIN = timedelta(hours=1)
 ROLLED_BACK_KEPT_MIN = timedelta(days=1)
 
@@ -123,33 +122,6 @@ class GridObservations:
     def __post_init__(self) -> None:
         need_name("GridObservations.variable", self.variable)
         need_range("GridObservations.valid_range", self.valid_range)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """The Kafka topic of a pipeline's events; the other topics are named after the pipeline.
-
-    Args:
-        topic: the events' topic.
-        future_tolerance: how far ahead of our clock an event's time may lie.
-        values: for a pipeline without a source: the columns of the pushed feature view that every event
-            carries, each with what is true of it: `(least, greatest)`, `bool`, or None for any number.
-    """
-
-    topic: str
-    future_tolerance: timedelta = timedelta(minutes=5)
-    values: Mapping[str, ValueRange] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        need_name("Stream.topic", self.topic, TOPIC)
-        need_duration("Stream.future_tolerance", self.future_tolerance)
-        need_a("Stream.values", self.values, Mapping, "give a dictionary such as {'rides': (0, 500)}")
-        for name, allowed in self.values.items():
-            need_name("a column of Stream.values", name, COLUMN)
-            if allowed is not None and allowed is not bool:
-                need_range(f"Stream.values[{name!r}]", allowed)
-        if self.future_tolerance < timedelta(0):
-            raise DeclarationError(f"Stream.future_tolerance is {self.future_tolerance}: give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +216,12 @@ class Pipeline:
         check_default(self)
         if self.source is not None and self.stream is not None and self.stream.values:
             raise DeclarationError("stream declares values, but events carry the source's variable: remove one of them")
-        if self.source is None and self.stream is not None and not self.stream.values:
+        if self.source is None and self.stream is not None and not (self.stream.values or self.stream.lines):
             raise DeclarationError(
                 "stream says nothing of what events carry: give Stream(values={'column': (least, greatest)}) "
                 "with the columns of the pushed view, or a source"
             )
-        if self.entity in self.event_values or "observed_at" in self.event_values:
+        if {self.entity, "observed_at"} & {*self.event_values, *([self.lines.name] if self.lines else [])}:
             raise DeclarationError(
                 f"events cannot carry {self.entity!r} or 'observed_at' as a value: rename the column"
             )
@@ -294,10 +266,15 @@ class Pipeline:
 
     @property
     def event_values(self) -> Mapping[str, ValueRange]:
-        """What an event carries besides entity and time, each with what may be true of it."""
+        """What an event carries besides entity, time and lines, each with what may be true of it."""
         if isinstance(self.source, GridObservations):
             return {self.source.variable: self.source.valid_range}
         return self.stream.values if self.stream is not None else {}
+
+    @property
+    def lines(self) -> Lines | None:
+        """What the lines of an event carry; None of a pipeline whose events have none."""
+        return self.stream.lines if self.stream is not None else None
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from almanac.partitioning import EntityKey
 from streaming.events import Event, Observed
+from streaming.values import Line
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -36,27 +37,27 @@ class Duplicates:
     def __init__(self, base: Duplicates | None = None) -> None:
         self._base = base
         self._ids: OrderedDict[Hashable, None] = OrderedDict()
-        self._latest: OrderedDict[EntityKey, tuple[datetime, Observed]] = OrderedDict()
+        self._latest: OrderedDict[EntityKey, tuple[datetime, Observed | tuple[Line, ...]]] = OrderedDict()
 
     def knows(self, event: Event) -> bool:
         """Whether the event is a duplicate."""
         if event.event_id is not None:
             return event.event_id in self._ids or (self._base is not None and self._base.knows(event))
         if event.entity in self._latest or self._base is None:
-            return self._latest.get(event.entity) == (event.observed_at, event.value)
+            return self._latest.get(event.entity) == event.said
         return self._base.knows(event)
 
     def remember(self, event: Event) -> None:
         """Take note of an event; the oldest note goes when there are too many."""
         if event.event_id is not None:
             _put(self._ids, event.event_id, None)
-        _put(self._latest, event.entity, (event.observed_at, event.value))
+        _put(self._latest, event.entity, event.said)
 
     def forget(self, event: Event) -> None:
         """Take back a note: the event was not handled after all, and may come again."""
         if event.event_id is not None:
             self._ids.pop(event.event_id, None)
-        if self._latest.get(event.entity) == (event.observed_at, event.value):
+        if self._latest.get(event.entity) == event.said:
             del self._latest[event.entity]
 
     def branch(self) -> Duplicates:

@@ -4,16 +4,15 @@ An event is a JSON object with the entity, the time of observation and the value
 
     {"cell_id": 17, "observed_at": "2026-11-21T13:20:00Z", "t2m": 281.3}
 
-or, for a pipeline without a source, with the columns of its pushed view, as `Stream.values` declares them;
-plain, or as the data of a CloudEvent (binary mode: `ce_*` headers; structured
-mode: content-type `application/cloudevents+json`). Other fields are ignored, so
-that producers may add some. The message's key is the entity; it may be absent.
+or, for a pipeline without a source, with the columns of its pushed view, as `Stream.values` declares them,
+or with a list of lines, as `Stream.lines` does (`streaming.values`); plain, or as the data of a CloudEvent
+(binary mode: `ce_*` headers; structured mode: content-type `application/cloudevents+json`). Other fields are
+ignored, so that producers may add some. The message's key is the entity; it may be absent, unless events carry lines.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,16 +27,18 @@ from cloudevents.core.formats.json import JSONFormat
 from almanac.clock import format_time, parse_time
 from almanac.errors import EventError, UnknownEntity, UsageError
 from almanac.partitioning import EntityKey
-from almanac.pipeline import GridObservations, Pipeline, Stream, ValueRange
+from almanac.pipeline import GridObservations, Pipeline, Stream
+from streaming.values import Line, lines_of, need, number, shown
 
 EVENT_BYTES_MAX = 65_536
 """Size of a message's value, in bytes, above which it is not looked at."""
+LINES_BYTES_MAX = 131_072
+"""The same where events carry lines: less than what the topics take, for the features' records repeat the lines."""
 
 OBSERVED_AT_MIN = datetime(1970, 1, 1, tzinfo=UTC)
 """Earliest believable observation; also what every store's timestamps can hold."""
 
 OBSERVED_AT = "observed_at"
-SHOWN_CHARS_MAX = 60
 
 REASONS = (
     "not-json",
@@ -54,6 +55,10 @@ REASONS = (
     "past-time",
     "too-large",
     "key-mismatch",
+    "key-missing",
+    "no-lines",
+    "too-many-lines",
+    "bad-item",
 )
 """Every reason with which `parse` refuses: stable words, used in headers and metrics."""
 
@@ -73,7 +78,9 @@ class Event:
     Args:
         entity: what was observed.
         observed_at: when, aware UTC.
-        value: what was observed, finite; of a pipeline with a source, its variable in the source's unit.
+        value: what was observed, finite; of a pipeline with a source, its variable in the source's unit. Empty
+            where events carry lines.
+        lines: these, where the declaration has them.
         event_id: a CloudEvent's source and id, by which a duplicate is known; None for a plain event.
         trace: W3C traceparent, to be passed on; None when absent or malformed.
     """
@@ -81,8 +88,14 @@ class Event:
     entity: EntityKey
     observed_at: datetime
     value: Observed
+    lines: tuple[Line, ...] = ()
     event_id: str | None = None
     trace: str | None = None
+
+    @property
+    def said(self) -> tuple[datetime, Observed | tuple[Line, ...]]:
+        """When, and what: by which an event that comes again is known."""
+        return self.observed_at, self.lines or self.value
 
 
 def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipeline: Pipeline, now: datetime) -> Event:
@@ -99,18 +112,21 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
     stream = declared(pipeline)
     if value is None:
         raise EventError("not-json", "the message has no value: send a JSON object")
-    if len(value) > EVENT_BYTES_MAX:
-        raise EventError(
-            "too-large", f"the event has {len(value)} bytes, at most {EVENT_BYTES_MAX} are read: send less"
-        )
+    bytes_max = EVENT_BYTES_MAX if stream.lines is None else LINES_BYTES_MAX
+    if len(value) > bytes_max:
+        raise EventError("too-large", f"the event has {len(value)} bytes, at most {bytes_max} are read: send less")
     fields, event_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
-    entity = _entity(_need(fields, pipeline.entity), pipeline)
+    entity = _entity(need(fields, pipeline.entity), pipeline)
+    if key is None and stream.lines is not None:
+        # What an entity's events amount to is kept by whoever reads its partition: all must come to the same.
+        raise EventError("key-missing", f"the event has no key: send {pipeline.entity} as the message's key")
     if key is not None and key != str(entity).encode():
         raise EventError(
-            "key-mismatch", f"key {_shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
+            "key-mismatch", f"key {shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
         )
-    observed_at = _observed_at(_need(fields, OBSERVED_AT), now, stream)
+    observed_at = _observed_at(need(fields, OBSERVED_AT), now, stream)
     observed = _observed(fields, pipeline)
+    lines = lines_of(fields, stream.lines) if stream.lines is not None else ()
     if now - observed_at > pipeline.freshness.usable_for:
         # Its prediction would be expired when made, from features of another day.
         raise EventError(
@@ -122,6 +138,7 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
         entity=entity,
         observed_at=observed_at,
         value=observed,
+        lines=lines,
         event_id=event_id,
         trace=traceparent(headers),
     )
@@ -148,24 +165,12 @@ def traceparent(headers: Headers | None) -> str | None:
     return None
 
 
-def _shown(what: object) -> str:
-    """A value as a message shows it: one line, short, ASCII."""
-    text = ascii(what)
-    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
-
-
-def _need(fields: dict[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise EventError("missing-field", f"field {name!r} is missing: send {name}")
-    return fields[name]
-
-
 def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], str | None]:
     """The event's fields and its identity, whichever way it came."""
     content_type = headers.get("content-type", b"").decode("latin-1").strip()
     if any(name.startswith(ce_kafka.CE_PREFIX) and name != "ce_traceparent" for name in headers):
         if content_type and not _JSON_TYPE.fullmatch(content_type):
-            raise EventError("not-json", f"content-type is {_shown(content_type)}: send application/json")
+            raise EventError("not-json", f"content-type is {shown(content_type)}: send application/json")
         envelope = {name: content for name, content in headers.items() if name.startswith(ce_kafka.CE_PREFIX)}
         if "ce_id" not in envelope:  # the library would invent one
             raise EventError(
@@ -181,7 +186,7 @@ def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], st
         if isinstance(data, bytes):  # the envelope's data_base64
             data = _object(data)
         if not isinstance(data, dict):
-            raise EventError("not-an-object", f"the CloudEvent's data is {_shown(data)}: send a JSON object")
+            raise EventError("not-an-object", f"the CloudEvent's data is {shown(data)}: send a JSON object")
         return data, _identity(event)
     return _object(value), None
 
@@ -192,10 +197,10 @@ def _cloud_event(message: ce_kafka.KafkaMessage) -> BaseCloudEvent:
     except CloudEventValidationError as error:
         names = ", ".join(sorted(error.errors))
         raise EventError(
-            "bad-envelope", f"the CloudEvent's attributes {_shown(names)} are missing or malformed: correct them"
+            "bad-envelope", f"the CloudEvent's attributes {shown(names)} are missing or malformed: correct them"
         ) from None
     except (BaseCloudEventException, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise EventError("bad-envelope", f"the CloudEvent cannot be read ({_shown(str(error))}): correct it") from None
+        raise EventError("bad-envelope", f"the CloudEvent cannot be read ({shown(str(error))}): correct it") from None
 
 
 def _identity(event: BaseCloudEvent) -> str:
@@ -206,12 +211,15 @@ def _object(value: bytes) -> dict[str, Any]:
     """Strict JSON (RFC 8259, with each name once): the object, or an EventError."""
     try:
         found = json.loads(value.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{value[error.start]:02x} at {error.start:,}"
+        raise EventError("not-json", f"the event is not UTF-8 ({where}): send a JSON object in UTF-8") from None
     except RecursionError:
         raise EventError("not-json", "the event is nested too deeply: send a flat JSON object") from None
     except ValueError as error:
-        raise EventError("not-json", f"the event is not JSON ({_shown(str(error))}): send a JSON object") from None
+        raise EventError("not-json", f"the event is not JSON ({shown(str(error))}): send a JSON object") from None
     if not isinstance(found, dict):
-        raise EventError("not-an-object", f"the event is {_shown(found)}: send a JSON object")
+        raise EventError("not-an-object", f"the event is {shown(found)}: send a JSON object")
     return found
 
 
@@ -220,7 +228,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise EventError("duplicate-field", f"field {_shown(twice)} stands twice: send each once")
+        raise EventError("duplicate-field", f"field {shown(twice)} stands twice: send each once")
     return found
 
 
@@ -233,14 +241,14 @@ def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
     text = pipeline.partitions.key_type is str
     wanted = "a string" if text else "a whole number"
     if not (whole or (isinstance(found, str) and text)):
-        raise EventError("wrong-type", f"{pipeline.entity} is {_shown(found)}: send {wanted}")
+        raise EventError("wrong-type", f"{pipeline.entity} is {shown(found)}: send {wanted}")
     if isinstance(found, str) and "\0" in found:
         raise EventError("wrong-type", f"{pipeline.entity} holds a NUL character, which no store takes: send {wanted}")
     try:
         return pipeline.partitions.check(found)
     except UnknownEntity:
         raise EventError(
-            "unknown-entity", f"{pipeline.entity} {_shown(found)} is not of this pipeline: send one it covers"
+            "unknown-entity", f"{pipeline.entity} {shown(found)} is not of this pipeline: send one it covers"
         ) from None
     except ValueError:  # text that is not Unicode (a lone surrogate), or an endless number
         raise EventError("wrong-type", f"{pipeline.entity} cannot be written as text: send {wanted}") from None
@@ -248,17 +256,17 @@ def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
 
 def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
     if not isinstance(found, str):
-        raise EventError("wrong-type", f"{OBSERVED_AT} is {_shown(found)}: send a string such as 2026-11-21T13:20:00Z")
+        raise EventError("wrong-type", f"{OBSERVED_AT} is {shown(found)}: send a string such as 2026-11-21T13:20:00Z")
     try:
         moment = parse_time(found)
     except (ValueError, OverflowError):
         raise EventError(
             "bad-time",
-            f"{OBSERVED_AT} {_shown(found)} is no time with an offset: send RFC 3339, such as 2026-11-21T13:20:00Z",
+            f"{OBSERVED_AT} {shown(found)} is no time with an offset: send RFC 3339, such as 2026-11-21T13:20:00Z",
         ) from None
     if moment < OBSERVED_AT_MIN:
         raise EventError(
-            "bad-time", f"{OBSERVED_AT} {_shown(found)} is before {format_time(OBSERVED_AT_MIN)}: correct it"
+            "bad-time", f"{OBSERVED_AT} {shown(found)} is before {format_time(OBSERVED_AT_MIN)}: correct it"
         )
     if moment > now + stream.future_tolerance:
         raise EventError(
@@ -272,25 +280,5 @@ def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
 def _observed(fields: dict[str, Any], pipeline: Pipeline) -> Observed:
     if isinstance(pipeline.source, GridObservations):
         variable = pipeline.source.variable
-        return _value(variable, _need(fields, variable), pipeline.source.valid_range, f" {pipeline.source.unit}")
-    return {name: _value(name, _need(fields, name), allowed) for name, allowed in pipeline.event_values.items()}
-
-
-def _value(name: str, found: Any, allowed: ValueRange, unit: str = "") -> float:
-    if allowed is bool:
-        if not isinstance(found, bool):
-            raise EventError("wrong-type", f"{name} is {_shown(found)}: send true or false")
-        return found
-    remedy = f"send a number{' in' + unit if unit else ''}"
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise EventError("wrong-type", f"{name} is {_shown(found)}: {remedy}")
-    try:
-        value = float(found)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise EventError("not-finite", f"{name} is not finite: {remedy}")
-    if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
-        least, greatest = allowed
-        raise EventError("out-of-range", f"{name} is {value:g}{unit}, not within {least:g} to {greatest:g}: correct it")
-    return value
+        return number(variable, need(fields, variable), pipeline.source.valid_range, f" {pipeline.source.unit}")
+    return {name: number(name, need(fields, name), allowed) for name, allowed in pipeline.event_values.items()}
