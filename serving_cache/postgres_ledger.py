@@ -17,7 +17,7 @@ from almanac.clock import need_utc
 from almanac.errors import UsageError
 from serving_cache.layout import child_name
 from serving_cache.postgres_client import Connection
-from serving_cache.postgres_rows import StoreBase, check_token, need_staged
+from serving_cache.postgres_rows import StoreBase, check_token, need_staged, token_checked
 from serving_cache.records import Attempt, Basis
 from serving_cache.stage_times import StageTime, recent
 
@@ -82,14 +82,16 @@ class Ledger(StoreBase):
         Raises:
             Superseded: another attempt has taken over.
         """
-        with self._client.transaction() as connection:
-            check_token(connection, attempt, exclusive=False)
-            rows = connection.execute(
-                "SELECT partition FROM ledger WHERE pipeline = %s AND generation = %s AND partition = ANY(%s) "
-                "AND (state = 'planned' OR state = 'quarantined' AND token < %s)",
-                (attempt.pipeline, attempt.generation, list(partitions), attempt.token),
-            ).fetchall()
-        waiting = {row[0] for row in rows}
+        with self._client.session() as connection:  # nothing is held: `stage` looks again
+            row = connection.execute(
+                "SELECT fencing_token, state, ARRAY(SELECT partition FROM ledger WHERE pipeline = g.pipeline "
+                "AND generation = g.generation AND partition = ANY(%s) "
+                "AND (state = 'planned' OR state = 'quarantined' AND token < %s)) "
+                "FROM generations g WHERE pipeline = %s AND generation = %s",
+                (list(partitions), attempt.token, attempt.pipeline, attempt.generation),
+            ).fetchone()
+        token_checked(attempt, row)
+        waiting = set() if row is None else set(row[2])
         return [partition for partition in partitions if partition in waiting]
 
     def carry_unchanged(self, attempt: Attempt, digests: Mapping[int, str] | None = None) -> list[int]:

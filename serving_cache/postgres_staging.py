@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,12 +46,13 @@ ORDER BY partition FOR UPDATE
 """
 
 _STAGED = """
-UPDATE ledger AS l SET state = 'staged', token = %s, block_hash = v.block_hash, rows = v.rows, reason = '', report = '',
+UPDATE ledger AS l SET state = 'staged', token = %(token)s, block_hash = v.block_hash, rows = v.rows,
+    reason = '', report = '',
     as_of = v.as_of, computed_at = v.computed_at, input_digest = v.input_digest,
-    stats = v.stats::jsonb, updated_at = clock_timestamp()
-FROM unnest(%s::int[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[])
-    AS v(partition, block_hash, rows, as_of, computed_at, input_digest, stats)
-WHERE l.pipeline = %s AND l.generation = %s AND l.partition = v.partition
+    stats = v.stats, updated_at = clock_timestamp()
+FROM jsonb_to_recordset(%(described)s::jsonb) AS v(partition int, block_hash text, rows int, as_of timestamptz,
+    computed_at timestamptz, input_digest text, stats jsonb)
+WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = v.partition
 """
 
 
@@ -124,7 +126,7 @@ class Staging(Ledger):
             passing("score.claimed")
             described = _write_rows(connection, attempt, columns, claimed)
             passing("score.rows-written")
-            connection.execute(_STAGED, (attempt.token, *described, attempt.pipeline, attempt.generation))
+            connection.execute(_STAGED, asdict(attempt) | {"described": msgspec.json.encode(described).decode()})
         passing("score.staged")
         return [part.partition for part in claimed]
 
@@ -296,7 +298,7 @@ def _check_columns(attempt: Attempt, part: StagedPartition, columns: _Columns) -
 
 def _write_rows(
     connection: Connection, attempt: Attempt, columns: _Columns, parts: list[StagedPartition]
-) -> tuple[list[Any], ...]:
+) -> list[dict[str, Any]]:
     """Send the rows, and describe each partition for the ledger while the server takes them in.
 
     Raises:
@@ -307,7 +309,7 @@ def _write_rows(
         sql.Identifier(child_name(attempt.pipeline, attempt.generation)),
         sql.SQL(", ").join(map(sql.Identifier, names)),
     )
-    described: list[tuple[Any, ...]] = []
+    described: list[dict[str, Any]] = []
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(HEADER)
         for group in grouped(parts):
@@ -315,10 +317,11 @@ def _write_rows(
                 copy.write(data)
             described += [_described(attempt, part) for part in group]
         copy.write(TRAILER)
-    return tuple([entry[n] for entry in described] for n in range(7))
+    return described
 
 
-def _described(attempt: Attempt, part: StagedPartition) -> tuple[Any, ...]:
+def _described(attempt: Attempt, part: StagedPartition) -> dict[str, Any]:
+    """A partition as the ledger has it."""
     tallies = tally(part.block)
     for name, (_, _, total, nulls) in tallies.items():
         if nulls or not math.isfinite(total):
@@ -328,12 +331,12 @@ def _described(attempt: Attempt, part: StagedPartition) -> tuple[Any, ...]:
                 f"partition {part.partition} of {attempt.pipeline}: {bad} of {len(column)} values of {name} are "
                 "NaN or infinite: quarantine the partition"
             )
-    return (
-        part.partition,
-        part.block.hash,
-        part.block.rows,
-        part.as_of,
-        part.computed_at,
-        part.input_digest,
-        msgspec.json.encode(tallies).decode(),
-    )
+    return {
+        "partition": part.partition,
+        "block_hash": part.block.hash,
+        "rows": part.block.rows,
+        "as_of": part.as_of,
+        "computed_at": part.computed_at,
+        "input_digest": part.input_digest,
+        "stats": tallies,
+    }
