@@ -69,6 +69,7 @@ def running_lookup(variables: dict[str, str], log: Path) -> Iterator[httpx.Clien
             env={**variables, "ALMANAC_LOOKUP_PORT": str(port)},
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:

@@ -1,13 +1,17 @@
-"""Readers in a process of their own: the lookup's own service, one key or a hundred at a time, all the while."""
+"""Readers in a process of their own: of the lookup's service and, over HTTP, of a whole lookup; 1 or 100 keys each."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from almanac.ladder import Answer
 from almanac.pipeline import Pipeline
@@ -15,10 +19,14 @@ from almanac.steady import SystemClock
 from serving_cache.lookup.postgres_place import PostgresPlace
 from serving_cache.lookup.redis_place import RedisPlace
 from serving_cache.lookup.service import NothingAnswers, Service
-from tests.crash.worker import CELLS
+from tests.crash.declared import CELLS
 
 PAUSE_SECONDS = 0.004
+HTTP_PAUSE_SECONDS = 0.02
+HTTP_SECONDS_MAX = 30.0
+KEYS = (1, 100)
 WRONG_MAX = 50
+OK, UNAVAILABLE = 200, 503
 
 
 class Seen:
@@ -26,7 +34,8 @@ class Seen:
 
     def __init__(self) -> None:
         self.reads = 0
-        self.by_epoch: dict[int, tuple[int, float]] = {}
+        self.unanswered = 0
+        self.by_epoch: dict[int, tuple[int | None, object]] = {}
         self.epoch = 0
         self.wrong: list[str] = []
 
@@ -35,53 +44,104 @@ class Seen:
         if len(self.wrong) < WRONG_MAX:
             self.wrong.append(text)
 
+    def judge(self, epoch: int, asked: int, answers: Sequence[tuple[int | None, object]], place: str) -> None:
+        """Look at one answer: none is missing, none of another generation, and the pointer went forward."""
+        self.reads += 1
+        if epoch == 0:
+            if self.epoch:
+                self.say(f"nothing is published any more, epoch {self.epoch} was")
+            return
+        if epoch < self.epoch:
+            self.say(f"back from epoch {self.epoch} to {epoch} at {place}")
+        self.epoch = max(self.epoch, epoch)
+        if len(answers) != asked:
+            self.say(f"epoch {epoch}: {asked - len(answers)} of {asked} keys are missing at {place}")
+            return
+        known = self.by_epoch.setdefault(epoch, answers[0])
+        if set(answers) != {known}:
+            self.say(f"epoch {epoch} is mixed: {sorted(set(answers), key=str)}, was {known} at {place}")
 
-async def read(pipelines: list[Pipeline], urls: tuple[str, str], out: Path, seed: int) -> None:
-    """Read until SIGTERM, then write down what was seen."""
+    def json(self) -> dict[str, Any]:
+        """For the process that judges."""
+        return {
+            "reads": self.reads,
+            "unanswered": self.unanswered,
+            "wrong": self.wrong,
+            "by_epoch": [[epoch, *pair] for epoch, pair in self.by_epoch.items()],
+        }
+
+
+async def read(pipelines: list[Pipeline], urls: tuple[str, str, str], out: Path, seed: int) -> None:
+    """Read until SIGTERM, or until the parent is gone, then write down what was seen.
+
+    Args:
+        urls: of Postgres, Redis and a lookup.
+    """
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    service = Service(
-        (RedisPlace(urls[1], limit_seconds=5.0), PostgresPlace(urls[0], limit_seconds=15.0)),
-        fresh_for=None,
-        clock=SystemClock(),
-    )
     chance = random.Random(seed)
-    seen = {pipeline.name: Seen() for pipeline in pipelines}
+    inside = {pipeline.name: Seen() for pipeline in pipelines}
+    outside = {pipeline.name: Seen() for pipeline in pipelines}
+    await asyncio.gather(
+        _read_inside(pipelines, (urls[0], urls[1]), stop, chance, inside),
+        _read_outside(list(outside), urls[2], stop, chance, outside),
+    )
+    out.write_text(json.dumps({name: [inside[name].json(), outside[name].json()] for name in inside}))
+
+
+async def _read_inside(
+    pipelines: list[Pipeline], urls: tuple[str, str], stop: asyncio.Event, chance: random.Random, seen: dict[str, Seen]
+) -> None:
+    places = (RedisPlace(urls[1], limit_seconds=5.0), PostgresPlace(urls[0], limit_seconds=15.0))
+    service = Service(places, fresh_for=None, clock=SystemClock())
+    parent = os.getppid()
     try:
-        while not stop.is_set():
+        while not stop.is_set() and os.getppid() == parent:
             for pipeline in pipelines:
-                await _one(service, pipeline, chance.sample(range(CELLS), chance.choice([1, 100])), seen[pipeline.name])
+                cells = chance.sample(range(CELLS), chance.choice(KEYS))
+                await _ask_service(service, pipeline, cells, seen[pipeline.name])
             await asyncio.sleep(PAUSE_SECONDS)
     finally:
+        stop.set()
         await service.close()
-        found: dict[str, Any] = {
-            name: {"reads": s.reads, "wrong": s.wrong, "by_epoch": [[e, *pair] for e, pair in s.by_epoch.items()]}
-            for name, s in seen.items()
-        }
-        out.write_text(json.dumps(found))
 
 
-async def _one(service: Service, pipeline: Pipeline, cells: list[int], seen: Seen) -> None:
+async def _ask_service(service: Service, pipeline: Pipeline, cells: list[int], seen: Seen) -> None:
     try:
         outcome = await service.lookup(pipeline, cells, None)
     except NothingAnswers as error:
         seen.say(f"nothing answers: {error}")
         return
-    seen.reads += 1
-    epoch = outcome.reading.epoch
-    if epoch == 0:
-        if seen.epoch:
-            seen.say(f"nothing is published any more, epoch {seen.epoch} was")
-        return
-    if epoch < seen.epoch:
-        seen.say(f"back from epoch {seen.epoch} to {epoch} at {outcome.place}")
-    seen.epoch = max(seen.epoch, epoch)
-    answers = [outcome.settled(cell) for cell in cells]
-    missing = sum(not isinstance(answer, Answer) for answer in answers)
-    if missing:
-        seen.say(f"epoch {epoch}: {missing} of {len(cells)} keys are missing at {outcome.place}")
-        return
-    pairs = {(a.candidate.generation, a.candidate.values["value"]) for a in answers if isinstance(a, Answer)}
-    known = seen.by_epoch.setdefault(epoch, next(iter(pairs)))  # type: ignore[arg-type]
-    if pairs != {known}:
-        seen.say(f"epoch {epoch} is mixed: {sorted(pairs, key=str)}, was {known} at {outcome.place}")
+    settled = [outcome.settled(cell) for cell in cells]
+    answers = [
+        (one.candidate.generation, one.candidate.values["value"])
+        for one in settled
+        if isinstance(one, Answer) and one.candidate is not None
+    ]
+    seen.judge(outcome.reading.epoch, len(cells), answers, outcome.place)
+
+
+async def _read_outside(
+    names: list[str], url: str, stop: asyncio.Event, chance: random.Random, seen: dict[str, Seen]
+) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=HTTP_SECONDS_MAX, trust_env=False) as client:
+        while not stop.is_set():
+            for name in names:
+                await _ask_over_http(client, name, chance.sample(range(CELLS), chance.choice(KEYS)), seen[name])
+            await asyncio.sleep(HTTP_PAUSE_SECONDS)
+
+
+async def _ask_over_http(client: httpx.AsyncClient, name: str, cells: list[int], seen: Seen) -> None:
+    if len(cells) == 1:
+        response = await client.get(f"/v1/{name}/entities/{cells[0]}")
+    else:
+        response = await client.post(f"/v1/{name}/entities:lookup", json={"entities": cells})
+    body = response.json()
+    if response.status_code == UNAVAILABLE and body["type"].endswith("no-place"):
+        seen.unanswered += 1  # the machine was too busy for its time limits: it says so, and gives no number
+    elif response.status_code == OK:
+        found = body.get("answers", [body])
+        answers = [(one["generation"], one["outputs"]["value"]["value"]) for one in found]
+        seen.judge(body["epoch"], len(cells), answers, f"{found[0]['place']} over HTTP")
+    elif seen.epoch:
+        seen.say(f"after epoch {seen.epoch}: {response.status_code} {response.text[:300]}")

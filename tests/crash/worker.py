@@ -10,25 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import adbc_driver_postgresql.dbapi
 import numpy as np
 
 from almanac import failpoints
 from almanac.blocks import Block, block_hash, encode
 from almanac.errors import AlmanacError, UsageError
 from almanac.partitioning import Grid
-from almanac.pipeline import Freshness, Output, Pipeline, hours
+from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
 from serving_cache.reconciler import Reconciler
 from serving_cache.records import Attempt, StagedPartition
 from serving_cache.redis import RedisStore
 from serving_cache.rollback import roll_back
 from serving_cache.sync import sync_redis
+from tests.crash.declared import pipeline_of
 from tests.generations import start_of
 
-assert adbc_driver_postgresql.dbapi.apilevel  # imported before the first fork
-
-CELLS = 256
 VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = timedelta(hours=2)
 """Between two runs by the clock that retention goes by: what was left is soon dropped."""
@@ -44,7 +41,7 @@ class Task:
         stop: be stopped there rather than killed.
     """
 
-    pipeline: str
+    lane: int
     postgres_url: str
     redis_url: str
     start: datetime
@@ -56,27 +53,11 @@ class Task:
     stop: bool = False
 
 
-def pipeline_of(name: str) -> Pipeline:
-    """256 cells in 16 tiles."""
-    return Pipeline(
-        name=name,
-        entity="cell_id",
-        partitions=Grid(rows=16, cols=16, tile=4),
-        outputs=(Output(name="value"),),
-        features="crash_v1",
-        model="crash@champion",
-        schedule="0 * * * *",
-        freshness=Freshness(fresh_for=hours(24), usable_for=hours(48)),
-        coverage_min=1.0,
-        generations_kept=1,
-    )
-
-
 def work(task: Task, done: Callable[[int], None]) -> None:
     """Make the runs; `done` is told the value of each that was published."""
     if task.failpoint is not None:
         failpoints.arm(_ending(task.failpoint, task.nth, signal.SIGSTOP if task.stop else signal.SIGKILL))
-    pipeline, chance = pipeline_of(task.pipeline), random.Random(task.seed)
+    pipeline, chance = pipeline_of(task.lane), random.Random(task.seed)
     with PostgresStore(task.postgres_url) as store, RedisStore(task.redis_url) as cache:
         if task.failpoint == "reconcile.compared":
             Reconciler([pipeline], store, cache).step(0.0)
