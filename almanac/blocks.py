@@ -1,16 +1,8 @@
 """The block codec: one partition's predictions, packed, named by their content, read without parsing.
 
-Layout, version 1, all little-endian; each part starts at a multiple of 8 bytes:
+Layout, version 1, numbers (`list_blocks.py` has version 2, lists); the header is that of `block_layout.py`, then:
 
     offset  size  what
-    0       4     magic "ALMB"
-    4       2     version
-    6       2     key width in bytes; 0 means int64 keys
-    8       4     rows
-    12      2     columns
-    14      2     size of the column names in bytes
-    16      4     CRC32 of everything but these four bytes
-    20      4     size of the whole block in bytes
     24            column names: UTF-8, separated by NUL
                   keys: int64, or bytes padded with NUL to the key width
                   columns: float32, one after another in the order of their names
@@ -22,9 +14,6 @@ keys of bytes are as wide as the longest one and no wider.
 
 from __future__ import annotations
 
-import hashlib
-import struct
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,21 +21,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.block_layout import BLOCK_BYTES_MAX as BLOCK_BYTES_MAX
+from almanac.block_layout import (
+    COLUMNS_MAX,
+    FLOAT32,
+    HEADER,
+    INT64,
+    aligned,
+    canonical_keys,
+    check_columns,
+    check_keys,
+    check_version,
+    check_whole,
+    find_key,
+    joined_names,
+    padded,
+    read_header,
+    sealed,
+    split_names,
+)
+from almanac.block_layout import block_hash as block_hash
 from almanac.errors import BlockError
 
 VERSION = 1
-BLOCK_BYTES_MAX = 64 * 1024 * 1024
-ROWS_MAX = 4_000_000
-COLUMNS_MAX = 64
-KEY_BYTES_MAX = 256
-
-_MAGIC = b"ALMB"
-_HEADER = struct.Struct("<4sHHIHHII")
-_CRC_AT = 16
-_ALIGN = 8
-_INT64 = np.dtype("<i8")
-_FLOAT32 = np.dtype("<f4")
-_REMEDY = "rebuild it from Postgres (`almanac rebuild`)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,29 +62,20 @@ class Block:
     columns: dict[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        keys = self.keys
-        if keys.ndim != 1 or not (keys.dtype == np.int64 or keys.dtype.kind == "S"):
-            raise BlockError(f"block keys are {keys.dtype} with shape {keys.shape}: give a row of int64 or bytes")
-        if len(keys) > ROWS_MAX:
-            raise BlockError(f"block has {len(keys):,} rows, at most {ROWS_MAX:,} fit: make partitions smaller")
-        if keys.dtype.kind == "S" and keys.dtype.itemsize > KEY_BYTES_MAX:
-            raise BlockError(f"block keys have {keys.dtype.itemsize} bytes, at most {KEY_BYTES_MAX} fit: shorten them")
-        if len(keys) > 1 and not bool(np.all(keys[1:] > keys[:-1])):
-            raise BlockError("block keys are not ascending and unique: sort them and drop duplicates")
+        check_keys(self.keys)
         if not 1 <= len(self.columns) <= COLUMNS_MAX:
             raise BlockError(f"block has {len(self.columns)} columns: give 1 to {COLUMNS_MAX}")
-        for name, column in self.columns.items():
-            if not name or "\0" in name:
-                raise BlockError(f"block column is named {name!r}: give a name without NUL")
-            if column.dtype != np.float32 or column.shape != keys.shape:
-                raise BlockError(
-                    f"block column {name} is {column.dtype} with shape {column.shape}: give float32, one per key"
-                )
+        check_columns(self.columns, len(self.keys), "key")
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return len(self.keys)
+
+    @property
+    def stored_columns(self) -> tuple[str, ...]:
+        """Columns of a row in the record, in order."""
+        return tuple(self.columns)
 
     @cached_property
     def encoded(self) -> bytes:
@@ -108,17 +96,7 @@ class Block:
 
     def find(self, key: int | str) -> int | None:
         """Index of a key; None if the block has no such key, or keys of the other kind."""
-        wanted: int | bytes = key.encode() if isinstance(key, str) else key
-        if isinstance(wanted, bytes) != (self.keys.dtype.kind == "S"):
-            return None
-        if isinstance(wanted, bytes):
-            # NumPy would cut a longer key to the block's width, and take a trailing NUL for padding.
-            if len(wanted) > self.keys.dtype.itemsize or wanted.endswith(b"\0"):
-                return None
-        elif not -(2**63) <= wanted < 2**63:
-            return None
-        index = int(np.searchsorted(self.keys, np.array(wanted, dtype=self.keys.dtype)))
-        return index if index < len(self.keys) and self.keys[index] == wanted else None
+        return find_key(self.keys, key)
 
 
 def encode(block: Block) -> bytes:
@@ -127,18 +105,11 @@ def encode(block: Block) -> bytes:
     Raises:
         BlockError: it would be larger than `BLOCK_BYTES_MAX`.
     """
-    keys, width = _canonical_keys(block.keys)
-    names = "\0".join(block.columns).encode()
-    if len(names) > 0xFFFF:
-        raise BlockError(f"block column names take {len(names)} bytes: shorten them to 65,535 in all")
-    values = [column.astype(_FLOAT32, copy=False).tobytes() for column in block.columns.values()]
-    body = b"".join(_padded(part) for part in (names, keys.tobytes(), *values))
-    size = _HEADER.size + len(body)
-    if size > BLOCK_BYTES_MAX:
-        raise BlockError(f"block would have {size:,} bytes, at most {BLOCK_BYTES_MAX:,} fit: make partitions smaller")
-    fields = (_MAGIC, VERSION, width, block.rows, len(block.columns), len(names))
-    unchecked = _HEADER.pack(*fields, 0, size)
-    return _HEADER.pack(*fields, _checksum(unchecked, body), size) + body
+    keys, width = canonical_keys(block.keys)
+    names = joined_names(block.columns)
+    values = [column.astype(FLOAT32, copy=False).tobytes() for column in block.columns.values()]
+    body = b"".join(padded(part) for part in (names, keys.tobytes(), *values))
+    return sealed(VERSION, width, (block.rows, len(block.columns), len(names)), body, BLOCK_BYTES_MAX)
 
 
 def decode(data: bytes | memoryview) -> Block:
@@ -148,58 +119,16 @@ def decode(data: bytes | memoryview) -> Block:
         BlockError: the bytes are corrupt, cut short, too large, or of a newer version.
     """
     view = memoryview(data)
-    if len(view) < _HEADER.size:
-        raise BlockError(f"block has {len(view)} bytes, less than a header: {_REMEDY}")
-    if len(view) > BLOCK_BYTES_MAX:
-        raise BlockError(f"block has {len(view):,} bytes, more than {BLOCK_BYTES_MAX:,}: {_REMEDY}")
-    magic, version, width, rows, columns, names_size, crc, size = _HEADER.unpack_from(view)
-    if magic != _MAGIC:
-        raise BlockError(f"these bytes are no block (they start with {bytes(view[:4])!r}): {_REMEDY}")
-    if version != VERSION:
-        raise BlockError(f"block has version {version}, this program reads {VERSION}: upgrade it, or {_REMEDY}")
-    expected = _size(width, rows, columns, names_size)
-    if not len(view) == size == expected:
-        raise BlockError(f"block has {len(view):,} bytes, its header says {size:,} and implies {expected:,}: {_REMEDY}")
-    if crc != _checksum(view[: _HEADER.size], view[_HEADER.size :]):
-        raise BlockError(f"block fails its checksum: {_REMEDY}")
-    names = bytes(view[_HEADER.size : _HEADER.size + names_size]).decode().split("\0")
-    if len(names) != columns:
-        raise BlockError(f"block names {len(names)} of {columns} columns: {_REMEDY}")
-    at = _HEADER.size + _aligned(names_size)
-    keys = np.frombuffer(view, dtype=np.dtype(f"S{width}") if width else _INT64, count=rows, offset=at)
-    at += _aligned(keys.nbytes)
+    header = read_header(view, BLOCK_BYTES_MAX)
+    check_version(header, VERSION)
+    rows, width = header.rows, header.width
+    keys_at = HEADER.size + aligned(header.names_size)
+    at = keys_at + aligned((width or 8) * rows)
+    check_whole(view, header, at + header.columns * aligned(4 * rows))
+    names = split_names(view[HEADER.size : HEADER.size + header.names_size], header.columns)
+    keys = np.frombuffer(view, dtype=np.dtype(f"S{width}") if width else INT64, count=rows, offset=keys_at)
     found: dict[str, NDArray[np.float32]] = {}
     for name in names:
-        found[name] = np.frombuffer(view, dtype=_FLOAT32, count=rows, offset=at)
-        at += _aligned(4 * rows)
+        found[name] = np.frombuffer(view, dtype=FLOAT32, count=rows, offset=at)
+        at += aligned(4 * rows)
     return Block(keys=keys, columns=found)
-
-
-def block_hash(data: bytes | memoryview) -> str:
-    """The block's name: BLAKE2b-128 of its bytes, in hex (32 characters)."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _canonical_keys(keys: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    if keys.dtype.kind != "S":
-        return keys.astype(_INT64, copy=False), 0
-    width = max(1, int(np.char.str_len(keys).max())) if len(keys) else 1
-    return keys.astype(f"S{width}", copy=False), width
-
-
-def _checksum(header: bytes | memoryview, body: bytes | memoryview) -> int:
-    around = zlib.crc32(header[_CRC_AT + 4 :], zlib.crc32(header[:_CRC_AT]))
-    return zlib.crc32(body, around)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
-
-
-def _padded(part: bytes) -> bytes:
-    return part.ljust(_aligned(len(part)), b"\0")
-
-
-def _size(width: int, rows: int, columns: int, names_size: int) -> int:
-    """Bytes of a block with such a header."""
-    return _HEADER.size + _aligned(names_size) + _aligned((width or 8) * rows) + columns * _aligned(4 * rows)
