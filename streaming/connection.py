@@ -76,10 +76,15 @@ def open_consumer(settings: Settings, group: str, instance: str) -> Consumer:
 
 def open_reader(settings: Settings) -> Consumer:
     """A consumer outside of any group's bookkeeping, to look at a topic: assign, read, close."""
+    return open_follower(settings, "almanac-reader")
+
+
+def open_follower(settings: Settings, group: str) -> Consumer:
+    """A consumer that sees what a group has committed and is no member of it: never subscribe, never commit."""
     return Consumer(
         {
             **_common(settings),
-            "group.id": "almanac-reader",
+            "group.id": group,
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
