@@ -57,7 +57,7 @@ class ModelVersion:
 
     @property
     def id(self) -> str:
-        """`weather-v3`: what predictions, overlays and generations carry as `model`."""
+        """`bikes-v3`: what predictions, overlays and generations carry as `model`."""
         return f"{self.name}-v{self.version}"
 
     @property
@@ -143,7 +143,7 @@ class Registry:
             ) from None
 
     def resolve(self, reference: str) -> ModelVersion:
-        """The version that `weather@champion` or `weather@3` names, with all of its hashes checked.
+        """The version that `bikes@champion` or `bikes@3` names, with all of its hashes checked.
 
         Raises:
             UnknownModel: no such model, alias or version; says which there are.

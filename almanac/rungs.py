@@ -40,7 +40,7 @@ class Candidate:
         as_of: the data time it speaks from; None only for the declared default.
         computed_at: when it was scored.
         generation: the generation that it belongs to; None for an overlay or a default.
-        model: id of the model that made it, such as `weather-v3`.
+        model: id of the model that made it, such as `bikes-v3`.
         origin: the generation whose run scored it; differs from `generation` where a partition was carried forward.
         place: where its bytes came from, such as `redis`.
         reason: why its partition was carried forward; None if it was not.

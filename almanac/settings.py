@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from almanac.errors import UsageError
@@ -59,6 +60,21 @@ def read_secret(path: Path, variable: str) -> str:
     if len(found) > SECRET_BYTES_MAX or not text.isprintable():
         raise UsageError(f"{path} ({variable}) is not one line of at most {SECRET_BYTES_MAX:,} bytes: correct it")
     return text
+
+
+def source_files(text: str) -> dict[str, Path]:
+    """The file of each pipeline that `source_data` names.
+
+    Raises:
+        ValueError: not of the form `pipeline=path,…`, or a pipeline twice.
+    """
+    found: dict[str, Path] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        pipeline, sign, path = (word.strip() for word in part.partition("="))
+        if not (sign and path and re.fullmatch(r"[a-z][a-z0-9_]*", pipeline)) or pipeline in found:
+            raise ValueError(f"{part!r}: give each pipeline one file, as bikes=/data/rides.parquet")
+        found[pipeline] = Path(path)
+    return found
 
 
 class SecretFilesSource(PydanticBaseSettingsSource):
@@ -143,10 +159,11 @@ class Settings(BaseSettings):
         None,
         description="Overrides every pipeline's `fresh_for` in the lookup process; for demonstrations and drills.",
     )
-    weather_data: Path | None = Field(
-        None, description="GRIB or Parquet file of observations; unset: the simulated atmosphere."
+    source_data: str = Field(
+        "",
+        description="Files that sources read, comma-separated, as pipeline=path; a pipeline without one is simulated.",
     )
-    weather_seed: int = Field(2019, description="Seed of the simulated atmosphere.")
+    source_seed: int = Field(2019, description="Seed of simulated sources.")
 
     @classmethod
     def settings_customise_sources(
@@ -160,6 +177,16 @@ class Settings(BaseSettings):
         """Environment first, files named in it alike, then the endpoints file; no `.env` magic."""
         # Before the environment, because a variable that is set but empty must not hide its file.
         return init_settings, SecretFilesSource(settings_cls), env_settings, _EndpointsSource(settings_cls)
+
+    @field_validator("source_data")
+    @classmethod
+    def _names_files(cls, text: str) -> str:
+        source_files(text)
+        return text
+
+    def data_of(self, pipeline: str) -> Path | None:
+        """The file that a pipeline's source reads; None for a simulated one."""
+        return source_files(self.source_data).get(pipeline)
 
     def need(self, name: str) -> str:
         """Return a server's address, or say plainly that there is none.

@@ -1,6 +1,6 @@
 """What an event is worth: stream answers beside batch ones about the same moments, over the held-out week.
 
-    ALMANAC_WEATHER_DATA=<file> python -m benchmarks.event [--held-out-hours 168]
+    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.event [--held-out-hours 168]
 
 A model is made as `almanac train` makes it, on the hours before the held-out
 ones. Then every cell and hour T of these is an event, scored from features of
@@ -46,9 +46,9 @@ class Week:
 
     def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
         grid, observed = grid_of(pipeline)
-        path = settings().weather_data
+        path = settings().data_of("weather")
         if path is None:
-            raise UsageError("no observations are named: set ALMANAC_WEATHER_DATA to a GRIB or Parquet file")
+            raise UsageError("no observations are named: set ALMANAC_SOURCE_DATA=weather=<GRIB or Parquet file>")
         recording = read_recording(path, grid, observed, pipeline.entity)
         self.pipeline, self.variable = pipeline, observed.variable
         found = grid_features(recording.values, recording.times, grid, observed.variable)

@@ -1,6 +1,6 @@
 """How ways of making the weather model do before the held-out week: what docs/model.md chose by.
 
-    ALMANAC_WEATHER_DATA=<file> python -m benchmarks.forecast [--held-out-hours 168]
+    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.forecast [--held-out-hours 168]
 
 The held-out week is cut off first and never looked at. What is left is
 validated in two ways: `forward` trains on what lies before each of four
@@ -81,9 +81,9 @@ class History:
 
     def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
         grid, observed = grid_of(pipeline)
-        path = settings().weather_data
+        path = settings().data_of("weather")
         if path is None:
-            raise UsageError("no observations are named: set ALMANAC_WEATHER_DATA to a GRIB or Parquet file")
+            raise UsageError("no observations are named: set ALMANAC_SOURCE_DATA=weather=<GRIB or Parquet file>")
         recording = read_recording(path, grid, observed, pipeline.entity)
         values = recording.values[: len(recording.values) - held_out_hours]
         columns = grid_features(values, recording.times[: len(values)], grid, observed.variable)

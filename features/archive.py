@@ -1,6 +1,6 @@
 """The archive: observations that events brought, as Parquet files beside the ingested ones, so that batch sees them.
 
-    <features_dir>/<pipeline>/<view>/archive/2026-11-21T13/weather.observations.p2.<first>-<last>.parquet
+    <features_dir>/<pipeline>/<view>/archive/2026-11-21T13/bikes.rides.p2.<first>-<last>.parquet
 
 A folder an hour of event time; a file holds events of one Kafka partition, and
 its name the first and last offset among them. The view is the one that events

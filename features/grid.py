@@ -69,13 +69,13 @@ def views(variable: str) -> dict[str, tuple[str, ...]]:
 
 
 VIEWS = views("t2m")
-"""The views of the air temperature at 2 m, which the pipeline `weather` observes."""
+"""The views of the air temperature at 2 m."""
 
 
 def differences(variable: str) -> tuple[tuple[str, str], ...]:
     """Pairs of columns whose difference, left minus right, a model may look at besides the levels.
 
-    Against the value now: every lag and neighbour. And how the weather changed
+    Against the value now: every lag and neighbour. And how the air changed
     from one day to the next, here and around, and over yesterday's same hours.
     """
     plain = [f"{side}_{cells}" for cells in VALUE_CELLS for side in DIRECTIONS]

@@ -16,7 +16,7 @@ HASH_SHOWN = 12
 
 
 class _ListsByDefault(typer.core.TyperGroup):
-    """`almanac models weather` is `almanac models list weather`."""
+    """`almanac models bikes` is `almanac models list bikes`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `list` before what does not name a command."""

@@ -32,7 +32,7 @@ class Plan:
         pipeline, generation, token: the attempt that holds the fencing token.
         cutoff: no observation after this moment is used.
         as_of: the newest observation at or before the cutoff.
-        model: id of the model version, such as `weather-v3`.
+        model: id of the model version, such as `bikes-v3`.
         shards: the partitions of each task; what is done already, or unchanged, is in none.
         unchanged: partitions carried forward because nothing of what they are made from has changed.
         anew: whether all others are scored, though they may turn out unchanged.

@@ -148,7 +148,7 @@ def reference_for(variable: str, hours: int) -> Reference:
 
 
 def boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[np.float64]) -> lightgbm.Booster:
-    """LightGBM on the absolute error, deterministic, strongly regularised: a month of weather is few cases."""
+    """LightGBM on the absolute error, deterministic, strongly regularised: a month of one sky is few cases."""
     return fitting.boost(
         pipeline.training,
         columns,

@@ -2,13 +2,13 @@
 
 Redis, everything of one pipeline in one hash slot:
 
-    almanac:{weather}:pointer                JSON of a Pointer: one GET says what to read
-    almanac:{weather}:marker                 random text; gone means Redis was emptied
-    almanac:{weather}:generations            set of the generations whose manifests are here
-    almanac:{weather}:manifest:<generation>  hash: partition -> JSON of a ManifestEntry
-    almanac:{weather}:block:<hash>           a block's bytes
-    almanac:{weather}:overlay:<entity>       hash: model -> JSON [as_of in microseconds, topic,
-                                             partition, offset, OverlayRecord]
+    almanac:{bikes}:pointer                JSON of a Pointer: one GET says what to read
+    almanac:{bikes}:marker                 random text; gone means Redis was emptied
+    almanac:{bikes}:generations            set of the generations whose manifests are here
+    almanac:{bikes}:manifest:<generation>  hash: partition -> JSON of a ManifestEntry
+    almanac:{bikes}:block:<hash>           a block's bytes
+    almanac:{bikes}:overlay:<entity>       hash: model -> JSON [as_of in microseconds, topic,
+                                           partition, offset, OverlayRecord]
 """
 
 from __future__ import annotations

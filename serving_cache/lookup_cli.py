@@ -15,14 +15,14 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def lookup(
-        pipeline: Annotated[str, typer.Argument(help="A declared pipeline, such as weather.")],
+        pipeline: Annotated[str, typer.Argument(help="A declared pipeline, such as bikes.")],
         entities: Annotated[list[str] | None, typer.Argument(help="Keys of entities, such as cells 17 18.")] = None,
         lat: Annotated[float | None, typer.Option(help="Latitude of a point, in degrees; with --lon.")] = None,
         lon: Annotated[float | None, typer.Option(help="Longitude of a point, in degrees; with --lat.")] = None,
         max_stale: Annotated[str | None, typer.Option(help="Greatest age accepted: 5400, 90m, 2h, PT90M.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the service's JSON.")] = False,
     ) -> None:
-        """Look predictions up: `almanac lookup weather 17 18`, `almanac lookup weather --lat 51.5 --lon -0.1`."""
+        """Look predictions up: `almanac lookup bikes 17 18`; of a grid also `--lat 51.5 --lon -0.1`."""
         from almanac.errors import Unavailable
         from almanac.output import print_json
 

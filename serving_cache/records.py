@@ -22,7 +22,7 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         run_key: names the run that made it.
         cutoff: the moment the run speaks for; as_of: the data time of its newest observation or feature.
-        model: the model version's id, such as `weather-v3`; model_hash: SHA-256 of its file.
+        model: the model version's id, such as `bikes-v3`; model_hash: SHA-256 of its file.
         epoch: the pointer's epoch when this generation last became current; None if it never did.
         rows: predictions readers see in it, carried-forward ones included.
         coverage: share of its partitions that this run itself covered, 0 to 1.

@@ -20,7 +20,7 @@ class Report:
     """State and counters of one worker or sink; only its own thread writes it.
 
     Args:
-        name: what the lines begin with, such as `weather worker`.
+        name: what the lines begin with, such as `bikes worker`.
         pipeline, part: labels of the metrics; without them there are none.
     """
 

@@ -38,7 +38,7 @@ class World:
         """The environment of every command: this state directory, this source."""
         found = {**os.environ, "ALMANAC_STATE_DIR": str(self.state_dir)}
         if self.data is not None:
-            found["ALMANAC_WEATHER_DATA"] = str(self.data)
+            found["ALMANAC_SOURCE_DATA"] = f"weather={self.data}"
         return found
 
     @property

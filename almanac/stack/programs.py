@@ -16,7 +16,14 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from almanac.errors import StackError, UsageError
-from almanac.settings import PROJECT_ROOT, SECRET_SETTINGS, SecretFilesSource, Settings, secret_file_variable
+from almanac.settings import (
+    PROJECT_ROOT,
+    SECRET_SETTINGS,
+    SecretFilesSource,
+    Settings,
+    secret_file_variable,
+    source_files,
+)
 from almanac.stack import airflow, postgres
 from almanac.stack.places import Places
 from almanac.stack.server import HOST, Server, free_port, port_is_free, secret, write_private
@@ -64,7 +71,7 @@ INSTEAD: Mapping[str, tuple[str, ...]] = {
     "kafka_bootstrap": ("kafka",),
     "airflow_url": AIRFLOW_PROGRAMS,
 }
-WRITTEN_DOWN = ("pipelines", "weather_data", "weather_seed", *INSTEAD)
+WRITTEN_DOWN = ("pipelines", "source_data", "source_seed", *INSTEAD)
 LOG_FORMAT = "json"
 """How programs of the stack write their logs unless told: `almanac status` and people have other ways to look."""
 # Besides Almanac's own: what programs may need of the environment in which `up` was called.
@@ -77,7 +84,7 @@ PASSED_ON = frozenset(
 )
 PASSED_ON_PREFIXES = ("ALMANAC_", "OTEL_")
 QUIET = {"FEAST_USAGE": "False", "GX_ANALYTICS_ENABLED": "False", "DO_NOT_TRACK": "1"}
-PATH_SETTINGS = ("weather_data", "cache_dir")
+PATH_SETTINGS = ("cache_dir",)
 
 
 class EnvironmentSettings(Settings):
@@ -232,7 +239,7 @@ def addresses(
         found |= known.get(program, {})
     for name in WRITTEN_DOWN:
         if name in named.model_fields_set and (value := getattr(named, name)) is not None:
-            found[name] = str(absolute(value)) if isinstance(value, Path) else value
+            found[name] = absolute_sources(value) if name == "source_data" else value
     if named.airflow_url and named.airflow_password:
         found |= {"airflow_username": named.airflow_username, "airflow_password": named.airflow_password}
     return found
@@ -241,6 +248,11 @@ def addresses(
 def absolute(path: Path) -> Path:
     """The same path for programs that work in other folders."""
     return path.expanduser().absolute()
+
+
+def absolute_sources(text: str) -> str:
+    """The same files of `source_data` for programs that work in other folders."""
+    return ",".join(f"{pipeline}={absolute(path)}" for pipeline, path in source_files(text).items())
 
 
 def program_environment(places: Places, named: Settings) -> dict[str, str]:
@@ -254,6 +266,8 @@ def program_environment(places: Places, named: Settings) -> dict[str, str]:
         variable = f"ALMANAC_{name.upper()}"
         if variable in found:
             found[variable] = str(absolute(getattr(named, name)))
+    if "ALMANAC_SOURCE_DATA" in found:
+        found["ALMANAC_SOURCE_DATA"] = absolute_sources(named.source_data)
     for variable in map(secret_file_variable, SECRET_SETTINGS):
         if found.get(variable):
             found[variable] = str(absolute(Path(found[variable])))

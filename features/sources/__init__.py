@@ -71,11 +71,11 @@ def grid_of(pipeline: Pipeline) -> tuple[Grid, GridObservations]:
 
 
 def open_source(pipeline: Pipeline, settings: Settings, *, now: datetime | None = None) -> Source:
-    """The source that the settings name: the file `weather_data`, or else the simulated atmosphere.
+    """The source that the settings name: the pipeline's file in `source_data`, or else the simulated atmosphere.
 
     Args:
         pipeline: declares grid and variable.
-        settings: `weather_data`, `weather_seed`; `features_dir` keeps a replayed file's shift.
+        settings: `source_data`, `source_seed`; `features_dir` keeps a replayed file's shift.
         now: where a file's clock is shifted to when it is first used; default: the current time.
 
     Raises:
@@ -83,10 +83,11 @@ def open_source(pipeline: Pipeline, settings: Settings, *, now: datetime | None 
         SourceError: the file cannot be used; one line that says what is expected and found.
     """
     grid, observed = grid_of(pipeline)
-    if settings.weather_data is None:
+    path = settings.data_of(pipeline.name)
+    if path is None:
         from features.sources.atmosphere import SimulatedAtmosphere
 
-        return SimulatedAtmosphere(grid, observed, settings.weather_seed)
+        return SimulatedAtmosphere(grid, observed, settings.source_seed)
     from features.sources.replay import open_replay
 
-    return open_replay(pipeline, settings, settings.weather_data, now or utc_now())
+    return open_replay(pipeline, settings, path, now or utc_now())

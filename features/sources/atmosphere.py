@@ -101,7 +101,7 @@ class SimulatedAtmosphere:
         if observed.unit != "K":
             raise SourceError(
                 f"the simulated atmosphere gives air temperature in K, but {observed.variable} is declared in "
-                f"{observed.unit!r}: set ALMANAC_WEATHER_DATA to a file of observations"
+                f"{observed.unit!r}: name a file of observations in ALMANAC_SOURCE_DATA"
             )
         self._grid, self._observed, self._seed = grid, observed, seed
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([VERSION, abs(seed), int(seed < 0)])))

@@ -60,7 +60,7 @@ def read_recording(path: Path, grid: Grid, observed: GridObservations, entity: s
     """
     if not path.is_file():
         raise SourceError(
-            f"{path} is not a file: correct ALMANAC_WEATHER_DATA, or unset it for the simulated atmosphere"
+            f"{path} is not a file: correct ALMANAC_SOURCE_DATA, or leave it out for the simulated atmosphere"
         )
     if path.suffix == ".parquet":
         from features.sources.parquet import read_parquet

@@ -100,7 +100,7 @@ def _heard(task: asyncio.Task[Scorer]) -> None:
 
 
 def aliased(root: Path, pipeline: Pipeline) -> str:
-    """Id of the version that the pipeline's alias names, such as `weather-v3`.
+    """Id of the version that the pipeline's alias names, such as `bikes-v3`.
 
     Raises:
         AlmanacError: no version has this alias.
@@ -114,7 +114,7 @@ def aliased(root: Path, pipeline: Pipeline) -> str:
 
 
 def load(root: Path, pipeline: Pipeline, model: str) -> Scorer:
-    """Load the version of an id such as `weather-v3`; imports ONNX Runtime, so it is slow the first time.
+    """Load the version of an id such as `bikes-v3`; imports ONNX Runtime, so it is slow the first time.
 
     Raises:
         AlmanacError: no such version, or its files are not what its manifest says.

@@ -127,7 +127,7 @@ def _problems() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    name = _parameter("name", "path", {"type": "string", "examples": ["weather"]}, "A declared pipeline.")
+    name = _parameter("name", "path", {"type": "string", "examples": ["bikes"]}, "A declared pipeline.")
     entity = _parameter("entity", "path", {"type": "string", "minLength": 1, "examples": ["17"]}, _FIELDS["entity"])
     stale = _parameter("max_stale", "query", {"$ref": "#/components/schemas/Duration"}, _DURATION_TEXT, required=False)
     lat = _parameter("lat", "query", {"type": "number", "minimum": -90, "maximum": 90}, "Degrees north.")

@@ -26,7 +26,7 @@ NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     state = tmp_path_factory.mktemp("state")
     found = {**os.environ, "ALMANAC_STATE_DIR": str(state), "ALMANAC_PIPELINES": str(TINY)}
-    found.pop("ALMANAC_WEATHER_DATA", None)
+    found.pop("ALMANAC_SOURCE_DATA", None)
     yield found
     subprocess.run(
         [sys.executable, "-m", "almanac.cli", "down"], env=found, cwd=ROOT, timeout=COMMAND_SECONDS_MAX, check=False

@@ -101,10 +101,13 @@ def world(postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFa
         ),
         state / "observed.parquet",
     )
-    settings = load_settings(
-        state_dir=state, postgres_url=postgres_url, redis_url=redis_url, weather_data=state / "observed.parquet"
-    )
     pipeline = tiny_pipeline(new_name())
+    settings = load_settings(
+        state_dir=state,
+        postgres_url=postgres_url,
+        redis_url=redis_url,
+        source_data=f"{pipeline.name}={state}/observed.parquet",
+    )
     migrate(postgres_url, [pipeline])
     register_model(settings, pipeline, 0.0)
     own = settings.features_dir / pipeline.name
@@ -173,6 +176,6 @@ def test_an_emptied_online_store_gets_archived_observations_back(world: World) -
 def test_a_new_ingest_leaves_the_archive_alone(world: World, tmp_path: Path) -> None:
     view = world.settings.features_dir / world.pipeline.name / "cell_observation"
     before = archived_files(view, None, utc_now())
-    other = world.settings.model_copy(update={"weather_data": None, "weather_seed": 3})
+    other = world.settings.model_copy(update={"source_data": "", "source_seed": 3})
     refresh(world.pipeline, other, THIRTEEN, window=HOUR)  # another source: all ingested files are made anew
     assert archived_files(view, None, utc_now()) == before != []

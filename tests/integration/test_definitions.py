@@ -40,6 +40,8 @@ sensors = FeatureView(
 service = FeatureService(name="{name}_v1", features=[sensors])
 """
 PATH = 'str(HERE / "sensors.parquet")'
+OWN = ("weather_v1", "shop_v1", "shop_items_v1")
+"""The services that `features/repo/` defines."""
 
 
 def written(folder: Path, name: str = "machines", **changes: str) -> Path:
@@ -79,11 +81,11 @@ def test_applying_with_fewer_files_removes_nothing_unless_told(tmp_path: Path, r
     mine, others = written(tmp_path / "mine", "mine"), written(tmp_path / "others", "others")
     apply(at(tmp_path, mine, others))
     apply(at(tmp_path, others.parent))  # a process that knows less
-    assert names(at(tmp_path)) == {"weather_v1", "mine_v1", "others_v1"}
+    assert names(at(tmp_path)) == {*OWN, "mine_v1", "others_v1"}
     with pytest.raises(Unavailable, match="Redis did not answer"):
         apply(at(tmp_path, mine), prune=True)  # the removed view's rows would stay
     apply(at(tmp_path, mine, redis_url=redis_url), prune=True)
-    assert names(at(tmp_path)) == {"weather_v1", "mine_v1"}
+    assert names(at(tmp_path)) == {*OWN, "mine_v1"}
 
 
 def test_a_service_is_found_by_whoever_names_its_file(tmp_path: Path) -> None:

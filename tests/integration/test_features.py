@@ -50,9 +50,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Stored:
     state = tmp_path_factory.mktemp("features")
-    settings = load_settings(
-        state_dir=state, redis_url=redis_url, postgres_url=None, weather_data=None, weather_seed=11
-    )
+    settings = load_settings(state_dir=state, redis_url=redis_url, postgres_url=None, source_data="", source_seed=11)
     refresh(TINY, settings, AS_OF + timedelta(hours=1), window=timedelta(days=2))
     return Stored(settings)
 
@@ -118,7 +116,7 @@ def test_nothing_later_than_the_moment_is_seen(stored: Stored) -> None:
 
 
 def test_a_later_ingest_does_not_change_the_past(stored: Stored, tmp_path: Path) -> None:
-    alone = load_settings(state_dir=tmp_path, redis_url=None, postgres_url=None, weather_data=None, weather_seed=11)
+    alone = load_settings(state_dir=tmp_path, redis_url=None, postgres_url=None, source_data="", source_seed=11)
     refresh(TINY, alone, AS_OF, window=timedelta(hours=1))
     rows = asked(list(range(CELLS)), [AS_OF] * CELLS)
     assert historical(TINY, alone, rows) == historical(TINY, stored.settings, rows)
@@ -284,8 +282,8 @@ def test_incomplete_rows_are_refused(online: OnlineFeatures) -> None:
 
 def test_redis_down_is_one_line(stored: Stored) -> None:
     down = load_settings(
-        state_dir=stored.settings.state_dir, redis_url="redis://127.0.0.1:1", postgres_url=None, weather_data=None,
-        weather_seed=11,
+        state_dir=stored.settings.state_dir, redis_url="redis://127.0.0.1:1", postgres_url=None, source_data="",
+        source_seed=11,
     )  # fmt: skip
     for act in (
         lambda: OnlineFeatures(TINY, down).read([1]),

@@ -66,8 +66,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_ur
         state_dir=tmp_path_factory.mktemp("integrity"),
         redis_url=redis_url,
         postgres_url=postgres_url,
-        weather_data=None,
-        weather_seed=11,
+        source_data="",
+        source_seed=11,
     )
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()

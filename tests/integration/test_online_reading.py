@@ -73,9 +73,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stored]:
     state = tmp_path_factory.mktemp("reading")
-    settings = load_settings(
-        state_dir=state, redis_url=redis_url, postgres_url=None, weather_data=None, weather_seed=11
-    )
+    settings = load_settings(state_dir=state, redis_url=redis_url, postgres_url=None, source_data="", source_seed=11)
     refresh(TINY, settings, AS_OF, window=timedelta(days=2))
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()

@@ -31,7 +31,7 @@ HOURLY = ("cell_observation", "cell_history", "cell_neighbours")
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return load_settings(state_dir=tmp_path, weather_data=None, weather_seed=3)
+    return load_settings(state_dir=tmp_path, source_data="", source_seed=3)
 
 
 def view(settings: Settings, name: str) -> pa.Table:
@@ -103,7 +103,7 @@ def test_a_refresh_of_the_past_keeps_what_is_later(settings: Settings) -> None:
 
 def test_another_source_replaces_all_files(settings: Settings) -> None:
     refresh(TINY, settings, NOW, window=timedelta(days=2))
-    other = load_settings(state_dir=settings.state_dir, weather_data=None, weather_seed=4)
+    other = load_settings(state_dir=settings.state_dir, source_data="", source_seed=4)
     refresh(TINY, other, NOW, window=timedelta(hours=2))
     found = view(other, "cell_observation")
     expected = open_source(TINY, other).window(AS_OF - timedelta(hours=1), AS_OF).values.reshape(-1)
@@ -149,7 +149,7 @@ def test_a_lock_that_is_never_freed_is_named(tmp_path: Path) -> None:
 def test_small_steps_give_the_same_rows(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refresh(TINY, settings, NOW, window=timedelta(hours=20))
     monkeypatch.setattr(ingest, "CELL_HOURS_AT_ONCE_MAX", CELLS * 3)
-    other = load_settings(state_dir=tmp_path / "other", weather_data=None, weather_seed=3)
+    other = load_settings(state_dir=tmp_path / "other", source_data="", source_seed=3)
     refresh(TINY, other, NOW, window=timedelta(hours=20))
     for name in HOURLY:
         assert view(other, name).drop_columns("created_timestamp") == view(settings, name).drop_columns(
@@ -177,7 +177,7 @@ def replay(tmp_path: Path, count: int) -> Settings:
         ),
         path,
     )
-    return load_settings(state_dir=tmp_path, weather_data=path)
+    return load_settings(state_dir=tmp_path, source_data=f"weather={path}")
 
 
 def test_too_little_history_is_named(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_window_is_whole_hours_in_order(start: datetime, end: datetime) -> Non
 
 def test_other_units_are_not_simulated() -> None:
     celsius = replace(TINY, source=GridObservations(variable="t2m", unit="C", valid_range=(-90, 60)))
-    with pytest.raises(SourceError, match="ALMANAC_WEATHER_DATA"):
+    with pytest.raises(SourceError, match="ALMANAC_SOURCE_DATA"):
         open_source(celsius, load_settings())
 
 
@@ -166,7 +166,7 @@ def write_grib(path: Path, grid: Grid = GRID, count: int = 5, name: str = "2t", 
 
 
 def found(tmp_path: Path, path: Path) -> Settings:
-    return load_settings(state_dir=tmp_path / "state", weather_data=path)
+    return load_settings(state_dir=tmp_path / "state", source_data=f"weather={path}")
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_a_cut_parquet_file_is_refused(tmp_path: Path, parquet: Path) -> None:
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="ALMANAC_WEATHER_DATA"):
+    with pytest.raises(SourceError, match="ALMANAC_SOURCE_DATA"):
         open_source(TINY, found(tmp_path, tmp_path / "none.grib"), now=NOON)
 
 

@@ -137,24 +137,24 @@ def test_a_port_named_for_metrics_is_the_first_of_three(tmp_path: Path) -> None:
 def test_addresses_written_down_are_settings_and_urls_named_win(tmp_path: Path) -> None:
     places = Places.of(tmp_path)
     ports = dict.fromkeys(("postgres", "redis", "kafka", "airflow", "lookup", *programs.METRICS_PROGRAMS), 1)
-    caller = named(redis_url="redis://elsewhere/0", weather_data=Path("data.grib"), lookup_host="0.0.0.0")  # noqa: S104
+    caller = named(redis_url="redis://elsewhere/0", source_data="weather=data.grib", lookup_host="0.0.0.0")  # noqa: S104
     chosen = programs.choose(caller, None)
     found = programs.addresses(places, caller, chosen, ports, "postgresql://u@h/almanac")
     assert set(found) <= set(Settings.model_fields)
     assert found["redis_url"] == "redis://elsewhere/0"
-    assert found["weather_data"] == str(Path.cwd() / "data.grib")
+    assert found["source_data"] == f"weather={Path.cwd() / 'data.grib'}"
     assert found["lookup_url"] == found["monitor_url"] == "http://127.0.0.1:1"
     assert "metrics_port" not in found
-    assert "weather_seed" not in found
+    assert "source_seed" not in found
 
 
 def test_programs_see_absolute_paths_and_only_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALMANAC_WEATHER_DATA", "data.grib")
+    monkeypatch.setenv("ALMANAC_SOURCE_DATA", "weather=data.grib")
     monkeypatch.setenv("ALMANAC_PIPELINES", "pipelines, mine.py")
     monkeypatch.setenv("SOMEBODYS_TOKEN", "secret")
     monkeypatch.setenv("AIRFLOW_HOME", "/elsewhere")
     found = programs.program_environment(Places.of(tmp_path), programs.environment_settings())
-    assert found["ALMANAC_WEATHER_DATA"] == str(Path.cwd() / "data.grib")
+    assert found["ALMANAC_SOURCE_DATA"] == f"weather={Path.cwd() / 'data.grib'}"
     assert found["ALMANAC_PIPELINES"] == f"pipelines,{Path.cwd() / 'mine.py'}"
     assert found["ALMANAC_STATE_DIR"] == str(tmp_path)
     assert not {"SOMEBODYS_TOKEN", "AIRFLOW_HOME"} & set(found)
