@@ -105,7 +105,12 @@ class Publishing(Staging, Moves):
     def _prove(self, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
         """Read the rows back; see `postgres_proof.prove`."""
         with self._client.session() as connection:
-            proved = prove(connection, attempt)
+            try:
+                proved = prove(connection, attempt)
+            except (BlockError, psycopg.errors.UndefinedTable):
+                # Whoever took over may have published these rows meanwhile, and retention have dropped them.
+                check_token(connection, attempt, exclusive=False)
+                raise
         passing("publish.read-back")
         return proved
 

@@ -11,9 +11,10 @@ import numpy as np
 import psycopg
 import pytest
 
+from almanac import failpoints
 from almanac.blocks import Block
 from almanac.end_manifest import EndManifest
-from almanac.errors import BlockError, GateError, UsageError
+from almanac.errors import BlockError, GateError, Superseded, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import Jump, Pipeline
 from serving_cache.layout import child_name
@@ -89,6 +90,28 @@ def test_a_manifest_that_does_not_match_its_blocks_is_not_gone_back_to(
     with pytest.raises(BlockError, match="do not match its end manifest of 16"):
         store.rollback(pipeline.name, now=NOON)
     assert store.pointer(pipeline.name) == before
+
+
+def test_an_attempt_that_was_taken_over_hears_that_though_its_rows_are_gone(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = published(store, postgres_url)
+    attempt = staged_generation(store, pipeline, 2.0)
+
+    def outlived(name: str) -> None:
+        if name == "publish.indexed":
+            failpoints.arm(None)
+            with PostgresStore(postgres_url) as other:
+                other.reject(other.take_over(pipeline.name, attempt.generation), "its run was given up")
+
+    failpoints.arm(outlived)
+    try:
+        with pytest.raises(Superseded, match="taken over"):
+            store.publish(attempt, pipeline, now=NOON)
+    finally:
+        failpoints.arm(None)
+    gone = people.execute("SELECT to_regclass(%s)", (child_name(pipeline.name, attempt.generation),)).fetchone()
+    assert gone == (None,)
 
 
 def test_the_end_manifest_sums_up_what_was_published(
