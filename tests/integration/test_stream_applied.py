@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from almanac.settings import Settings, load_settings
 from streaming.applied import Applied
@@ -33,6 +33,15 @@ def topic(settings: Settings) -> str:
 @pytest.fixture
 def applied(settings: Settings, topic: str) -> Iterator[Applied]:
     found = Applied(topic, f"{topic}-sink", settings)
+
+    def answered() -> bool:
+        """A broker that has just started may not know yet where a group's offsets are."""
+        try:
+            return found.committed() == {}
+        except KafkaException:
+            return False
+
+    eventually(answered)
     yield found
     found.close()
 
