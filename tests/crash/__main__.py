@@ -10,51 +10,18 @@ import json
 import logging
 import os
 import random
-import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
-from types import FrameType
 
 from almanac.stack.servers import running_postgres, running_redis
 from tests.crash.harness import Found
 from tests.crash.lanes import crash
 from tests.crash.shared import Shared
+from tests.long_runs import Progress, stop_on_signals
 
 PUBLISHES = 10_000
 LANES_MAX = 4
-LINE_EVERY_SECONDS = 60.0
-
-
-class Progress:
-    """One line that changes on a terminal, one a minute elsewhere."""
-
-    def __init__(self, publishes: int) -> None:
-        self._publishes = publishes
-        self._began = self._said = time.monotonic()
-
-    def __call__(self, publishes: int, kills: int) -> None:
-        """So far."""
-        now = time.monotonic()
-        shown = f"{publishes:,} of {self._publishes:,} publishes, {kills:,} kills, {now - self._began:.0f} s"
-        if sys.stdout.isatty():
-            print(f"\r{shown}", end="", flush=True)
-        elif now - self._said >= LINE_EVERY_SECONDS:
-            self._said = now
-            print(shown, flush=True)
-
-
-def stop_on_signals(shared: Shared) -> None:
-    """The first signal ends the run in order, a second one at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        shared.stop()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
 
 
 def main() -> int:
@@ -67,19 +34,22 @@ def main() -> int:
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
     shared = Shared(max(asked.lanes, 1))
-    stop_on_signals(shared)
+    stop_on_signals(shared.stop)
     print(f"SEED={asked.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="almanac-crash-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # Postgres has a user of its own
         (folder / "redis").mkdir()
         with running_postgres(folder / "postgres") as postgres_url, running_redis(folder / "redis") as redis_url:
-            began = time.monotonic()
-            told = Progress(asked.publishes)
+            progress = Progress()
+
+            def told(publishes: int, kills: int) -> None:
+                progress.say(f"{publishes:,} of {asked.publishes:,} publishes, {kills:,} kills")
+
             urls = (postgres_url, redis_url)
             found = crash(urls, folder, shared, seed=asked.seed, publishes=asked.publishes, told=told)
     print()
-    report(found, time.monotonic() - began, interrupted=shared.stopping)
+    report(found, progress.seconds, interrupted=shared.stopping)
     return 1 if found.wrong else 0
 
 

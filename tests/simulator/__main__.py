@@ -1,4 +1,5 @@
 """Live through many seeds: `make simulate SEEDS=100000`. Ends with 1 at the first seed at which something is wrong.
+Ctrl-C or SIGTERM ends it early, with the verdict on what was done until then.
 
 `--seed 42` replays one and prints its steps; `--bug NAME` plants a bug first.
 """
@@ -10,11 +11,13 @@ import json
 import logging
 import os
 import sys
-import time
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
+from tests.long_runs import Progress, hear_nothing, stop_on_signals
 from tests.simulator.bugs import BUGS, planted
 from tests.simulator.readers import Violation
 from tests.simulator.world import simulate
@@ -22,6 +25,7 @@ from tests.simulator.world import simulate
 SEEDS = 1_000
 SEEDS_PER_TASK = 100
 WORKERS_MAX = 16
+POLL_SECONDS = 1.0
 
 
 def live(first: int, count: int) -> tuple[int, int, int, str]:
@@ -43,23 +47,46 @@ def tasks(first: int, count: int) -> Iterator[tuple[int, int]]:
         yield start, min(SEEDS_PER_TASK, first + count - start)
 
 
+@dataclass
+class Lived:
+    """What became of all seeds so far."""
+
+    seeds: int = 0
+    moves: int = 0
+    kills: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, seeds: int, moves: int, kills: int, wrong: str) -> None:
+        """One piece."""
+        self.seeds, self.moves, self.kills = self.seeds + seeds, self.moves + moves, self.kills + kills
+        self.wrong += [wrong] if wrong else []
+
+
 def many(first: int, count: int) -> int:
-    """Live through seeds on every core."""
-    began, done, moves, kills = time.monotonic(), 0, 0, 0
-    pieces = list(tasks(first, count))
-    with ProcessPoolExecutor(min(WORKERS_MAX, os.cpu_count() or 1)) as pool:
-        for lived, moved, killed, wrong in pool.map(live, *zip(*pieces, strict=True)):
-            done, moves, kills = done + lived, moves + moved, kills + killed
-            if sys.stdout.isatty():
-                print(f"\r{done:,} of {count:,} seeds", end="", flush=True)
-            if wrong:
-                pool.shutdown(cancel_futures=True)
-                print(f"\n{wrong}", file=sys.stderr)
-                return 1
-    seconds = time.monotonic() - began
-    print(f"\r{done:,} seeds, {moves:,} moves of the pointer, {kills:,} kills, nothing wrong, in {seconds:.0f} s")
-    print(json.dumps({"seeds": done, "moves": moves, "kills": kills, "seconds": round(seconds, 1), "wrong": 0}))
-    return 0
+    """Live through seeds on every core, until all are done, one is wrong, or a signal comes."""
+    told = threading.Event()
+    stop_on_signals(told.set)
+    progress, lived = Progress(), Lived()
+    with ProcessPoolExecutor(min(WORKERS_MAX, len(os.sched_getaffinity(0))), initializer=hear_nothing) as pool:
+        waiting = {pool.submit(live, *piece) for piece in tasks(first, count)}
+        while waiting and not told.is_set() and not lived.wrong:
+            done, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for piece in done:
+                lived.add(*piece.result())
+            progress.say(f"{lived.seeds:,} of {count:,} seeds")
+        for piece in [piece for piece in waiting if not piece.cancel()]:  # those that are being lived through
+            lived.add(*piece.result())
+    for wrong in lived.wrong:
+        print(f"\n{wrong}", file=sys.stderr)
+    print(f"\r{lived.seeds:,} seeds, {lived.moves:,} moves of the pointer, {lived.kills:,} kills, "
+          f"{'something' if lived.wrong else 'nothing'} wrong, in {progress.seconds:.0f} s")  # fmt: skip
+    summary = {
+        "seeds": lived.seeds, "moves": lived.moves, "kills": lived.kills, "seconds": round(progress.seconds, 1),
+        "seeds_per_second": round(lived.seeds / progress.seconds, 1), "interrupted": told.is_set(),
+        "wrong": len(lived.wrong),
+    }  # fmt: skip
+    print(json.dumps(summary))
+    return 1 if lived.wrong else 0
 
 
 def one(seed: int, bug: str | None) -> int:
