@@ -24,10 +24,12 @@ from almanac.clock import need_utc
 from almanac.errors import FeatureError
 from almanac.feature_checks import words
 from almanac.pipeline import GridObservations, Pipeline
+from almanac.ragged import Ragged
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
 from features.packed import Column, Layout, Micros, Packed, UnknownLayouts, numbers_of, packing, parse
 from features.packed_keys import Keys
+from features.packed_lists import lists_of
 from features.packed_store import LAYOUTS_FETCHED_MAX, fetch, layouts_of
 from features.packed_store import LAYOUTS_KEY as LAYOUTS_KEY
 from features.packed_store import layout_field as layout_field
@@ -62,6 +64,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         columns: what they are called in the answer; the same names unless the service renames them.
         ttl_seconds: a row older than this has expired; None holds at all times.
         observed: whether events push this view, so that its event time is that of the newest observation.
+        lists: features to read that are lists; a plan that has none says nothing of them.
     """
 
     name: str
@@ -70,6 +73,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...]
     ttl_seconds: float | None = None
     observed: bool = False
+    lists: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,12 +136,14 @@ class ViewRows:
     Args:
         status: uint8 (n,): `PRESENT`, `MISSING` or `EXPIRED`.
         times: event times in microseconds since 1970, whether expired or not; `NEVER` where there is no row.
+        created: when rows were created, alike; 0 where that is not known. None of a view that is not asked for lists.
         now: at which rows have expired or not, in microseconds since 1970; None: none has.
     """
 
     view: View
     status: Status
     times: Micros
+    created: Micros | None = None
     now: int | None = None
 
     @property
@@ -159,12 +165,14 @@ class Features:
     """The online features of n entities.
 
     Args:
-        columns: float64 (n,) for each feature, NaN where it is null, missing or expired.
+        columns: float64 (n,) for each feature that is a number, NaN where it is null, missing or expired.
         views: what is known of each view's rows.
+        lists: n lists for each feature that is one, empty where it is null, missing or expired.
     """
 
     columns: dict[str, Floats]
     views: tuple[ViewRows, ...]
+    lists: dict[str, Ragged] = field(default_factory=dict)
 
     @cached_property
     def observed_at(self) -> Micros:
@@ -266,6 +274,7 @@ class Reader:
         n = len(values) // len(self.plan.views)
         moment = None if now is None else micros_of(now)
         columns: dict[str, Floats] = {}
+        lists: dict[str, Ragged] = {}
         rows = []
         for at, (view, layout) in enumerate(zip(self.plan.views, self.layouts, strict=True)):
             found = parse(layout, values[at * n : (at + 1) * n], self.known)
@@ -274,8 +283,10 @@ class Reader:
             if moment is not None and (expired := read.status == EXPIRED).any():
                 numbers[:, expired] = np.nan
             columns.update(zip(view.columns, numbers, strict=True))
+            for name in view.lists or ():
+                lists[name] = lists_of(found, read.status == PRESENT, name)
             rows.append(read)
-        return Features(columns=columns, views=tuple(rows))
+        return Features(columns=columns, views=tuple(rows), lists=lists)
 
 
 def read(client: Any, reader: Reader, entities: Any, now: datetime | None) -> Features:
@@ -332,7 +343,17 @@ def _rows(view: View, found: Sequence[Packed], n: int, now: int | None) -> ViewR
     status = absent.astype(np.uint8)  # MISSING is 1
     if now is not None and view.ttl_seconds is not None:
         status[~absent & (times < now - round(view.ttl_seconds * 1_000_000))] = EXPIRED
-    return ViewRows(view=view, status=status, times=times, now=now)
+    return ViewRows(view=view, status=status, times=times, created=_created(view, found, n), now=now)
+
+
+def _created(view: View, found: Sequence[Packed], n: int) -> Micros | None:
+    if not view.lists:
+        return None
+    made = np.zeros(n, np.int64)
+    for part in found:
+        if "created" in (part.records.dtype.names or ()):
+            made[slice(None) if part.where is None else part.where] = part.records["created"]
+    return made
 
 
 def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[Any]]:

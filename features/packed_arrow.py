@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from features.packed import (
     packing,
     records,
 )
+from features.packed_lists import TEXT_LIST, entry_head, list_head
 
 NUMBER_TYPES = {
     "FLOAT": pa.float32(),
@@ -137,6 +138,8 @@ def _cast(layout: Layout, column: Column, table: pa.Table) -> pa.Array:
             f"rows of view {layout.view} lack its feature {column.name}: add the column, or apply the view"
         )
     given = table.column(column.name).combine_chunks()
+    if column.type == TEXT_LIST and pa.types.is_list(given.type):
+        return _text_lists(layout, column, given)
     wanted = arrow_type(column.type)
     try:
         if pa.types.is_null(given.type):
@@ -150,6 +153,29 @@ def _cast(layout: Layout, column: Column, table: pa.Table) -> pa.Array:
             f"feature {column.name} of view {layout.view} is {given.type}, which is no {column.type.lower()} ({why}): "
             "correct the data or the view"
         ) from None
+
+
+def _text_lists(layout: Layout, column: Column, given: pa.Array) -> pa.Array:
+    """Lists of texts as Feast's Value, serialized; a null stays one."""
+    entries = given.flatten()
+    if entries.null_count or not (pa.types.is_string(entries.type) or pa.types.is_null(entries.type)):
+        raise FeatureError(
+            f"feature {column.name} of view {layout.view} has lists of {entries.type} with {entries.null_count} nulls "
+            "in them: give a text at each place"
+        )
+    plain = entries.cast(pa.string()).cast(pa.binary())
+    headed = pc.binary_join_element_wise(_heads(plain, entry_head), plain, b"")
+    lengths = pc.fill_null(pc.list_value_length(given), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+    inside = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), headed), b"")
+    whole = pc.binary_join_element_wise(_heads(inside, list_head), inside, b"")
+    return pc.if_else(given.is_valid(), whole, pa.scalar(None, pa.binary())) if given.null_count else whole
+
+
+def _heads(cells: pa.Array, head: Callable[[int], bytes]) -> pa.Array:
+    """What stands before each cell, made once for each length."""
+    sizes, places = np.unique(pc.binary_length(cells).to_numpy(zero_copy_only=False), return_inverse=True)
+    return pa.array([head(size) for size in sizes.tolist()], pa.binary()).take(pa.array(places))
 
 
 def _valid(array: pa.Array) -> Bits:

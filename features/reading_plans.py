@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from almanac.errors import FeatureError, Unavailable
 from almanac.settings import Settings
 from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View, encode_plan, plan_key
 from features.packed import NUMBERS
+from features.packed_lists import KINDS
 from features.packed_views import layout_of
 from features.store import REGISTRY_SCHEMA
 
@@ -38,8 +41,10 @@ def plan_of(store: FeatureStore, service: FeatureService) -> Plan:
     for projection in service.feature_view_projections:
         view = store.get_feature_view(projection.name)
         keys |= {(column.name, column.dtype.to_value_type().name) for column in view.entity_columns}
-        # A model reads numbers alone; text and lists are for other readers.
-        names = tuple(found.name for found in projection.features if found.dtype.to_value_type().name in NUMBERS)
+        # A model reads numbers alone, and a ranking lists; text is for other readers.
+        kinds = {found.name: found.dtype.to_value_type().name for found in projection.features}
+        names = tuple(name for name, kind in kinds.items() if kind in NUMBERS)
+        lists = tuple(name for name, kind in kinds.items() if kind in KINDS)
         layout = layout_of(store.project, view, versioned=versioned)
         views.append(
             View(
@@ -49,6 +54,7 @@ def plan_of(store: FeatureStore, service: FeatureService) -> Plan:
                 columns=names,
                 ttl_seconds=view.ttl.total_seconds() if view.ttl else None,
                 observed=view.stream_source is not None,
+                lists=lists or msgspec.UNSET,
             )
         )
     if len(keys) != 1:
