@@ -1,8 +1,8 @@
 """Keeps Redis in step with Postgres: `python -m serving_cache.reconciler`. Ends on SIGTERM or SIGINT.
 
-Once a second it compares the two pointers, and looks for the marker that is gone
-when Redis was emptied; it repairs what a death between Postgres and Redis left,
-within two seconds. Every half a minute, and after either server was away, it
+When Postgres tells of a move, and once a second, it compares the two pointers, and
+looks for the marker that is gone when Redis was emptied; it repairs what a death
+between Postgres and Redis left, within two seconds. Every half a minute, and after either server was away, it
 proves that the blocks are there and brings overlays that did not arrive. It
 logs a line whenever a pipeline's state changes, and no other; `/metrics` and
 `/readyz` say the same to machines.
@@ -25,6 +25,7 @@ from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from serving_cache.daemon import run_until_stopped
 from serving_cache.postgres import PostgresStore
+from serving_cache.postgres_notices import Notices
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_overlays, sync_redis
 
@@ -33,6 +34,8 @@ log = logging.getLogger("serving_cache.reconciler")
 PERIOD_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 2.0
 PROOF_SECONDS = 30.0
+HEAD_START_SECONDS = 0.05
+"""Who moved the pointer mostly brings Redis along, which needs not be done twice."""
 HUNG_SECONDS_MAX = 300.0
 """A step has time limits far below this; one that takes longer hangs."""
 OVERLAY_MARGIN = timedelta(minutes=2)
@@ -144,13 +147,16 @@ class Reconciler:
             log.log(level, "reconciler pipeline=%s %s", name, state, extra={"pipeline": name})
 
 
-def run(reconciler: Reconciler) -> None:
-    """Step for ever; less often while a server is away."""
+def run(reconciler: Reconciler, notices: Notices) -> None:
+    """Step for ever, soon after each move of a pointer; less often while a server is away."""
     wait_seconds = PERIOD_SECONDS
     while True:
         answered = reconciler.step(time.monotonic())
         wait_seconds = PERIOD_SECONDS if answered else min(wait_seconds * 1.5, BACKOFF_SECONDS_MAX)
-        time.sleep(wait_seconds)
+        if not answered:
+            time.sleep(wait_seconds)
+        elif notices.wait(wait_seconds):
+            time.sleep(HEAD_START_SECONDS)
 
 
 def reconcile(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
@@ -162,6 +168,7 @@ def reconcile(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
     with (
         PostgresStore(settings.need("postgres_url")) as postgres,
         RedisStore(settings.need("redis_url")) as cache,
+        Notices(settings.need("postgres_url")) as notices,
     ):
         reconciler = Reconciler(pipelines, postgres, cache)
         server = metrics.serve(
@@ -172,7 +179,7 @@ def reconcile(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
             why_not_live=reconciler.why_not_live,
         )
         try:
-            run(reconciler)
+            run(reconciler, notices)
         finally:
             if server is not None:
                 server.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 
@@ -23,6 +24,7 @@ from almanac.stack.server import free_port
 from almanac.stack.servers import running
 from serving_cache import layout
 from serving_cache.postgres import PostgresStore
+from serving_cache.postgres_notices import Notices
 from serving_cache.reconciler import PROOF_SECONDS, Reconciler
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_redis
@@ -140,6 +142,42 @@ def test_an_unpublished_pipeline_is_no_error(store: PostgresStore, cache: RedisS
     migrated(postgres_url, pipeline)
     assert Reconciler([pipeline], store, cache).step(0.0)
     assert cache.pointer(pipeline.name) is None
+
+
+def test_a_move_is_heard_of_and_redis_follows(
+    pipeline: Pipeline, store: PostgresStore, cache: RedisStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    reconciler = Reconciler([pipeline], store, cache)
+    moves: list[Callable[[], object]] = [
+        lambda: published_generation(store, pipeline, 2.0),
+        lambda: store.rollback(pipeline.name, now=utc_now()),
+    ]
+    with Notices(postgres_url) as notices:
+        assert notices.wait(PATIENCE_SECONDS)  # it has just begun to listen
+        reconciler.step(0.0)
+        for epoch, move in enumerate(moves, start=2):
+            move()
+            assert notices.wait(PATIENCE_SECONDS)
+            reconciler.step(1.0)
+            pointer = cache.pointer(pipeline.name)
+            assert pointer is not None
+            assert pointer.epoch == epoch
+        people.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'almanac notices'"
+        )
+        assert notices.wait(PATIENCE_SECONDS)  # it broke
+        assert notices.wait(PATIENCE_SECONDS)  # it listens again
+        assert not notices.wait(0.0)
+        store.clear_rollback(pipeline.name)
+        published_generation(store, pipeline, 3.0)
+        assert notices.wait(PATIENCE_SECONDS)
+
+
+def test_without_a_postgres_time_passes_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with Notices("postgresql://127.0.0.1:1/almanac") as notices:
+        assert [notices.wait(0.0) for _ in range(3)] == [False] * 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "127.0.0.1:1/almanac cannot tell of moves" in caplog.text
 
 
 DECLARATION = """

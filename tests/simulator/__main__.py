@@ -23,7 +23,7 @@ from tests.simulator.readers import Violation
 from tests.simulator.world import simulate
 
 SEEDS = 1_000
-SEEDS_PER_TASK = 100
+SEEDS_PER_TASK = 25
 WORKERS_MAX = 16
 POLL_SECONDS = 1.0
 
