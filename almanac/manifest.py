@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from almanac.challenger import Judged
+
 MANIFEST_FORMAT = 1
 
 
@@ -56,6 +58,43 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         least = min(baselines.values())
         return error / least if least else math.inf
 
+    def against(self, other: Measure) -> float:
+        """The error over another model's of the same output: below 1 is better."""
+        if not isinstance(other, Metric):
+            return math.inf
+        mine, theirs = self.judged[0], other.judged[0]
+        return mine / theirs if theirs else math.inf
+
+
+class ListMetric(msgspec.Struct, frozen=True, kw_only=True):
+    """How good ranked lists were, beside other lists for the same entities and moments.
+
+    Args:
+        recall, ndcg: of the first `length` items, the mean over the lists; and of each baseline.
+        rows: how many lists were measured.
+    """
+
+    length: int
+    recall: float
+    ndcg: float
+    recall_baselines: dict[str, float]
+    ndcg_baselines: dict[str, float]
+    rows: int
+
+    @property
+    def ratio(self) -> float:
+        """The better baseline's NDCG over this one's: below 1 is better than both."""
+        return max(self.ndcg_baselines.values()) / self.ndcg if self.ndcg else math.inf
+
+    def against(self, other: Measure) -> float:
+        """Another model's NDCG over this one's: below 1 is better."""
+        if not isinstance(other, ListMetric) or not self.ndcg:
+            return math.inf
+        return other.ndcg / self.ndcg
+
+
+Measure = Metric | ListMetric
+
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """How closely ONNX Runtime agreed with LightGBM on the golden rows, in the output's unit."""
@@ -78,7 +117,8 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever trains a model says about it; `Registry.register` adds the rest.
 
-    A model that was trained elsewhere has no windows and no metrics here.
+    A model that was trained elsewhere has no windows and no metrics here. `lists` are measured where a list is ranked;
+    `judged` is what the gates of a challenger said.
     """
 
     features: str
@@ -93,6 +133,13 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     references: dict[str, Reference]
     libraries: dict[str, str]
     data: str = ""
+    lists: dict[str, ListMetric] = {}
+    judged: Judged | None = None
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """All that was measured: errors by output, or lists by how they were asked for."""
+        return {**self.metrics, **self.lists}
 
 
 class Manifest(Description, frozen=True, kw_only=True):

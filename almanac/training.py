@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from almanac.checking import need_duration, need_name, need_number
+from almanac.challenger import Challenger
+from almanac.checking import need_a, need_duration, need_name, need_number
 from almanac.errors import DeclarationError
 
-OBJECTIVES = ("regression_l1", "regression", "binary")
+OBJECTIVES = ("regression_l1", "regression", "binary", "lambdarank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Training:
         window, holdout: how much history is used, and how much at its end is kept to measure on.
         labels: for a pipeline without a source: the Feast view that holds the truth, a column per output;
             its event time is the moment that the features must speak as of.
-        objective: LightGBM's: `regression_l1` (the median), `regression` (the mean), or `binary` (a probability).
+        objective: LightGBM's: `regression_l1` (the median), `regression` (the mean), `binary` (a probability), or
+            `lambdarank`, which is for a pipeline with a ranking, and the only one for it.
+        challenger: gates past which a new version is promoted; None to let the alias name each new version.
         rows_max, trees, leaves, learning_rate, seed: size and randomness.
     """
 
@@ -33,7 +36,8 @@ class Training:
     learning_rate: float = 0.08
     seed: int = 7
     labels: str | None = None
-    objective: Literal["regression_l1", "regression", "binary"] = "regression_l1"
+    objective: Literal["regression_l1", "regression", "binary", "lambdarank"] = "regression_l1"
+    challenger: Challenger | None = None
 
     def __post_init__(self) -> None:
         need_duration("Training.window", self.window)
@@ -42,6 +46,8 @@ class Training:
             need_name("Training.labels", self.labels)
         if self.objective not in OBJECTIVES:
             raise DeclarationError(f"Training.objective is {self.objective!r}: give one of {', '.join(OBJECTIVES)}")
+        if self.challenger is not None:
+            need_a("Training.challenger", self.challenger, Challenger, "give Challenger(schedule=…), or None")
         need_number("Training.learning_rate", self.learning_rate, 1e-6, 1)
         need_number("Training.seed", self.seed, 0, 2**31 - 1, whole=True)
         if not timedelta(0) < self.holdout < self.window:

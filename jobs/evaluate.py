@@ -54,25 +54,29 @@ class _Errors:
         return Metric(mae=means.pop("model"), baselines=means, rows=self.rows)
 
 
-def measure(pipeline: Pipeline, settings: Settings, scorer: Scorer, truth: Truth, cut: Split) -> dict[str, Metric]:
-    """Mean absolute errors over every cell and every held-out hour, by output.
+def measure(
+    pipeline: Pipeline, settings: Settings, scorers: Sequence[Scorer], truth: Truth, cut: Split
+) -> list[dict[str, Metric]]:
+    """Mean absolute errors of each scorer over every cell and every held-out hour, by output.
 
     Every output is measured on the same hours: all whose `valid_at` lies in the
-    held-out window. The scorer answers, so what is measured is what is served.
+    held-out window. The scorers answer, so what is measured is what is served.
     """
     ahead = {output.name: horizon_hours(pipeline, output) for output in pipeline.outputs}
-    sums = {name: _Errors() for name in ahead}
+    sums = [{name: _Errors() for name in ahead} for _ in scorers]
     spans = [cut.measured(hours) for hours in ahead.values()]
     for rows in every_row(pipeline, min(first for first, _ in spans), max(last for _, last in spans)):
-        predicted = scorer.score(features(pipeline, settings, truth, rows))
-        for name, hours in ahead.items():
-            first, last = cut.measured(hours)
-            chosen = np.flatnonzero((rows.hours >= first) & (rows.hours <= last))
-            if len(chosen):
-                some = rows.pick(chosen)
-                answers = {"model": predicted[name][chosen], **baselines(truth, some, hours)}
-                sums[name].add(truth.at(some, hours), answers)
-    return {name: errors.metric() for name, errors in sums.items()}
+        table = features(pipeline, settings, truth, rows)
+        for scorer, errors in zip(scorers, sums, strict=True):
+            predicted = scorer.score(table)
+            for name, hours in ahead.items():
+                first, last = cut.measured(hours)
+                chosen = np.flatnonzero((rows.hours >= first) & (rows.hours <= last))
+                if len(chosen):
+                    some = rows.pick(chosen)
+                    answers = {"model": predicted[name][chosen], **baselines(truth, some, hours)}
+                    errors[name].add(truth.at(some, hours), answers)
+    return [{name: found.metric() for name, found in errors.items()} for errors in sums]
 
 
 def golden_rows(recipe: Recipe, fitted: Sequence[Fitted], table: pa.Table, seed: int) -> bytes:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from almanac.manifest import Description, Parity
+from almanac.manifest import Parity
 from almanac.pipeline import Pipeline
-from almanac.registry import GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
+from almanac.registry import GOLDEN_FILE, MODEL_FILE
 from almanac.scoring import Scorer
-from almanac.settings import Settings
 from almanac.training import Training
 from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
 from jobs.evaluate import golden_rows, prove
@@ -91,17 +89,6 @@ def proved(pipeline: Pipeline, files: Mapping[str, bytes]) -> Made:
     """The model of these files, proved on their golden rows; raises as `make` does."""
     scorer = Scorer.open(files[MODEL_FILE], pipeline.model_name, entity=pipeline.entity, threads=THREADS)
     return Made(files=files, scorer=scorer, parity=prove(scorer, files[GOLDEN_FILE]))
-
-
-def register(
-    pipeline: Pipeline, settings: Settings, made: Made, description: Description, *, now: datetime, progress: Progress
-) -> ModelVersion:
-    """Register the version, and let the pipeline's alias name it."""
-    registry = Registry(settings.models_dir)
-    registered = registry.register(pipeline.model_name, made.files, description, now=now)
-    registry.set_alias(pipeline.model_name, pipeline.model_alias, registered.version)
-    progress(f"registered {registered.id}; {pipeline.model} names it")
-    return registered
 
 
 def libraries() -> dict[str, str]:

@@ -10,7 +10,7 @@ held-out window began: its moment lies an output's horizon before it.
 3. fit: one LightGBM per output, with the declared objective;
 4. convert to one ONNX graph, and prove on golden rows that it answers as LightGBM does;
 5. measure on the held-out rows, beside the best constants;
-6. register the version, and let the declared alias name it.
+6. register the version, and let the declared alias name it; where a challenger is declared, only past its gates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from almanac.scoring import Scorer
 from almanac.settings import Settings
 from jobs.convert import Fitted, Floats, Recipe
 from jobs.evaluate import as_matrix
-from jobs.fitting import Progress, boost, libraries, make, register
+from jobs.fitting import Progress, boost, libraries, make
+from jobs.promotion import champion, judged, register
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,8 +96,10 @@ def train_on_labels(pipeline: Pipeline, settings: Settings, *, now: datetime, pr
     progress("converting to ONNX, proving it on golden rows")
     made = make(pipeline, recipe, fitted, training.table)
     progress(f"measuring on {len(held_out):,} held-out rows")
-    metrics = measure(pipeline, made.scorer, held_out, baselines)
-    description = _describe(pipeline, training, held_out, made.parity, metrics, told)
+    rival = champion(pipeline, settings, held_out.table.column_names)
+    found = [measure(pipeline, scorer, held_out, baselines) for scorer in (made.scorer, *rival.scorers)]
+    description = _describe(pipeline, training, held_out, made.parity, found[0], told)
+    description = judged(pipeline, description, rival, found[1:])
     return register(pipeline, settings, made, description, now=now, progress=progress)
 
 

@@ -10,7 +10,11 @@ import typer.core
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from almanac.manifest import ListMetric, Metric
     from almanac.registry import ModelVersion
+
+    Table = tuple[str, list[str], list[list[str]]]
+    """A title, headings and rows."""
 
 HASH_SHOWN = 12
 
@@ -36,9 +40,10 @@ def register(app: typer.Typer) -> None:
 
 def train(
     pipeline: str,
+    promote: bool = typer.Option(False, "--promote", help="Let the pipeline use it whatever its declared gates say."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable; no progress."),
 ) -> None:
-    """Train a pipeline's model, prove it, register it, and let the pipeline use it."""
+    """Train a pipeline's model, prove it, register it, and let the pipeline use it, past its gates where it has any."""
     from contextlib import nullcontext
 
     from rich.console import Console
@@ -63,12 +68,19 @@ def train(
         from jobs.train import train as train_model
 
         version = train_model(found, settings(), now=utc_now(), progress=progress)
+    told = ""
+    if found.training.challenger is not None:
+        from jobs.promotion import promote as promote_version
+
+        told = promote_version(found, settings(), version.version, overrule=promote).told
     if as_json:
         from almanac.output import print_json
 
         print_json(details(version, _aliases(version.name)))
         return
     print_metrics(version)
+    if told:
+        typer.echo(told)
 
 
 def models(
@@ -94,7 +106,7 @@ def models(
         typer.echo("no model is registered: train one with `almanac train <pipeline>`")
         return
     print_table(
-        ["model", "aliases", "created", "trained up to", "rows", "error / better baseline's", "sha256"],
+        ["model", "aliases", "created", "trained up to", "rows", "error / better baseline's", "gates", "sha256"],
         [
             [
                 row["id"],
@@ -102,7 +114,8 @@ def models(
                 format_time(row["created_at"].replace(microsecond=0)),
                 format_time(row["training"]["end"]) if row["training"] else "–",
                 f"{row['rows']:,}",
-                "  ".join(f"{metric['ratio']:.2f}" for metric in row["metrics"].values()),
+                "  ".join(f"{metric['ratio']:.2f}" for metric in [*row["metrics"].values(), *row["lists"].values()]),
+                _gates(row["judged"]),
                 row["sha256"][:HASH_SHOWN],
             ]
             for row in rows
@@ -162,29 +175,65 @@ def print_metrics(version: ModelVersion) -> None:
 
     manifest = version.manifest
     proof = f"differ by at most {manifest.parity.difference_max:.1g} on {manifest.parity.rows} golden rows"
-    if manifest.held_out is None or not manifest.metrics:
+    if manifest.held_out is None or not manifest.measures:
         typer.echo(f"{version.id}: {manifest.data}; ONNX Runtime's answers and the model's own {proof}")
         return
-    first = next(iter(manifest.metrics.values()))
-    names = list(first.baselines)
-    measure = "mean absolute error" if first.judged_by == "mae" else "root mean squared error"
     window = f"{format_time(manifest.held_out.start)} to {format_time(manifest.held_out.end)}"
-    print_table(
-        ["output", "model", *(name.replace("_", " ") for name in names), "model / better baseline"],
-        [
-            [
-                output,
-                f"{metric.judged[0]:.3f}",
-                *(f"{metric.judged[1][name]:.3f}" for name in names),
-                f"{metric.ratio:.3f}",
-            ]
-            for output, metric in manifest.metrics.items()
-        ],
-        title=f"{version.id}: {measure}, held out {window}",
-    )
+    for title, headings, rows in filter(None, (_errors(manifest.metrics), _lists(manifest.lists))):
+        print_table(headings, rows, title=f"{version.id}: {title}, held out {window}")
     typer.echo(f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM {proof}")
-    if useless := [output for output, metric in manifest.metrics.items() if metric.ratio >= 1]:
+    if useless := [name for name, measure in manifest.measures.items() if measure.ratio >= 1]:
         typer.echo(f"no better than a baseline: {', '.join(useless)}; look at features, objective and window", err=True)
+
+
+def _errors(metrics: Mapping[str, Metric]) -> Table | None:
+    """Errors beside the baselines', an output a row."""
+    if not metrics:
+        return None
+    first = next(iter(metrics.values()))
+    names = list(first.baselines)
+    rows = [
+        [
+            output,
+            f"{metric.judged[0]:.3f}",
+            *(f"{metric.judged[1][name]:.3f}" for name in names),
+            f"{metric.ratio:.3f}",
+        ]
+        for output, metric in metrics.items()
+    ]
+    headings = ["output", "model", *(name.replace("_", " ") for name in names), "model / better baseline"]
+    return "mean absolute error" if first.judged_by == "mae" else "root mean squared error", headings, rows
+
+
+def _lists(lists: Mapping[str, ListMetric]) -> Table | None:
+    """Recall and NDCG beside the baselines', two rows for each way of asking."""
+    if not lists:
+        return None
+    first = next(iter(lists.values()))
+    names = list(first.ndcg_baselines)
+    rows = [
+        [
+            f"{asked.replace('_', ' ')} ({metric.rows:,} lists)",
+            measure,
+            f"{mine:.4f}",
+            *(f"{theirs[name]:.4f}" for name in names),
+            f"{mine / max(theirs.values()):.2f}" if max(theirs.values()) else "–",
+        ]
+        for asked, metric in lists.items()
+        for measure, mine, theirs in (
+            ("recall", metric.recall, metric.recall_baselines),
+            ("NDCG", metric.ndcg, metric.ndcg_baselines),
+        )
+    ]
+    headings = ["lists", "measure", "model", *(name.replace("_", " ") for name in names), "model / better baseline"]
+    return f"the first {first.length} items", headings, rows
+
+
+def _gates(said: Mapping[str, Any] | None) -> str:
+    """What the gates said of a version, in a few words."""
+    if said is None:
+        return "–"
+    return f"{'passed' if said['passed'] else 'refused'}: {said['reasons'][0]}"
 
 
 def details(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
@@ -195,8 +244,9 @@ def details(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]
     found = {"id": version.id, "sha256": version.hash, "path": str(version.path), **msgspec.structs.asdict(manifest)}
     plain: dict[str, Any] = msgspec.to_builtins(found, builtin_types=(_datetime(),))
     plain["aliases"] = sorted(alias for alias, number in aliases.items() if number == version.version)
-    for output, metric in manifest.metrics.items():
-        plain["metrics"][output]["ratio"] = metric.ratio
+    for kind, measures in (("metrics", manifest.metrics), ("lists", manifest.lists)):
+        for name, measure in measures.items():
+            plain[kind][name]["ratio"] = measure.ratio
     return plain
 
 

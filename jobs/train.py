@@ -5,7 +5,7 @@
 3. fit: one LightGBM per output, on the change against a reference;
 4. convert to one ONNX graph, and prove on golden rows that it answers as LightGBM does;
 5. measure on every cell and hour of the held-out window, beside both baselines;
-6. register the version, and let the declared alias name it.
+6. register the version, and let the declared alias name it; where a challenger is declared, only past its gates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from jobs import fitting
 from jobs.convert import Fitted, Floats, Recipe
 from jobs.dataset import Rows, Split, Truth, features, horizon_hours, read_truth, sample, split
 from jobs.evaluate import as_matrix, measure
-from jobs.fitting import Progress, libraries, make, register
+from jobs.fitting import Progress, libraries, make
+from jobs.promotion import champion, judged, register
 
 if TYPE_CHECKING:
     import lightgbm
@@ -85,8 +86,10 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
     progress("converting to ONNX, proving it on golden rows")
     made = make(pipeline, data.recipe, fitted, data.table)
     progress("measuring on every cell and hour of the held-out window")
-    metrics = measure(pipeline, settings, made.scorer, data.truth, data.cut)
-    description = _describe(pipeline, data, fitted, made.parity, metrics)
+    made_here, rival = made.scorer, champion(pipeline, settings, data.table.column_names)
+    found = measure(pipeline, settings, (made_here, *rival.scorers), data.truth, data.cut)
+    description = _describe(pipeline, data, fitted, made.parity, found[0])
+    description = judged(pipeline, description, rival, found[1:])
     return register(pipeline, settings, made, description, now=now, progress=progress)
 
 

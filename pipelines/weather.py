@@ -1,5 +1,6 @@
 """Air temperature 1, 6, 12 and 24 hours ahead for every cell of a grid over Britain."""
 
+from almanac.challenger import Challenger
 from almanac.partitioning import Grid
 from almanac.pipeline import (
     Fresh,
@@ -8,6 +9,7 @@ from almanac.pipeline import (
     GridObservations,
     Pipeline,
     Stream,
+    Training,
     horizons,
     hours,
     minutes,
@@ -25,6 +27,7 @@ weather = Pipeline(
     source=GridObservations(variable="t2m", unit="K", valid_range=(180.0, 340.0)),
     stream=Stream(topic="weather.observations"),
     fresh=Fresh(),
+    training=Training(challenger=Challenger()),
     gates=(
         Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": "t2m"}),
         Gate(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from almanac.challenger import Challenger, Judged
 from almanac.clock import HOUR, parse_time
 from almanac.errors import ModelError, SourceError, UsageError
 from almanac.manifest import Description
@@ -20,6 +21,7 @@ from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
 from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
 from jobs.evaluate import EXPECTED, TOLERANCE, golden_rows, prove
+from jobs.promotion import promote, summary_of
 from jobs.train import reference_for, train
 from tests.acceptance.tiny_weather import weather as tiny
 
@@ -125,10 +127,53 @@ def test_an_event_moves_every_output_of_its_cell(trained: Trained) -> None:
         assert (after[output] - before[output]).mean() > 0.3, output
 
 
-def test_the_same_seed_gives_the_same_model(trained: Trained) -> None:
-    again = train(tiny, trained.settings, now=NOW, progress=lambda step: None)
+CHALLENGED = replace(tiny, training=replace(tiny.training, challenger=Challenger()))
+
+
+def test_the_same_seed_gives_the_same_model_which_is_no_better_than_the_champion(trained: Trained) -> None:
+    again = train(CHALLENGED, trained.settings, now=NOW, progress=lambda step: None)
     assert (again.version, again.hash) == (2, trained.version.hash)
+    assert again.manifest.metrics == trained.version.manifest.metrics
+    said = again.manifest.judged
+    assert said is not None
+    assert not said.passed
+    assert said.against_champion == pytest.approx(1)
+    assert said.reasons[0] == "1.000 of weather-v1's, below 1 is needed"
+    assert Registry(trained.settings.models_dir).aliases("weather") == {"champion": 1, "challenger": 2}
+    assert summary_of(again)["reasons"] == list(said.reasons)
+    refused = promote(CHALLENGED, trained.settings, 2)
+    assert not refused.promoted
+    assert "weather-v2 not promoted: 1.000 of weather-v1's" in refused.told
+    assert "weather-v1 stays" in refused.told
+    taken = promote(CHALLENGED, trained.settings, 2, overrule=True)
+    assert taken.promoted
+    assert promote(CHALLENGED, trained.settings, 2).told == "weather@champion names weather-v2 already"
     assert Registry(trained.settings.models_dir).resolve(tiny.model).version == 2
+
+
+def test_a_challenger_that_passed_is_promoted_once_and_only_over_the_champion_it_was_compared_with(
+    trained: Trained, tmp_path: Path
+) -> None:
+    settings = load_settings(state_dir=tmp_path)
+    registry = Registry(settings.models_dir)
+    files = {name: trained.version.read(name) for name in trained.version.manifest.files}
+    given = {name: getattr(trained.version.manifest, name) for name in Description.__struct_fields__}
+
+    def version(judged: Judged | None) -> int:
+        return registry.register("weather", files, Description(**given | {"judged": judged}), now=NOW).version
+
+    first = version(Judged(passed=True, reasons=("nothing serves yet",)))
+    assert promote(CHALLENGED, settings, first).told == "weather-v1 promoted: nothing serves yet"
+    better = Judged(passed=True, reasons=("0.900 of weather-v1's",), champion="weather-v1", against_champion=0.9)
+    second, third = version(better), version(better)
+    assert promote(CHALLENGED, settings, second).promoted
+    late = promote(CHALLENGED, settings, third)
+    assert not late.promoted
+    assert "compared with weather-v1, but weather-v2 serves by now" in late.told
+    assert not promote(CHALLENGED, settings, version(None)).promoted
+    assert registry.aliases("weather")["champion"] == second
+    with pytest.raises(UsageError, match="declares no challenger"):
+        promote(tiny, settings, second)
 
 
 def test_disagreement_on_a_golden_row_is_refused(trained: Trained) -> None:
