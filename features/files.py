@@ -18,17 +18,20 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; after the block, flush it to disk and rename it over `path`.
 
     A reader, or a death at any moment, finds the old file or the new one. When
     the block raises, `path` stays as it was.
 
+    Args:
+        lasting: False for what nobody reads after the machine stopped: it is not flushed, and may be damaged then.
+
     Raises:
         Unavailable: the disk is full.
     """
     try:
-        with _replacing(path) as temporary:
+        with _replacing(path, lasting) as temporary:
             yield temporary
     except OSError as error:
         if error.errno not in NO_ROOM:
@@ -40,17 +43,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, lasting: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name must not end in .parquet: readers take every such file of a folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if lasting:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if not lasting:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

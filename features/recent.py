@@ -39,27 +39,33 @@ def known_at(pipeline: Pipeline, settings: Settings, asked: pa.Table, as_of: dat
         FeatureError, Unavailable: as `historical`.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    base = historical(pipeline, settings, _at(asked, [as_of] * asked.num_rows))
+    base = historical(pipeline, settings, _at(asked, pa.repeat(pa.scalar(as_of, _time()), asked.num_rows)))
     events = newest_events(settings.features_dir / pipeline.name, pipeline.entity, as_of, cutoff)
-    rows = [row for row, entity in enumerate(asked[pipeline.entity].to_pylist()) if entity in events]
-    if not rows:
+    known = pa.array(list(events), asked[pipeline.entity].type)
+    rows = np.flatnonzero(pc.is_in(asked[pipeline.entity], known).to_numpy())
+    if not len(rows):
         return base
     moments = [events[entity] for entity in asked[pipeline.entity].take(pa.array(rows)).to_pylist()]
-    newer = historical(pipeline, settings, _at(asked.take(pa.array(rows)), moments))
+    newer = historical(pipeline, settings, _at(asked.take(pa.array(rows)), pa.array(moments, _time())))
     if isinstance(pipeline.source, GridObservations):
         newer = bring_table_forward(newer, moments, pipeline.source.variable)
     # By the time of its event an entity's other features may have expired: then it stays as of the source's hour.
     kept = np.flatnonzero(~_lacking(newer) | _lacking(base.take(pa.array(rows))))
     place = np.arange(asked.num_rows)
-    place[np.asarray(rows)[kept]] = asked.num_rows + kept
+    place[rows[kept]] = asked.num_rows + kept
     return pa.concat_tables([base, newer.cast(base.schema)]).take(pa.array(place)).combine_chunks()
 
 
-def _at(asked: pa.Table, moments: list[datetime]) -> pa.Table:
+def _time() -> pa.DataType:
     import pyarrow as pa
 
-    return asked.append_column(EVENT_TIMESTAMP, pa.array(moments, pa.timestamp("us", tz="UTC")))
+    return pa.timestamp("us", tz="UTC")
+
+
+def _at(asked: pa.Table, moments: pa.Array) -> pa.Table:
+    return asked.append_column(EVENT_TIMESTAMP, moments)
 
 
 def _lacking(table: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -7,6 +7,7 @@ import string
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -26,6 +27,10 @@ REGISTRY_LOCK = 0x616C6D616E6163  # "almanac": the advisory lock that one `apply
 CONNECT_SECONDS_MAX = 5
 REDIS_SECONDS_MAX = 5
 NO_REDIS = "redis://127.0.0.1:1"  # never opened: stands in where only offline features are needed
+
+_looked: ContextVar[dict[tuple[Any, ...], tuple[FeatureStore, FeatureService]] | None] = ContextVar(
+    "looked", default=None
+)
 
 
 def preload() -> None:
@@ -107,7 +112,8 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
     """
     import yaml  # type: ignore[import-untyped]
     from feast import FeatureStore, RepoConfig
-    from sqlalchemy import NullPool
+
+    from features.store_pool import SparingPool
 
     # ibis calls a method that this DuckDB deprecates; nobody who reads the log can change that.
     warnings.filterwarnings("ignore", message=r"fetch_arrow_table\(\) is deprecated", category=DeprecationWarning)
@@ -115,11 +121,24 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
     config["online_store"]["ties_replace"] = ties_replace
     if config["registry"]["registry_type"] == "sql":
         config["registry"]["schema_mode"] = "auto" if create else "skip"
-        # Read once and not again: a connection kept open would only be one less for others.
-        config["registry"]["sqlalchemy_config_kwargs"] = {"poolclass": NullPool}
+        config["registry"]["sqlalchemy_config_kwargs"] = {"poolclass": SparingPool}
     settings.features_dir.mkdir(parents=True, exist_ok=True)
     with registry_errors():
         return FeatureStore(config=RepoConfig(**config, repo_path=REPO))
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Inside, a service is read from the registry once: whoever asks again sees the same definitions, and waits for
+    nothing."""
+    if _looked.get() is not None:
+        yield
+        return
+    token = _looked.set({})
+    try:
+        yield
+    finally:
+        _looked.reset(token)
 
 
 def open_service(
@@ -134,6 +153,17 @@ def open_service(
         FeatureError: no Feast file defines it.
         Unavailable: the registry's Postgres does not answer.
     """
+    seen = _looked.get()
+    asked = (pipeline.features, settings.postgres_url, settings.redis_url, settings.features_dir, ties_replace)
+    if seen is not None and asked in seen:
+        return seen[asked]
+    found = _open_or_fill(pipeline, settings, ties_replace)
+    if seen is not None:
+        seen[asked] = found
+    return found
+
+
+def _open_or_fill(pipeline: Pipeline, settings: Settings, ties_replace: bool) -> tuple[FeatureStore, FeatureService]:
     try:
         return _open_service(pipeline, settings, ties_replace)
     except FeatureError:
@@ -149,7 +179,9 @@ def open_service(
 
 
 def _open_service(pipeline: Pipeline, settings: Settings, ties_replace: bool) -> tuple[FeatureStore, FeatureService]:
-    with registry_errors():
+    from features.store_pool import one_connection
+
+    with registry_errors(), one_connection():
         store = feature_store(settings, ties_replace=ties_replace)
         return store, store.get_feature_service(pipeline.features)
 

@@ -66,17 +66,18 @@ def partition_digests(table: pa.Table, partitions: Iterable[int]) -> dict[int, s
         table: `_partition`, and the entity and feature columns; a partition's rows stand together.
         partitions: of which to give the digests.
     """
-    digests = {partition: hashlib.blake2b(digest_size=16) for partition in partitions}
-    spans = [(digests[part], start, end) for part, start, end in spans_of(table) if part in digests]
-    for name in sorted(set(table.column_names) - UNCOUNTED):
-        column = table[name].combine_chunks()
-        heading = f"\0{name}\0".encode()
-        values, width = _bytes_of(column)
-        present = None if not column.null_count else column.is_valid().to_numpy(zero_copy_only=False)
-        for digest, start, end in spans:
-            digest.update(heading)
+    columns = [(name, *_bytes_of(table[name].combine_chunks())) for name in sorted(set(table.column_names) - UNCOUNTED)]
+    heading = hashlib.blake2b(repr([(name, kind) for name, kind, _, _, _ in columns]).encode(), digest_size=16)
+    digests = dict.fromkeys(partitions, heading)
+    for part, start, end in spans_of(table):
+        if part not in digests:
+            continue
+        digest = digests[part] = heading.copy()
+        hollow = [number for number, one in enumerate(columns) if one[4] is not None and not one[4][start:end].all()]
+        digest.update(repr((end - start, hollow)).encode())
+        for number, (_, _, values, width, present) in enumerate(columns):
             digest.update(values[start * width : end * width])
-            if present is not None and not present[start:end].all():
+            if present is not None and number in hollow:
                 digest.update(present[start:end].tobytes())
     return {partition: digest.hexdigest() for partition, digest in digests.items()}
 
@@ -91,18 +92,17 @@ def spans_of(table: pa.Table) -> list[tuple[int, int, int]]:
     return list(zip(owners[starts].tolist(), starts.tolist(), ends, strict=True))
 
 
-def _bytes_of(column: Any) -> tuple[memoryview, int]:
-    """A column's values as bytes, and how many a row has; what is null counts as zero."""
+def _bytes_of(column: Any) -> tuple[str, memoryview, int, np.ndarray[Any, Any] | None]:
+    """A column's kind, its values as bytes, how many a row has, and which are there; what is null counts as zero."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_floating(column.type):  # one width: a column is double in some tables because of a null elsewhere
-        column = column.cast(pa.float64())
+    present = None if not column.null_count else column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         filled = pc.fill_null(column, pa.scalar(0, column.type)) if column.null_count else column
         values: Any = np.ascontiguousarray(filled.to_numpy(zero_copy_only=False))
-        return memoryview(values).cast("B"), values.itemsize
+        return str(column.type), memoryview(values).cast("B"), values.itemsize, present
     # Keys and the like: a digest a row, so that every row has the same width.
     texts = column.cast(pa.string()).to_pylist()
     short = b"".join(hashlib.blake2b((text or "").encode(), digest_size=16).digest() for text in texts)
-    return memoryview(short), 16
+    return "text", memoryview(short), 16, present

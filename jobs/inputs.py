@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,14 @@ def fetch(
     """
     from almanac.clock import parse_time
     from features.recent import known_at
+    from features.store import one_look
 
-    check_definitions(pipeline, settings, plan)
-    asked = (members or Members(pipeline, settings, plan)).of(partitions)
-    if not asked.num_rows:
-        return asked
-    found = known_at(pipeline, settings, asked.drop_columns([PARTITION]), plan.moment, parse_time(plan.cutoff))
+    with one_look():
+        check_definitions(pipeline, settings, plan)
+        asked = (members or Members(pipeline, settings, plan)).of(partitions)
+        if not asked.num_rows:
+            return asked
+        found = known_at(pipeline, settings, asked.drop_columns([PARTITION]), plan.moment, parse_time(plan.cutoff))
     return found.append_column(PARTITION, asked[PARTITION])
 
 
@@ -150,9 +153,18 @@ def _runs(settings: Settings, pipeline: str) -> Path:
 
 def _file(settings: Settings, pipeline: Pipeline, plan: Plan, shard: Sequence[int]) -> Path:
     """Where one attempt keeps one shard; the name is a hash of everything that was asked for."""
-    asked = json.dumps([pipeline.name, pipeline.features, repr(pipeline.partitions), plan.as_of, list(shard)])
+    asked = json.dumps([_boot(), pipeline.name, pipeline.features, repr(pipeline.partitions), plan.as_of, list(shard)])
     name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
     return _runs(settings, plan.pipeline) / f"g{plan.generation}-{plan.token}" / f"{name}.arrow"
+
+
+@cache
+def _boot() -> str:
+    """A name of the time since the machine was started; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _keep(path: Path, table: pa.Table) -> None:
@@ -166,7 +178,7 @@ def _keep(path: Path, table: pa.Table) -> None:
         log.info("features of %d rows are not kept: the run keeps %d bytes already", table.num_rows, taken)
         return
     try:
-        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        with replacing(path, lasting=not _boot()) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
             writer.write_table(table)
     except OSError as error:
         log.warning("features are not kept (%s): the scoring fetches them again", error)

@@ -151,14 +151,14 @@ class _Run:
 def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now: datetime) -> Plan:
     from features.identity import definitions_digest, source_digest
     from features.ingest import refresh
-    from features.store import service_columns
+    from features.store import one_look, service_columns
     from jobs.digests import code_digest
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
     version = Registry(settings.models_dir).resolve(pipeline.model)
     scorer = scorer_of(version, pipeline)  # a model that does not fit stops the run before anything is written
-    with record.step("features"):
+    with record.step("features"), one_look():
         ingested = refresh(pipeline, settings, run.cutoff, window=FEATURE_WINDOW)
         if pipeline.source is None:
             check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, f"model {version.id}")
