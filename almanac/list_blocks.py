@@ -22,6 +22,7 @@ others, so that equal lists give equal bytes, whatever they were made of.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -183,6 +184,17 @@ class ListBlock:
 
 
 AnyBlock = Block | ListBlock
+
+
+def empty_block(columns: Sequence[str], *, whole_keys: bool) -> AnyBlock:
+    """The block of a partition that nobody falls into, with these columns of the record."""
+    keys = np.empty(0, dtype=np.int64 if whole_keys else "S1")
+    nothing = np.empty(0, dtype=np.float32)
+    if tuple(columns[: len(STORED_COLUMNS)]) != STORED_COLUMNS:
+        return Block(keys=keys, columns=dict.fromkeys(columns, nothing))
+    attributes = dict.fromkeys(columns[len(STORED_COLUMNS) :], nothing)
+    places = np.empty(0, dtype=np.int64)
+    return ListBlock(keys, np.zeros(1, dtype=np.int64), np.empty(0, dtype="S1"), attributes, places, nothing)
 
 
 def encode_lists(block: ListBlock) -> bytes:

@@ -115,6 +115,11 @@ def check_ranking(pipeline: Pipeline) -> None:
     """
     ranking = pipeline.ranking
     if ranking is None:
+        if pipeline.output_names[: len(STORED_COLUMNS)] == STORED_COLUMNS:
+            raise DeclarationError(
+                f"outputs begin with {', '.join(STORED_COLUMNS)}, the columns of lists: rename one, or declare "
+                "a ranking"
+            )
         return
     if len(pipeline.outputs) != 1 or pipeline.outputs[0].horizon is not None:
         raise DeclarationError(

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
-from almanac.blocks import Block
 from almanac.end_manifest import Tally
+from almanac.list_blocks import AnyBlock, ListBlock
+from almanac.ranking_declared import ITEMS_COLUMN, SCORES_COLUMN
 
 
-def tally(block: Block) -> dict[str, Tally]:
-    """What one block adds to its generation's summary, by output."""
-    found: dict[str, Tally] = {}
-    for name, column in block.columns.items():
-        values = column
-        if len(values) and np.isnan(values.min()):  # which is so where any value is
-            values = column[~np.isnan(column)]
-        nulls = len(column) - len(values)
-        if len(values):
-            found[name] = (float(values.min()), float(values.max()), float(values.sum(dtype=np.float64)), nulls)
-        else:
-            found[name] = (None, None, 0.0, nulls)
+def tally(block: AnyBlock) -> dict[str, Tally]:
+    """What one block adds to its generation's summary, by column.
+
+    A list counts once, with how many items it has, and with the score and attributes of its best; an empty one has
+    nulls in their place.
+    """
+    columns = _of_lists(block) if isinstance(block, ListBlock) else block.columns
+    return {name: _of(column) for name, column in columns.items()}
+
+
+def _of(column: NDArray[Any]) -> Tally:
+    values = column
+    if len(values) and np.isnan(values.min()):  # which is so where any value is
+        values = column[~np.isnan(column)]
+    nulls = len(column) - len(values)
+    if not len(values):
+        return None, None, 0.0, nulls
+    return float(values.min()), float(values.max()), float(values.sum(dtype=np.float64)), nulls
+
+
+def _of_lists(block: ListBlock) -> Mapping[str, NDArray[Any]]:
+    lengths = np.diff(block.offsets.astype(np.int64))
+    filled = lengths > 0
+    best = block.offsets[:-1][filled]
+    found: dict[str, NDArray[Any]] = {ITEMS_COLUMN: lengths}
+    numbers = {SCORES_COLUMN: block.scores} | {name: v[block.places] for name, v in block.attributes.items()}
+    for name, values in numbers.items():
+        found[name] = np.full(block.rows, np.nan, dtype=np.float32)
+        found[name][filled] = values[best]
     return found

@@ -104,7 +104,7 @@ class Redis:
         before = self._memory()
         with RedisStore(self._url) as cache:
             began = time.perf_counter()
-            packed = [encode(part.block) for part in self._world.parts]
+            packed = [encode(part.block) for part in self._world.parts if isinstance(part.block, Block)]
             blocks = {block_hash(data): data for data in packed}
             cache.put_blocks(NAME, blocks)
             seconds = time.perf_counter() - began

@@ -106,7 +106,7 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
         model_hash=version.hash,
         code=code_digest(pipeline),
         source=source_digest(pipeline, settings, as_of, moment),
-        outputs=pipeline.output_names,
+        outputs=pipeline.stored_columns,
         partitioning=repr(pipeline.partitions),
         whole=not row_by_row(pipeline.gates),
     )

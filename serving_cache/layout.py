@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from almanac.errors import BlockError
+from almanac.errors import BlockError, PredictionError
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -119,5 +119,5 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 def _decode(data: bytes, kind: Any) -> Any:
     try:
         return _decoder(kind).decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, PredictionError) as error:
         raise BlockError(f"Redis holds something that cannot be read ({error}): run `almanac rebuild`") from None

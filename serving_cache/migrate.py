@@ -16,6 +16,7 @@ from psycopg import sql
 
 from almanac.errors import AlmanacError, DeclarationError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.ranking_declared import ITEMS_COLUMN
 from serving_cache.layout import table_name, view_name
 from serving_cache.postgres_client import CONNECT_TIMEOUT_SECONDS, Client, described
 
@@ -101,14 +102,15 @@ def _lock(connection: Any) -> None:
 
 
 def _make_tables(connection: Any, pipeline: Pipeline) -> None:
-    """The partitioned table with a column per output, the view for people, and the pointer's row.
+    """The partitioned table with a column per output or part of a list, the view for people, and the pointer's row.
 
-    An output that the declaration gained becomes a column, empty in older
+    A column that the declaration gained becomes a column, empty in older
     generations; one that it lost stays, for the generations that have it.
     """
     kind = sql.SQL("bigint" if pipeline.partitions.key_type is int else 'text COLLATE "C"')
     table = sql.Identifier(table_name(pipeline.name))
-    outputs = sql.SQL(", ").join(sql.SQL("{} real").format(sql.Identifier(name)) for name in pipeline.output_names)
+    types = _types(pipeline)
+    outputs = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in types.items())
     connection.execute(
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {} (generation bigint NOT NULL, partition integer NOT NULL, "
@@ -126,13 +128,26 @@ def _make_tables(connection: Any, pipeline: Pipeline) -> None:
             f"pipeline {pipeline.name}: its table has the entity {present[2][0]} ({present[2][1]}), the declaration "
             f"{wanted[0]} ({wanted[1]}): give the changed pipeline another name"
         )
-    columns = [str(name) for name, _ in present[3:]]
-    for name in pipeline.output_names:
+    columns = {str(name): str(kind) for name, kind in present[3:]}
+    for name, wanted_type in types.items():
         if name not in columns:
-            connection.execute(sql.SQL("ALTER TABLE {} ADD COLUMN {} real").format(table, sql.Identifier(name)))
-            columns.append(name)
-    _make_view(connection, pipeline, columns)
+            added = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}")
+            connection.execute(added.format(table, sql.Identifier(name), sql.SQL(wanted_type)))
+        elif columns[name] != wanted_type:
+            raise DeclarationError(
+                f"pipeline {pipeline.name}: its table has {name} as {columns[name]}, the declaration as {wanted_type}: "
+                "give the changed pipeline another name"
+            )
+        columns[name] = wanted_type
+    _make_view(connection, pipeline, list(columns))
     connection.execute("INSERT INTO pointers (pipeline) VALUES (%s) ON CONFLICT DO NOTHING", (pipeline.name,))
+
+
+def _types(pipeline: Pipeline) -> dict[str, str]:
+    """The type of each column of a prediction."""
+    if pipeline.ranking is None:
+        return dict.fromkeys(pipeline.stored_columns, "real")
+    return {name: "text[]" if name == ITEMS_COLUMN else "real[]" for name in pipeline.stored_columns}
 
 
 def _make_view(connection: Any, pipeline: Pipeline, columns: list[str]) -> None:

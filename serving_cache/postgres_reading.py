@@ -14,6 +14,7 @@ from almanac.clock import need_utc
 from almanac.decisions import newest
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
+from almanac.ranked import Value
 from serving_cache.layout import child_name
 from serving_cache.postgres_packing import packed
 from serving_cache.postgres_rows import WIDTH, StoreBase, generation_columns, generation_record
@@ -224,6 +225,6 @@ def _overlay_record(row: Any) -> OverlayRecord:
         topic=topic,
         kafka_partition=partition,
         kafka_offset=offset,
-        values={name: float(value) for name, value in values.items()},
+        values=msgspec.convert(values, dict[str, Value], strict=False),
         computed_at=need_utc(computed_at),
     )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from psycopg import sql
 
 from almanac.clock import need_utc
 from almanac.errors import Superseded, UsageError
+from almanac.ranked import RankedList
 from serving_cache.postgres_client import Client, Connection
 from serving_cache.records import Attempt, GenerationRecord, State
 
 _COLUMNS = (
     "pipeline", "generation", "run_key", "cutoff", "as_of", "state", "model", "model_hash", "epoch", "rows", "coverage",
     "reason", "partitioning", "outputs", "clock_shift_seconds", "created_at", "published_at", "dropped_at",
-    "left_at", "alert",
+    "left_at", "alert", "default_list",
 )  # fmt: skip
 WIDTH = len(_COLUMNS)
 
@@ -36,6 +38,8 @@ def generation_record(row: Any) -> GenerationRecord:
     for name in ("cutoff", "as_of", "created_at", "published_at", "dropped_at", "left_at"):
         if found[name] is not None:
             found[name] = need_utc(found[name])
+    if found["default_list"] is not None:
+        found["default_list"] = msgspec.convert(found["default_list"], RankedList)
     return GenerationRecord(**{**found, "state": State(found["state"]), "outputs": tuple(found["outputs"])})
 
 

@@ -14,12 +14,14 @@ from psycopg import sql
 
 from almanac.errors import BlockError, PredictionError, UsageError
 from almanac.failpoints import passing
+from almanac.list_blocks import ListBlock
 from almanac.pipeline import Pipeline
 from almanac.tallies import tally
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
 from serving_cache.postgres_copying import HEADER, TRAILER, copied, grouped
 from serving_cache.postgres_ledger import Ledger, shortened
+from serving_cache.postgres_lists import are_lists, copied_lists, summary_selects
 from serving_cache.postgres_packing import read_rows
 from serving_cache.postgres_rows import (
     check_token,
@@ -146,6 +148,8 @@ class Staging(Ledger):
     def staged_rows(self, attempt: Attempt) -> pa.Table:
         """What is staged so far: the columns partition, the entity, and each output (float32).
 
+        Of lists a row each, with what `postgres_lists.summary_selects` says of them.
+
         Raises:
             Superseded: another attempt has taken over.
             UsageError: the generation has its outcome already.
@@ -155,15 +159,17 @@ class Staging(Ledger):
         with self._client.transaction() as connection:
             columns = _columns(connection, attempt)
             child = child_name(attempt.pipeline, attempt.generation)
-            found = list(read_rows(connection, child, (columns.entity, *columns.outputs)))
+            outputs, numbers = columns.outputs, None
+            if are_lists(outputs):
+                outputs, numbers = summary_selects((columns.entity, *outputs))
+            found = list(read_rows(connection, child, (columns.entity, *outputs), numbers=numbers))
         owners = np.repeat(
             np.array([rows.partition for rows in found], dtype=np.int32), [len(rows.keys) for rows in found]
         )
         kind = np.dtype(np.int64 if columns.whole_keys else "S1")
         keys = np.concatenate([np.empty(0, kind), *(rows.keys for rows in found)])
         values = {
-            name: np.concatenate([np.empty(0, np.float32), *(rows.columns[name] for rows in found)])
-            for name in columns.outputs
+            name: np.concatenate([np.empty(0, np.float32), *(rows.columns[name] for rows in found)]) for name in outputs
         }
         entities = keys if columns.whole_keys else pa.array(keys).cast(pa.string())
         return pa.table({"partition": owners, columns.entity: entities, **values})
@@ -188,7 +194,7 @@ def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) 
         return None
     wanted = (
         start.cutoff, start.as_of, start.model, start.model_hash, repr(pipeline.partitions),
-        list(pipeline.output_names), start.clock_shift.total_seconds(), start.code_digest,
+        list(pipeline.stored_columns), start.clock_shift.total_seconds(), start.code_digest,
     )  # fmt: skip
     if tuple(found[1:]) != wanted:
         reject_generation(connection, pipeline.name, found[0], "its run was planned anew from other inputs")
@@ -210,8 +216,8 @@ def _open(
     row = connection.execute(
         "INSERT INTO generations (pipeline, generation, run_key, cutoff, as_of, state, model, model_hash, entity, "
         "outputs, partitioning, partitions, fencing_token, clock_shift_seconds, created_at, code_digest, "
-        "source_digest, backfill) SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', %s, %s, %s, %s, "
-        "%s, %s, 1, %s, %s, %s, %s, %s "
+        "source_digest, backfill, default_list) SELECT %s, coalesce(max(generation), 0) + 1, %s, %s, %s, 'staged', "
+        "%s, %s, %s, %s, %s, %s, 1, %s, %s, %s, %s, %s, %s::jsonb "
         "FROM generations WHERE pipeline = %s RETURNING generation",
         (
             pipeline.name,
@@ -221,7 +227,7 @@ def _open(
             start.model,
             start.model_hash,
             pipeline.entity,
-            list(pipeline.output_names),
+            list(pipeline.stored_columns),
             repr(pipeline.partitions),
             len(planned),
             start.clock_shift.total_seconds(),
@@ -229,6 +235,7 @@ def _open(
             start.code_digest,
             start.source_digest,
             start.backfill,
+            None if start.default_list is None else msgspec.json.encode(start.default_list).decode(),
             pipeline.name,
         ),
     ).fetchone()
@@ -283,7 +290,7 @@ def _columns(connection: Connection, attempt: Attempt) -> _Columns:
 
 def _check_columns(attempt: Attempt, part: StagedPartition, columns: _Columns) -> None:
     """Refuse a block of another shape: binary COPY would take eight bytes of text for a whole number."""
-    found = tuple(part.block.columns)
+    found = part.block.stored_columns
     if found != columns.outputs:
         raise BlockError(
             f"partition {part.partition} has the columns {', '.join(found)}, generation {attempt.generation} of "
@@ -310,10 +317,11 @@ def _write_rows(
         sql.SQL(", ").join(map(sql.Identifier, names)),
     )
     described: list[dict[str, Any]] = []
+    rows_of = copied_lists if are_lists(columns.outputs) else copied
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(HEADER)
         for group in grouped(parts):
-            for data in copied(attempt.generation, group):
+            for data in rows_of(attempt.generation, group):
                 copy.write(data)
             described += [_described(attempt, part) for part in group]
         copy.write(TRAILER)
@@ -323,9 +331,10 @@ def _write_rows(
 def _described(attempt: Attempt, part: StagedPartition) -> dict[str, Any]:
     """A partition as the ledger has it."""
     tallies = tally(part.block)
-    for name, (_, _, total, nulls) in tallies.items():
+    for name, column in part.block.columns.items():
+        lists = isinstance(part.block, ListBlock)
+        _, _, total, nulls = (None, None, float(column.sum(dtype=np.float64)), 0) if lists else tallies[name]
         if nulls or not math.isfinite(total):
-            column = part.block.columns[name]
             bad = int(np.count_nonzero(~np.isfinite(column)))
             raise PredictionError(
                 f"partition {part.partition} of {attempt.pipeline}: {bad} of {len(column)} values of {name} are "

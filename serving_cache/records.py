@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from almanac.blocks import Block
 from almanac.decisions import Sequence
 from almanac.generation_states import State as State
-from almanac.ranked import Value, need_finite
+from almanac.list_blocks import AnyBlock
+from almanac.ranked import RankedList, Value, need_finite
 
 
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +32,7 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
         dropped_at: when retention dropped its rows; None while they are there.
         left_at: when it last ceased to be current.
         alert: what was unusual about it when it was published; empty if nothing was.
+        default_list: what entities without a list are answered with; None where it holds none.
     """
 
     pipeline: str
@@ -54,6 +55,7 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
     dropped_at: datetime | None = None
     left_at: datetime | None = None
     alert: str = ""
+    default_list: RankedList | None = None
 
 
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +138,7 @@ class GenerationStart:
         code_digest: of the code and the declaration; empty if nothing is to be carried forward because of it.
         source_digest: of everything the features are read from; empty if that cannot be told.
         backfill: made for the past: archived, whatever readers have.
+        default_list: what entities without a list are answered with, where lists are ranked and a default is declared.
     """
 
     run_key: str
@@ -148,6 +151,7 @@ class GenerationStart:
     code_digest: str = ""
     source_digest: str = ""
     backfill: bool = False
+    default_list: RankedList | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +172,7 @@ class StagedPartition:
     """
 
     partition: int
-    block: Block
+    block: AnyBlock
     as_of: datetime
     computed_at: datetime
     input_digest: str = ""

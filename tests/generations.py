@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from almanac.blocks import Block
+from almanac.list_blocks import AnyBlock, ListBlock
 from almanac.partitioning import Buckets, Grid
-from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
+from almanac.pipeline import Freshness, Output, Pipeline, Ranking, horizons, hours, minutes
+from almanac.ranked import RankedList
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Attempt, GenerationStart, OverlayRecord, Publication, StagedPartition
@@ -47,18 +49,53 @@ def bucket_pipeline(name: str | None = None, **changes: object) -> Pipeline:
     return grid_pipeline(name, **{"entity": "user_id", "partitions": Buckets(count=4), **changes})
 
 
+def list_pipeline(name: str | None = None, **changes: object) -> Pipeline:
+    """Users in 4 buckets, each with a list of items."""
+    ranking = Ranking(item="item_id", features="items_v1", length=2, kept=3, candidates_max=5, attributes=("price",))
+    return bucket_pipeline(name, **{"outputs": (Output(name="score"),), "ranking": ranking, **changes})
+
+
+def lists_of(keys: np.ndarray, lists: Sequence[RankedList]) -> ListBlock:
+    """Lists as a block: what each item's attributes are, the first list says that has it."""
+    known: dict[str, dict[str, float]] = {}
+    for one in lists:
+        for at, item in enumerate(one.items):
+            known.setdefault(item, {name: values[at] for name, values in one.attributes.items()})
+    items = sorted(known, key=str.encode)
+    names = next((tuple(one.attributes) for one in lists), ())
+    return ListBlock(
+        keys,
+        np.cumsum([0, *(len(one.items) for one in lists)]),
+        np.array([item.encode() for item in items], dtype=np.bytes_ if items else "S1"),
+        {name: np.array([known[item][name] for item in items], dtype=np.float32) for name in names},
+        np.array([items.index(item) for one in lists for item in one.items], dtype=np.int64),
+        np.array([score for one in lists for score in one.scores], dtype=np.float32),
+    )
+
+
+def list_of(user: str, value: float) -> RankedList:
+    """A user's list: as many items as the name's last figure says, up to three, the best with the score `value`."""
+    count = ord(user.removesuffix("é")[-1]) % 4
+    items = tuple(f"item {(len(user) + n) % 5}é" for n in range(count))
+    return RankedList(
+        items, tuple(value - n for n in range(count)), {"price": tuple((len(user) + n) % 5 / 4 for n in range(count))}
+    )
+
+
 def migrated(url: str, *pipelines: Pipeline) -> None:
     """Make the tables of these pipelines."""
     migrate(url, pipelines)
 
 
-def block_of(pipeline: Pipeline, partition: int, value: float) -> Block:
-    """A block of one partition in which every prediction is `value`."""
+def block_of(pipeline: Pipeline, partition: int, value: float) -> AnyBlock:
+    """A block of one partition in which every prediction is `value`, or the best of every list."""
     if isinstance(pipeline.partitions, Grid):
         keys = np.array(list(pipeline.partitions.entities(partition)), dtype=np.int64)
     else:
         users = [f"user-{n}é" for n in range(40)]
         keys = np.array(sorted(u.encode() for u in users if pipeline.partitions.partition_of(u) == partition))
+    if pipeline.ranking is not None:
+        return lists_of(keys, [list_of(key.decode(), value) for key in keys.tolist()])
     columns = {name: np.full(len(keys), value, dtype=np.float32) for name in pipeline.output_names}
     return Block(keys=keys, columns=columns)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from almanac.clock import format_time
 from almanac.ladder import Candidate, Source
 from almanac.pipeline import Pipeline
+from almanac.ranked import RankedList, Value
 from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.records import GenerationRecord, ManifestEntry, OverlayRecord, Pointer
 
@@ -24,7 +25,7 @@ def from_overlay(overlay: OverlayRecord, current: GenerationRecord, place: str) 
     )
 
 
-def from_row(values: Mapping[str, float], entry: ManifestEntry, generation: int, place: str) -> Candidate:
+def from_row(values: Mapping[str, Value], entry: ManifestEntry, generation: int, place: str) -> Candidate:
     """An entity's row in a generation."""
     return Candidate(
         values=values,
@@ -37,6 +38,18 @@ def from_row(values: Mapping[str, float], entry: ManifestEntry, generation: int,
         place=place,
         reason=entry.reason or None,
     )
+
+
+def values_of(pipeline: Pipeline, row: Mapping[str, float] | RankedList) -> Mapping[str, Value]:
+    """An entity's row of a block as output to value: a list is what the one output has."""
+    return {pipeline.output_names[0]: row} if isinstance(row, RankedList) else row
+
+
+def held_default(pipeline: Pipeline, record: GenerationRecord) -> Mapping[str, Value] | None:
+    """The default that a generation holds, if the declaration wants it."""
+    if pipeline.ranking is None or pipeline.default is None or record.default_list is None:
+        return None
+    return values_of(pipeline, record.default_list)
 
 
 def clock_shifts(pointer: Pointer) -> dict[int, float]:

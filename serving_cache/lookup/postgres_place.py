@@ -21,17 +21,21 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from almanac.errors import UsageError
+from almanac.errors import PredictionError, UsageError
 from almanac.ladder import Candidate, Candidates
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
+from almanac.ranked import RankedList, Value
+from almanac.ranking_declared import ITEMS_COLUMN, SCORES_COLUMN
 from serving_cache import layout
 from serving_cache.lookup.candidates import (
     clock_shifts,
     from_overlay,
     from_row,
     generation_summary,
+    held_default,
     need_same_partitions,
+    values_of,
 )
 from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
@@ -82,7 +86,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
 T = TypeVar("T")
 _head_decoder = msgspec.json.Decoder(_Head)
 _overlays_decoder = msgspec.json.Decoder(tuple[OverlayRecord, ...])
-_Rows = Mapping[int, Mapping[EntityKey, dict[str, float]]]
+_Rows = Mapping[int, Mapping[EntityKey, Mapping[str, Value]]]
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,7 @@ async def _read(connection: Any, asked: _Asked) -> Reading:
                 overlays=tuple(from_overlay(o, now, PostgresPlace.name) for o in overlays.get(str(entity), ())),
                 current=_candidate(entity, current, rows),
                 previous=_candidate(entity, previous, rows),
+                default=held_default(asked.pipeline, now),
             ),
             covered=current is not None,
         )
@@ -242,9 +247,13 @@ async def _rows(connection: Any, asked: _Asked, origins: Sequence[int]) -> _Rows
     """The entities' rows in each origin's child."""
     if not origins:
         return {}
-    names = asked.pipeline.output_names
+    names = asked.pipeline.stored_columns
     # float8: a real as text is shortened, and would differ from the block's number
-    columns = sql.SQL(", ").join(sql.SQL("{}::float8").format(sql.Identifier(name)) for name in names)
+    kind = "float8" if asked.pipeline.ranking is None else "float8[]"
+    columns = sql.SQL(", ").join(
+        sql.SQL("{}" if name == ITEMS_COLUMN and asked.pipeline.ranking else "{}::" + kind).format(sql.Identifier(name))
+        for name in names
+    )
     entity = sql.Identifier(asked.pipeline.entity)
     queries = [
         sql.SQL(
@@ -260,10 +269,24 @@ async def _rows(connection: Any, asked: _Asked, origins: Sequence[int]) -> _Rows
     ]
     values = {"partitions": sorted(set(asked.partition_of.values())), "entities": list(asked.entities)}
     cursor = await connection.execute(sql.SQL(" UNION ALL ").join(queries), values)
-    found: dict[int, dict[EntityKey, dict[str, float]]] = {origin: {} for origin in origins}
-    for origin, key, *numbers in await cursor.fetchall():
-        found[origin][key] = {name: number for name, number in zip(names, numbers, strict=True) if number is not None}
+    found: dict[int, dict[EntityKey, Mapping[str, Value]]] = {origin: {} for origin in origins}
+    for origin, key, *parts in await cursor.fetchall():
+        row = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
+        found[origin][key] = row if asked.pipeline.ranking is None else values_of(asked.pipeline, _list_of(row))
     return found
+
+
+def _list_of(row: dict[str, Any]) -> RankedList:
+    """A list as its row has it; attributes that were declared since are not there.
+
+    Raises:
+        PlaceUnusable: it is none: somebody changed it.
+    """
+    items, scores = row.pop(ITEMS_COLUMN, ()), row.pop(SCORES_COLUMN, ())
+    try:
+        return msgspec.convert({"items": items, "scores": scores, "attributes": row}, RankedList)
+    except (msgspec.ValidationError, PredictionError):
+        raise PlaceUnusable("postgres holds a list that is none: run the pipeline again") from None
 
 
 def _candidate(entity: EntityKey, entry: _Listed | None, rows: _Rows) -> Candidate | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from almanac.blocks import Block, decode
 from almanac.errors import BlockError
 from almanac.ladder import Candidate, Candidates
+from almanac.list_blocks import AnyBlock, unpacked
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from serving_cache import layout
@@ -18,7 +18,9 @@ from serving_cache.lookup.candidates import (
     from_overlay,
     from_row,
     generation_summary,
+    held_default,
     need_same_partitions,
+    values_of,
 )
 from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
 from serving_cache.lookup.redis_client import open_redis, redis_failures
@@ -34,7 +36,7 @@ class _Held:
 
     exists: bool
     entries: Mapping[int, ManifestEntry]
-    blocks: Mapping[str, Block]
+    blocks: Mapping[str, AnyBlock]
 
     def gap(self, generation: int, partition: int) -> str | None:
         """What is missing of a partition; None if it is whole, or the generation does not cover it."""
@@ -117,8 +119,11 @@ class RedisPlace:
                     generation=generation.generation,
                     model=generation.model,
                     overlays=tuple(from_overlay(overlay, generation, self.name) for overlay in decoded),
-                    current=_candidate(entity, partition, generation.generation, current),
-                    previous=_candidate(entity, partition, old.generation, previous) if old and previous else None,
+                    current=_candidate(pipeline, entity, partition, generation.generation, current),
+                    previous=_candidate(pipeline, entity, partition, old.generation, previous)
+                    if old and previous
+                    else None,
+                    default=held_default(pipeline, generation),
                 ),
                 gap=current.gap(generation.generation, partition),
                 previous_gap=previous.gap(old.generation, partition) if old and previous else None,
@@ -155,18 +160,18 @@ class RedisPlace:
         held = [_Held(exists, entries, blocks) for exists, entries in found]
         return held[0], held[1] if len(held) > 1 else None
 
-    async def _blocks(self, pipeline: Pipeline, hashes: Iterable[str]) -> dict[str, Block]:
+    async def _blocks(self, pipeline: Pipeline, hashes: Iterable[str]) -> dict[str, AnyBlock]:
         names = list(hashes)
         if not names:
             return {}
         raw = await self._redis.mget([layout.block_key(pipeline.name, name) for name in names])
-        return {name: decode(data) for name, data in zip(names, raw, strict=True) if data is not None}
+        return {name: unpacked(data) for name, data in zip(names, raw, strict=True) if data is not None}
 
 
-def _candidate(entity: EntityKey, partition: int, generation: int, held: _Held) -> Candidate | None:
+def _candidate(pipeline: Pipeline, entity: EntityKey, partition: int, generation: int, held: _Held) -> Candidate | None:
     entry = held.entries.get(partition)
     block = held.blocks.get(entry.block_hash) if entry is not None else None
-    values = block.row(entity) if block is not None else None
-    if entry is None or values is None:
+    row = block.row(entity) if block is not None else None
+    if entry is None or row is None:
         return None
-    return from_row(values, entry, generation, RedisPlace.name)
+    return from_row(values_of(pipeline, row), entry, generation, RedisPlace.name)

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Protocol
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from almanac.blocks import block_hash, decode, encode
+from almanac.blocks import block_hash, decode
 from almanac.decisions import newest
 from almanac.errors import PredictionError, Unavailable, UsageError
+from almanac.list_blocks import decode_lists
 from almanac.pipeline import Pipeline
+from almanac.ranked import RankedList
+from almanac.ranking_declared import ANY_ITEM
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_client import Client
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
@@ -24,11 +28,14 @@ from tests.generations import (
     NOON,
     bucket_pipeline,
     grid_pipeline,
+    list_of,
+    list_pipeline,
     migrated,
     new_name,
     overlay_of,
     published_generation,
     staged_parts,
+    start_of,
 )
 from tests.simulator.subjects import ENTITIES, MODELS, MemoryCacheSubject, MemoryRecordSubject, shown
 
@@ -196,12 +203,49 @@ def test_blocks_come_back_as_written(subject: Subject, make: type[Pipeline]) -> 
     manifest = subject.manifest(pipeline.name, 1)
     found = subject.blocks_of(pipeline, 1, list(manifest.values()))
     for part in staged_parts(pipeline, 281.3):
-        data = encode(part.block)
+        data = part.block.encoded
         entry = manifest[part.partition]
         assert entry.block_hash == block_hash(data)
         assert found[entry.block_hash] == data
         assert entry.rows == decode(data).rows
         assert (entry.as_of, entry.origin, entry.model, entry.reason) == (NOON, 1, "weather-v1", "")
+
+
+DEFAULT = RankedList(("item 0é", "item 1é"), (2.0, 1.0), {"price": (0.0, 0.25)})
+
+
+def test_lists_come_back_as_written(subject: Subject) -> None:
+    pipeline = list_pipeline(default=ANY_ITEM)
+    subject.prepared(pipeline)
+    record = subject.record
+    start = start_of(pipeline, "run", default_list=DEFAULT)
+    attempt = record.begin_generation(pipeline, start, now=NOON)
+    parts = staged_parts(pipeline, 3.5)
+    record.stage(attempt, parts)
+    assert record.publish(attempt, pipeline, now=NOON).rows == 40
+    subject.follow(pipeline)
+    pointer = subject.pointer(pipeline.name)
+    assert pointer is not None
+    assert pointer.generation.outputs == ("items", "scores", "price")
+    assert pointer.generation.default_list == DEFAULT
+    manifest = subject.manifest(pipeline.name, 1)
+    found = subject.blocks_of(pipeline, 1, list(manifest.values()))
+    for part in parts:
+        data = found[manifest[part.partition].block_hash]
+        assert data == part.block.encoded
+        back = decode_lists(data)
+        for key in back.keys.tolist():
+            assert back.row(key.decode()) == list_of(key.decode(), 3.5)
+
+
+def test_an_overlay_may_be_a_list(subject: Subject) -> None:
+    name = new_name()
+    values = {"score": list_of("user-3", 1.0 / 3)}
+    assert subject.put_overlays(name, [overlay_of("1", NOON, 5, values=values), overlay_of("2", NOON, 6)]) == 2
+    assert {row[3] for row in subject.overlays_of(name)} == {  # type: ignore[index]
+        msgspec.json.encode(values),
+        msgspec.json.encode(overlay_of("2", NOON, 6).values),
+    }
 
 
 @settings(REAL_SERVER, max_examples=6)

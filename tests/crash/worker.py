@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from almanac import failpoints
-from almanac.blocks import Block, block_hash, encode
+from almanac.blocks import Block, block_hash
 from almanac.errors import AlmanacError, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
@@ -100,7 +100,7 @@ def _stage(pipeline: Pipeline, store: PostgresStore, cache: RedisStore, start: d
             for p in store.pending(plan, shard)
         ]
         store.stage(plan, parts)
-        blocks = [encode(part.block) for part in parts]
+        blocks = [part.block.encoded for part in parts]
         cache.put_blocks(pipeline.name, {block_hash(data): data for data in blocks})
         failpoints.passing("score.cached")
     return plan

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from almanac.blocks import block_hash, encode
+from almanac.blocks import block_hash
 from almanac.decisions import Kept, Retention, abandoned, decide_publish, droppable, to_drop
 from almanac.end_manifest import blocks_digest
 from almanac.errors import BlockError, GateError, Superseded
@@ -92,7 +92,7 @@ class MemoryRecord(Reading):
             found = self.generations_by_number[attempt.generation]
             claimed = [part for part in staged if stored.may_claim(found.ledger[part.partition], attempt)]
             for part in claimed:
-                data = encode(part.block)
+                data = part.block.encoded
                 found.ledger[part.partition] = Decided(
                     "staged", attempt.token, block_hash(data), part.block.rows, part.as_of, part.computed_at
                 )
@@ -193,10 +193,11 @@ class MemoryRecord(Reading):
             coverage=0.0,
             reason="",
             partitioning=repr(pipeline.partitions),
-            outputs=pipeline.output_names,
+            outputs=pipeline.stored_columns,
             clock_shift_seconds=0.0,
             created_at=now,
             published_at=None,
+            default_list=start.default_list,
         )
         ledger = {partition: Decided("planned", 1) for partition in start.partitions}
         self.generations_by_number[number] = Stored(record, 1, start.partitions, ledger)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import cast
 
+import msgspec
+
 from almanac.generation_states import Board
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
@@ -23,7 +25,7 @@ ENTITIES = ("1", "2", "käse")
 
 def shown(overlay: OverlayRecord) -> tuple[object, ...]:
     """An overlay as something that fits a set."""
-    return (overlay.entity, overlay.model, overlay.sequence, tuple(overlay.values.items()), overlay.computed_at)
+    return (overlay.entity, overlay.model, overlay.sequence, msgspec.json.encode(overlay.values), overlay.computed_at)
 
 
 class MemoryRecordSubject(MemoryRecord):

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from almanac.blocks import Block, block_hash, encode
+from almanac.blocks import Block, encode
 from almanac.errors import AlmanacError, BlockError, Unavailable
 from almanac.generation_states import Move, State
 from almanac.partitioning import Grid
@@ -142,8 +142,7 @@ class World:
                 part = staged(partition, attempt.generation, start)
                 record.stage(attempt, [part])
                 with contextlib.suppress(Unavailable):
-                    data = encode(part.block)
-                    cache.put_blocks(PIPELINE.name, {block_hash(data): data})
+                    cache.put_blocks(PIPELINE.name, {part.block.hash: part.block.encoded})
         if self.random.random() < 0.2:  # a task that Airflow thinks dead is not
             again = [staged(partition, attempt.generation, start) for partition in (0, 1)]
             self.hub.spawn("double", self._double(attempt, again), after=self.random.choice([0, 0, 60]))
