@@ -1,0 +1,62 @@
+"""From entities and items to ranked lists: the one way for stream and fresh computation, and what batch is held to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.ranked import RankedList
+from almanac.ranking import Entities, Items, Lists, candidates, matrix, top
+from almanac.ranking_declared import Ranking
+
+
+class Scores(Protocol):
+    """What ranking needs of a model: `almanac.scoring.Scorer` is one."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Columns of a pair, in order."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """One: the score."""
+        ...
+
+    def score(self, features: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        """One array per output."""
+        ...
+
+
+def rank(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> list[RankedList]:
+    """A list for each entity, best first; empty where nothing is to be recommended.
+
+    Raises:
+        FeatureError: a column or list that is needed is not there.
+        PredictionError: the model answers NaN or infinity.
+    """
+    pairs = candidates(entities, items, ranking)
+    made = matrix(entities, items, pairs, scorer.inputs)
+    columns = {name: made[:, at] for at, name in enumerate(scorer.inputs)}
+    scores = scorer.score(columns)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
+    return ranked(top(scores, pairs, ranking.kept), items, ranking.attributes)
+
+
+def ranked(lists: Lists, items: Items, attributes: tuple[str, ...]) -> list[RankedList]:
+    """Lists with the items' keys and attributes."""
+    keys, scores = items.keys, lists.scores.tolist()
+    places = lists.item_index.tolist()
+    columns = {name: items.columns[name][lists.item_index].tolist() for name in attributes}
+    ends = lists.offsets.tolist()
+    return [
+        RankedList(
+            items=tuple(keys[place] for place in places[a:b]),
+            scores=tuple(scores[a:b]),
+            attributes={name: tuple(values[a:b]) for name, values in columns.items()},
+        )
+        for a, b in itertools.pairwise(ends)
+    ]
