@@ -5,12 +5,14 @@
 3. move the pointer in Redis, which every lookup reads first;
 4. let Redis follow in full: what else the pointer names, and what it no longer does.
 
-A death after 2 leaves Redis an epoch behind; the reconciler mends that.
+A death after 2 leaves Redis an epoch behind; the reconciler mends that. A process that was paused so long between 1 and
+3 that Redis may have let the blocks go leaves 3 to 4, which looks again.
 """
 
 from __future__ import annotations
 
 import contextlib
+from time import monotonic
 
 from almanac.clock import utc_now
 from almanac.errors import Unavailable
@@ -18,8 +20,11 @@ from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Publication
-from serving_cache.redis import Emptied, RedisStore
+from serving_cache.redis import GRACE_SECONDS, Emptied, RedisStore
 from serving_cache.sync import bring_generation, sync_redis
+
+READY_SECONDS_MAX = GRACE_SECONDS / 2
+"""Redis keeps for `GRACE_SECONDS` at least what was there when its being ready began."""
 
 
 def roll_back(
@@ -40,7 +45,7 @@ def roll_back(
         Unavailable: Postgres does not answer.
     """
     target = store.rollback_target(pipeline.name, to)
-    marker = None
+    marker, ready_until = None, monotonic() + READY_SECONDS_MAX
     if cache is not None:
         with contextlib.suppress(Unavailable):
             found = cache.mark(pipeline.name)
@@ -52,6 +57,8 @@ def roll_back(
         return outcome, ""
     try:
         pointer = store.pointer(pipeline.name)
+        if marker is not None and monotonic() >= ready_until:
+            marker = None
         if marker is not None and pointer is not None and pointer.generation.generation == target:
             with contextlib.suppress(Emptied):
                 cache.move_pointer(pointer, marker)

@@ -125,6 +125,7 @@ BUGS: Mapping[str, Plan] = {
     ],
     "rollback skips Redis": [(rollback, "sync_redis", lambda *_: False), (MemoryCache, "mark", lambda *_: "none")],
     "rollback with Redis unready": [(rollback, "bring_generation", lambda *_, **__: set())],
+    "rollback trusts what was ready long ago": [(rollback, "READY_SECONDS_MAX", float("inf"))],
     "overlays of another model answer": [(ladder, "_first_rung", _any_overlay)],
     "Redis: the last overlay wins": [(cache, "is_newer", lambda *_: True)],
     "Postgres: the last overlay wins": [(reading, "is_newer", lambda *_: True)],
@@ -141,6 +142,7 @@ CAUGHT_AT: Mapping[str, int] = {
     "claim without comparing": 20,
     "rows of quarantined partitions stay": 25,
     "carried rows dropped with their generation": 27,
+    "rollback trusts what was ready long ago": 11_516,
 }
 """Where to begin: the seed that notices, for those that few seeds do."""
 

@@ -98,6 +98,7 @@ class World:
         with (
             patch.object(sync, "utc_now", self.hub.now),
             patch.object(rolling, "utc_now", self.hub.now),
+            patch.object(rolling, "monotonic", lambda: self.hub.seconds),
             patch.object(reconciling, "utc_now", self.hub.now),
         ):
             self.hub.run()
