@@ -40,7 +40,9 @@ class Made:
     parity: Parity
 
 
-def boost(training: Training, columns: Any, truth: Any, names: Sequence[str], **parameters: Any) -> lightgbm.Booster:
+def boost(
+    training: Training, columns: Any, truth: Any, names: Sequence[str], *, group: Any = None, **parameters: Any
+) -> lightgbm.Booster:
     """Fit LightGBM so that the same rows give the same trees.
 
     Args:
@@ -48,6 +50,7 @@ def boost(training: Training, columns: Any, truth: Any, names: Sequence[str], **
         columns: float32 (rows, columns).
         truth: float64 (rows,).
         names: of the columns.
+        group: for a ranking: rows of each list, one list after the other.
         parameters: LightGBM's, beside size and seed.
     """
     import lightgbm
@@ -64,7 +67,7 @@ def boost(training: Training, columns: Any, truth: Any, names: Sequence[str], **
         "verbosity": -1,
         **parameters,
     }
-    data = lightgbm.Dataset(columns, truth, feature_name=list(names), params=every)
+    data = lightgbm.Dataset(columns, truth, group=group, feature_name=list(names), params=every)
     return exact_thresholds(lightgbm.train(every, data, num_boost_round=training.trees))
 
 

@@ -1,0 +1,145 @@
+"""Lists to learn from and to measure on: candidate items of entities as of a moment, and what was then taken.
+
+Held out is the newest `Training.holdout` of what was taken. A list that is learned from speaks as of just before an
+entity took something, and its truth is what was taken then; items are those of the night before. What is held out is
+measured in two ways:
+
+    nightly      one list for each entity, as of the first held-out midnight; its truth is all that the entity took
+                 in the held-out time
+    each_basket  a list as of just before each time an entity took something; its truth is what was taken then
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.pipeline import Pipeline
+from almanac.ragged import Ragged, Wholes, offsets_of
+from almanac.ranking import DAY_MICROSECONDS, Entities, Items
+from almanac.settings import Settings
+from features.ranked import Taken, entities_of, history_at, items_at
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NIGHTLY, EACH_BASKET = "nightly", "each_basket"
+NIGHTS_MAX = 90
+"""Nights whose items are learned from; more are drawn from evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Lists to make, all with the items of one night.
+
+    Args:
+        entities: with a history; in the order of `known`.
+        items: as they were that night.
+        known: which of the lists asked for have a history; the others are answered with what is popular.
+        truth: for every list asked for, the places of what was taken, each once.
+    """
+
+    entities: Entities
+    items: Items
+    known: Wholes
+    truth: Ragged
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+
+def held_out_since(pipeline: Pipeline, newest: int) -> int:
+    """The first held-out midnight, in UTC, microseconds since 1970.
+
+    Args:
+        newest: when something was taken last.
+    """
+    holdout = pipeline.training.holdout // timedelta(microseconds=1)
+    return (newest // DAY_MICROSECONDS + 1) * DAY_MICROSECONDS - holdout // DAY_MICROSECONDS * DAY_MICROSECONDS
+
+
+def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int) -> Asked:
+    """One list for each entity that took something, as of a midnight before."""
+    encoded = taken.keys.dictionary_encode()
+    owner = encoded.indices.to_numpy().astype(np.int64)
+    rows = np.repeat(owner, taken.items.lengths)
+    order = np.argsort(rows, kind="stable")
+    together = Ragged(taken.items.values[order], offsets_of(np.bincount(rows, minlength=len(encoded.dictionary))))
+    moments = np.full(len(encoded.dictionary), midnight, np.int64)
+    return _asked(pipeline, settings, encoded.dictionary, moments, together, moment_of(midnight))
+
+
+def each_basket(pipeline: Pipeline, settings: Settings, taken: Taken, chosen: Wholes) -> Iterator[Asked]:
+    """Lists as of just before some of the times that something was taken, a day at a time.
+
+    Args:
+        chosen: which of `taken`, ascending.
+    """
+    days = taken.moments[chosen] // DAY_MICROSECONDS
+    for day in np.unique(days):
+        rows = chosen[days == day]
+        lists = [taken.items.values[taken.items.offsets[row] : taken.items.offsets[row + 1]] for row in rows]
+        night = moment_of(int(day) * DAY_MICROSECONDS)
+        keys = taken.keys.take(rows)
+        yield _asked(pipeline, settings, keys, taken.moments[rows] - 1, Ragged.of(lists, object), night)
+
+
+def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:
+    """Which of `taken` to learn from: of the moments from `first` up to `last`, as many as `Training.rows_max` allows.
+
+    Days are drawn first, for each costs a look at all items, then of these the times that something was taken.
+    """
+    draw = np.random.default_rng(pipeline.training.seed)
+    found = np.flatnonzero((taken.moments >= first) & (taken.moments < last))
+    days = taken.moments[found] // DAY_MICROSECONDS
+    different = np.unique(days)
+    if len(different) > NIGHTS_MAX:
+        even = np.linspace(0, len(different) - 1, NIGHTS_MAX).round().astype(np.int64)
+        found = found[np.isin(days, different[even])]
+    ranking = pipeline.ranking
+    most = max(1, pipeline.training.rows_max // (ranking.candidates_max if ranking is not None else 1))
+    if len(found) > most:
+        found = np.sort(draw.choice(found, size=most, replace=False))
+    return found
+
+
+def moment_of(micros: int) -> datetime:
+    """An aware time of microseconds since 1970."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
+def _asked(
+    pipeline: Pipeline, settings: Settings, keys: pa.Array, moments: Wholes, lists: Ragged, night: datetime
+) -> Asked:
+    import pyarrow as pa
+
+    items = items_at(pipeline, settings, night)
+    times = pa.array(moments).cast(pa.timestamp("us", "UTC"))
+    table = history_at(pipeline, settings, pa.table({pipeline.entity: keys, "event_timestamp": times}))
+    known = np.flatnonzero(_present(table, pipeline))
+    entities = entities_of(pipeline, table.take(pa.array(known)), items, moments[known])
+    return Asked(entities=entities, items=items, known=known, truth=_distinct(items.places(lists.values), lists))
+
+
+def _present(table: pa.Table, pipeline: Pipeline) -> NDArray[np.bool_]:
+    """Rows of which every view knew something."""
+    present = np.ones(len(table), np.bool_)
+    for name in table.column_names:
+        if name not in (pipeline.entity, "event_timestamp"):
+            present &= table[name].is_valid().to_numpy()
+    return present
+
+
+def _distinct(places: NDArray[np.int32], lists: Ragged) -> Ragged:
+    """Each place once in a list; what is not known stays, for it was taken all the same."""
+    owner = np.repeat(np.arange(len(lists)), lists.lengths)
+    kept = np.ones(len(places), np.bool_)
+    order = np.lexsort((places, owner))
+    same = (owner[order][1:] == owner[order][:-1]) & (places[order][1:] == places[order][:-1])
+    kept[order[1:][same & (places[order][1:] >= 0)]] = False
+    return Ragged(places[kept], offsets_of(np.bincount(owner[kept], minlength=len(lists))))
