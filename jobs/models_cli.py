@@ -1,4 +1,4 @@
-"""Commands of models: `train`, `models`, `models add`."""
+"""Commands of models: `train`, `evaluate`, `models`, `models add`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class _ListsByDefault(typer.core.TyperGroup):
 
 def register(app: typer.Typer) -> None:
     """Add the commands of models."""
+    from jobs import evaluate_cli
+
     app.command("train")(train)
+    evaluate_cli.register(app)
     group = typer.Typer(cls=_ListsByDefault, help="List registered models, move an alias, or add a model.")
     group.command("list")(models)
     group.command("add")(add)
@@ -227,6 +230,16 @@ def _lists(lists: Mapping[str, ListMetric]) -> Table | None:
     ]
     headings = ["lists", "measure", "model", *(name.replace("_", " ") for name in names), "model / better baseline"]
     return f"the first {first.length} items", headings, rows
+
+
+def print_lists(model_id: str, lists: Mapping[str, ListMetric], start: Any, end: Any) -> None:
+    """Recall and NDCG of a time, as a table beside the baselines'."""
+    from almanac.clock import format_time
+    from almanac.output import print_table
+
+    if shown := _lists(lists):
+        title, headings, rows = shown
+        print_table(headings, rows, title=f"{model_id}: {title}, {format_time(start)} to {format_time(end)}")
 
 
 def _gates(said: Mapping[str, Any] | None) -> str:
