@@ -112,6 +112,6 @@ def _seen(version: ModelVersion, start: datetime) -> str:
     if window is None or window.end < start:
         return ""
     return (
-        f"{version.id} was trained up to {format_time(window.end)}: what is measured from {format_time(start)} on flatters "
-        "it: measure a version that was trained before, or give a shorter --holdout"
+        f"{version.id} was trained up to {format_time(window.end)}: what is measured from {format_time(start)} on "
+        "flatters it: measure a version that was trained before, or give a shorter --holdout"
     )
