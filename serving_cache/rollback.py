@@ -1,6 +1,6 @@
 """Going back to a generation, so that lookups see it at once: Redis is made ready before the pointer moves.
 
-1. write what Redis lacks of the generation, which nobody reads yet;
+1. write what Redis lacks of the generation, which nobody reads yet; where there is no Redis, prove the rows themselves;
 2. move the pointer in Postgres, and add one to its epoch;
 3. move the pointer in Redis, which every lookup reads first;
 4. let Redis follow in full: what else the pointer names, and what it no longer does.
@@ -21,7 +21,7 @@ from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Publication
 from serving_cache.redis import GRACE_SECONDS, Emptied, RedisStore
-from serving_cache.sync import bring_generation, sync_redis
+from serving_cache.sync import bring_generation, prove_rows, sync_redis
 
 READY_SECONDS_MAX = GRACE_SECONDS / 2
 """Redis keeps for `GRACE_SECONDS` at least what was there when its being ready began."""
@@ -51,6 +51,8 @@ def roll_back(
             found = cache.mark(pipeline.name)
             bring_generation(pipeline, target, store, cache, prove=True)
             marker = found  # only now is Redis ready
+    if marker is None:
+        prove_rows(pipeline, target, store)
     passing("rollback.prepared")
     outcome = store.rollback(pipeline.name, target, now=utc_now(), partitioning=repr(pipeline.partitions))
     if cache is None:

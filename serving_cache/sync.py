@@ -141,6 +141,17 @@ def bring_generation(
     return hashes
 
 
+def prove_rows(pipeline: Pipeline, generation: int, postgres: PostgresStore) -> None:
+    """Read a generation's rows back, a few partitions at a time, and compare them with its manifest.
+
+    Raises:
+        BlockError: rows are gone, or are not those that were published.
+    """
+    partitions = list(postgres.manifest(pipeline.name, generation))
+    for start in range(0, len(partitions), PARTITIONS_PER_STEP):
+        postgres.blocks(pipeline, generation, partitions[start : start + PARTITIONS_PER_STEP])
+
+
 def _damaged(pipeline: str, hashes: set[str], cache: RedisStore) -> set[str]:
     """Those of the blocks that are missing, or not what their name says."""
     found: set[str] = set()

@@ -35,6 +35,10 @@ from tests.generations import (
 )
 
 HOUR = timedelta(hours=1)
+COPIED = (
+    "UPDATE generation_partitions a SET block_hash = b.block_hash FROM generation_partitions b "
+    "WHERE a.pipeline = %s AND b.pipeline = a.pipeline AND a.generation = 1 AND b.generation = 1 "
+)
 
 
 def published(store: PostgresStore, postgres_url: str, **changes: Any) -> Pipeline:
@@ -78,6 +82,8 @@ def test_rows_that_are_not_what_was_staged_are_never_current(
         "DELETE FROM generation_partitions WHERE pipeline = %s AND generation = 1 AND partition = 3",
         "UPDATE generation_partitions SET block_hash = 'x' WHERE pipeline = %s AND generation = 1 AND partition = 3",
         "UPDATE generation_partitions SET partition = 99 WHERE pipeline = %s AND generation = 1 AND partition = 3",
+        COPIED + "AND a.partition = 3 AND b.partition = 4",
+        COPIED + "AND a.partition = 7 - b.partition",
     ],
 )
 def test_a_manifest_that_does_not_match_its_blocks_is_not_gone_back_to(
