@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from almanac.errors import StackError
+from almanac.settings import Settings
 from almanac.stack.servers import stop
 from benchmarks.measuring import on_core
 from benchmarks.reference import World
@@ -26,6 +28,17 @@ POLL_SECONDS = 0.05
 IDLE_LOOK_SECONDS = 0.3
 IDLE_PERCENT_MAX = 3.0  # of one core
 IDLE_SECONDS_MAX = 30.0
+
+
+class Configured(Protocol):
+    """What a service is started for."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those of this process."""
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which the service's process reads its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +66,7 @@ def own_memory_mb() -> float:
 
 @contextmanager
 def running_service(
-    words: Sequence[str], world: World, port: int, core: int, *, ready: str, **variables: str
+    words: Sequence[str], world: Configured, port: int, core: int, *, ready: str, **variables: str
 ) -> Iterator[Service]:
     """Run this Python with some words, wait until a path answers 200, end it by SIGTERM.
 

@@ -15,6 +15,7 @@ from benchmarks.load import get, post
 from benchmarks.measuring import Stopwatch, finish, in_turn, median, ratio, shares, significant
 from benchmarks.reference import grid_of_cells, reference_pipeline
 from benchmarks.reference_columns import COLUMNS
+from benchmarks.rollback import summed_up
 
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 
@@ -30,6 +31,12 @@ def test_contenders_take_turns() -> None:
     assert asked == ["a", "b"] * 3
     assert [result["rate"] for result in found["a"]] == [1, 3, 5]
     assert median(found["a"], "rate") == 3
+
+
+def test_rollbacks_are_summed_up_over_all_rounds() -> None:
+    rounds = [{"visible_ms": list(range(n, 300, 3)), "answer_ms": float(n)} for n in range(3)]
+    found = summed_up(rounds)
+    assert found == {"median_ms": 149.5, "p99_ms": 297, "max_ms": 299, "floor_ms": 1.0, "rollbacks": 300}
 
 
 def test_ratios_need_both_sides_and_figures_are_short(capsys: pytest.CaptureFixture[str]) -> None:
