@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -230,7 +230,7 @@ def _heard(hear: Connection, wanted: Shown) -> tuple[float, float]:
     raise AssertionError(f"the lookup never showed {wanted}, but {last}")
 
 
-def summed_up(results: list[Mapping[str, Any]]) -> dict[str, float]:
+def summed_up(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Median, p99 and maximum over all rounds, in milliseconds, and what one answer takes."""
     every = sorted(value for result in results for value in result["visible_ms"])
     return {
