@@ -33,6 +33,7 @@ from almanac.clock import floor_hour, need_utc
 from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.archive_lines import line_columns
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
@@ -72,6 +73,7 @@ class Archived:
         row: the pushed view's row: entity, `event_timestamp`, columns.
         topic, partition, offset: where the event stood.
         trace: its W3C traceparent, if it had one.
+        created: when the row was made; default: when it is written.
     """
 
     row: Mapping[str, Any]
@@ -79,6 +81,7 @@ class Archived:
     partition: int
     offset: int
     trace: str | None = None
+    created: datetime | None = None
 
     @property
     def hour(self) -> str:
@@ -189,7 +192,7 @@ class Archive:
             [
                 {
                     **event.row,
-                    CREATED_TIMESTAMP: created,
+                    CREATED_TIMESTAMP: event.created or created,
                     TOPIC: event.topic,
                     PARTITION: event.partition,
                     OFFSET: event.offset,
@@ -284,6 +287,7 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
         FeatureError: no view of the pipeline's FeatureService has a push source.
         Unavailable: Feast's registry does not answer.
     """
+    import pyarrow as pa
     from feast.types import from_feast_to_pyarrow_type
 
     from features.store import open_service, registry_errors
@@ -295,15 +299,11 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
     if not pushed:
         raise FeatureError(f"no view of {pipeline.features} has a PushSource: declare one in its Feast file")
     view = pushed[0]
-    columns = {pipeline.entity: _entity_type(pipeline)}
+    columns = {pipeline.entity: pa.int64() if pipeline.partitions.key_type is int else pa.string()}
     columns |= {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
+    if pipeline.lines is not None:
+        columns |= line_columns(pipeline.lines)
     return Archive(settings.features_dir.absolute() / pipeline.name / view.name / FOLDER, columns)
-
-
-def _entity_type(pipeline: Pipeline) -> pa.DataType:
-    import pyarrow as pa
-
-    return pa.int64() if pipeline.partitions.key_type is int else pa.string()
 
 
 def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:

@@ -14,7 +14,7 @@ from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.layout import EVENT_TIMESTAMP
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from features.online_reading import NEVER, Features, Reader, micros_of, read
 from features.packed_arrow import encode, micros
 from features.packed_store import put_if_newer
@@ -101,6 +101,11 @@ class OnlineFeatures:
         """Names of the feature columns, in the service's order."""
         return tuple(column for view in self._reader.plan.views for column in view.columns)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views online, in the service's order."""
+        return tuple(view.name for view in self._reader.plan.views)
+
     def features(self, entities: Sequence[EntityKey] | np.ndarray[Any, Any], *, at: datetime | None = None) -> Features:
         """The latest features of some entities as NumPy columns, in their order, with what is known of each view's row.
 
@@ -166,7 +171,8 @@ class OnlineFeatures:
         """Write observations into Redis; each replaces its entity's row unless that is newer.
 
         Args:
-            rows: entity, `event_timestamp` (with a time zone) and the observation view's columns.
+            rows: entity, `event_timestamp` (with a time zone) and the observation view's columns;
+                `created_timestamp`, if rows say when they were made: of one event time the later made one stays.
 
         Raises:
             FeatureError: a column is absent, or no view of the service has a push source.
@@ -182,6 +188,8 @@ class OnlineFeatures:
         if not rows.num_rows:
             return
         created = np.full(rows.num_rows, micros_of(utc_now())) if self._dates else None
+        if CREATED_TIMESTAMP in rows.column_names:
+            created = micros(rows[CREATED_TIMESTAMP], layout.view)
         values = encode(layout, rows, micros(rows[EVENT_TIMESTAMP], layout.view), created)
         with redis_errors():
             entities = keys.of(rows[self._pipeline.entity].to_pylist())

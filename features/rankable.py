@@ -141,14 +141,12 @@ class _Rows:
         return found[:most]
 
     def items(self) -> Items:
-        """Those that have a row in every view; what stands for any item, if it has one at all."""
+        """Those that have a row in some view; what a row lacks is no number, and such an item is in no list."""
         keys: list[str] = []
         rows: list[np.ndarray[Any, Any]] = []
         for asked, found in self._answers:
             absent = np.array([view.status != PRESENT for view in found.views])
-            usable = ~absent.any(axis=0)
-            usable |= np.array([key == ANY_ITEM for key in asked]) & ~absent.all(axis=0)
-            rows.append(np.flatnonzero(usable))
+            rows.append(np.flatnonzero(~absent.all(axis=0)))
             keys += [asked[at] for at in rows[-1].tolist()]
         answers = [found for _, found in self._answers]
         names = answers[0].columns

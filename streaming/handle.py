@@ -105,6 +105,8 @@ class Handled:
     Args:
         late: how many of its events came too late for a prediction.
         reasons: how many of its dead letters have which reason.
+        duplicates: how many of its events its entities' histories held already.
+        unmatched: how many returns were of what a history does not have, beside lines that counted.
     """
 
     predictions: tuple[Produced, ...]
@@ -112,6 +114,8 @@ class Handled:
     dead_letters: tuple[Produced, ...]
     late: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    unmatched: int = 0
 
     @property
     def records(self) -> tuple[Produced, ...]:
@@ -170,9 +174,8 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     """
     refused = list(batch.refused)
     if online is None or not batch.events:
-        return Handled(
-            predictions=(), features=(), dead_letters=_dead_letters(pipeline, refused), reasons=_reasons(refused)
-        )
+        letters, reasons = dead_letters_of(pipeline, refused)
+        return Handled(predictions=(), features=(), dead_letters=letters, reasons=reasons)
     late = _late(batch, online, pipeline)
     complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs, late)
     why = scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
@@ -190,12 +193,13 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     for origin, event in batch.events:
         if id(origin) in given_up:
             batch.seen.forget(event)
+    letters, reasons = dead_letters_of(pipeline, refused)
     return Handled(
         predictions=tuple(predictions),
         features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),
-        dead_letters=_dead_letters(pipeline, refused),
+        dead_letters=letters,
         late=len(late),
-        reasons=_reasons(refused),
+        reasons=reasons,
     )
 
 
@@ -210,13 +214,13 @@ def _no_features(pipeline: Pipeline, entity: EntityKey, names: Sequence[str], vi
     )
 
 
-def _reasons(refused: list[tuple[Consumed, EventError]]) -> Mapping[str, int]:
-    return Counter(error.reason for _, error in refused)
-
-
-def _dead_letters(pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]) -> tuple[Produced, ...]:
+def dead_letters_of(
+    pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]
+) -> tuple[tuple[Produced, ...], Mapping[str, int]]:
+    """The dead letters of what was refused, in offset order, and how many have which reason."""
     in_order = sorted(refused, key=lambda found: (found[0].topic, found[0].partition, found[0].offset))
-    return tuple(dead_letter_record(pipeline, origin, error) for origin, error in in_order)
+    letters = tuple(dead_letter_record(pipeline, origin, error) for origin, error in in_order)
+    return letters, Counter(error.reason for _, error in refused)
 
 
 def nothing_known(online: pa.Table, own: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 from almanac.errors import Unavailable
 from almanac.partitioning import EntityKey
@@ -22,17 +22,17 @@ from almanac.partitioning import EntityKey
 ROWS_MAX = 20_000
 """Rows kept for a sink that is behind; beyond it the worker waits."""
 
-Row = Mapping[str, Any]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Kept(Generic[Row]):
     row: Row
     partition: int
     offset: int
 
 
-class OwnRows:
+class OwnRows(Generic[Row]):
     """The newest row of each entity that was written and is not applied yet.
 
     Args:
@@ -41,7 +41,7 @@ class OwnRows:
 
     def __init__(self, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
-        self._kept: dict[EntityKey, _Kept] = {}
+        self._kept: dict[EntityKey, _Kept[Row]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -73,6 +73,7 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> N
     from almanac.steady import SystemClock
     from features.archive import open_archive
     from features.online import OnlineFeatures, observation_row
+    from features.online_histories import OnlineHistories
     from serving_cache.postgres import PostgresStore
     from serving_cache.redis import RedisStore
     from streaming.archiving import HOLD, Archiving
@@ -81,7 +82,10 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> N
 
     clock = SystemClock()  # a step of the wall clock must not make events of now look like the future's
     around = Surroundings(
-        online=partial(OnlineFeatures, dated=True), observation_row=observation_row, now=lambda: clock.now().now
+        online=partial(OnlineFeatures, dated=True),
+        observation_row=observation_row,
+        histories=OnlineHistories if pipeline.lines is not None else None,
+        now=lambda: clock.now().now,
     )
     worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))

@@ -19,8 +19,10 @@ from almanac.errors import AlmanacError, DataError, EventError
 from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
+from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord
 from streaming.events import Event, Observed, traceparent
+from streaming.values import Line
 
 # Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
 HEADER_EXCEPTION = "__streams.errors.exception"
@@ -95,8 +97,28 @@ class Produced:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folded:
+    """An entity's history with an event folded in.
+
+    Args:
+        row: its columns.
+        at: moment of the newest event in it, microseconds since 1970.
+        created: when the event was folded in, alike; later for each next event of the entity, so that of two
+            rows of one moment the one with more in it is the newer.
+    """
+
+    row: Mapping[str, Any]
+    at: int
+    created: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureRow:
-    """An observation read back from the features topic: what the event said, where it stood, and its trace."""
+    """An observation read back from the features topic: what the event said, where it stood, and its trace.
+
+    Args:
+        lines, folded: where events carry lines: these, and the entity's history with the event folded in.
+    """
 
     entity: EntityKey
     observed_at: datetime
@@ -105,6 +127,8 @@ class FeatureRow:
     kafka_partition: int
     kafka_offset: int
     trace: str | None
+    lines: tuple[Line, ...] = ()
+    folded: Folded | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +151,16 @@ class DeadLetter:
 
 
 def prediction_record(
-    pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, float], model: str, computed_at: datetime
-) -> Produced:
-    """The record for the predictions topic: key is the entity, as_of is the event's time."""
-    moments = {output.name: valid_at(output, event.observed_at) for output in pipeline.outputs}
+    pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, Value], model: str, computed_at: datetime,
+    *, as_of: datetime | None = None,
+) -> Produced:  # fmt: skip
+    """The record for the predictions topic: key is the entity, as_of is the event's time unless given."""
+    as_of = as_of or event.observed_at
+    moments = {output.name: valid_at(output, as_of) for output in pipeline.outputs}
     body = {
         "pipeline": pipeline.name,
         "entity": event.entity,
-        "as_of": format_time(event.observed_at),
+        "as_of": format_time(as_of),
         "values": dict(values),
         "valid_at": {name: moment and format_time(moment) for name, moment in moments.items()},
         "model": model,
@@ -145,15 +171,17 @@ def prediction_record(
     return _produced(pipeline.predictions_topic, event, body)
 
 
-def feature_record(pipeline: Pipeline, origin: Consumed, event: Event) -> Produced:
+def feature_record(pipeline: Pipeline, origin: Consumed, event: Event, folded: Folded | None = None) -> Produced:
     """The record for the features topic: the observation, on its way to the online store."""
-    body = {
+    body: dict[str, Any] = {
         "pipeline": pipeline.name,
         "entity": event.entity,
         "observed_at": format_time(event.observed_at),
         "value": event.value,
         "source": origin.source,
     }
+    if folded is not None:
+        body |= {"lines": event.lines, "folded": folded}
     return _produced(pipeline.features_topic, event, body)
 
 
@@ -219,7 +247,7 @@ def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
         return OverlayRecord(
             entity=str(pipeline.partitions.check(body["entity"])),
             as_of=parse_time(body["as_of"]),
-            values={name: float(body["values"][name]) for name in pipeline.output_names},
+            values={name: _value(pipeline, body["values"][name]) for name in pipeline.output_names},
             model=str(body["model"]),
             topic=str(source["topic"]),
             kafka_partition=int(source["partition"]),
@@ -247,9 +275,15 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
             kafka_partition=int(source["partition"]),
             kafka_offset=int(source["offset"]),
             trace=traceparent(record.headers),
+            lines=tuple(body["lines"]) if pipeline.lines is not None else (),
+            folded=msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None,
         )
     except (ValueError, KeyError, TypeError, AlmanacError) as error:
         raise _foreign(record, error) from None
+
+
+def _value(pipeline: Pipeline, found: Any) -> Value:
+    return msgspec.convert(found, RankedList) if pipeline.ranking is not None else float(found)
 
 
 def _observed(pipeline: Pipeline, found: Any) -> Observed:

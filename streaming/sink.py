@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from almanac.decisions import is_newer, newest
 from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from serving_cache.records import OverlayRecord
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer
 from streaming.handle import ObservationRow
@@ -47,6 +49,7 @@ OWED_MAX = 200_000
 OWED_RETRY_SECONDS = 1.0
 """Time between two tries while Redis is down: each may take seconds, and Postgres must not wait for them."""
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TRANSIENT = (Unavailable, FeatureError)
 OUTCOMES = {
     "overlays_newer": "newer",
@@ -197,15 +200,27 @@ class Features:
         found, foreign = read_all(records, lambda record: read_feature_row(self._pipeline, record), self._report)
         latest: dict[Any, FeatureRow] = {}
         for row in found:  # in offset order, so that of two with one time the later wins
-            if row.entity not in latest or latest[row.entity].observed_at <= row.observed_at:
+            if row.entity not in latest or row.folded or latest[row.entity].observed_at <= row.observed_at:
                 latest[row.entity] = row
         if latest:
-            rows = [self._observation_row(self._pipeline, r.entity, r.observed_at, r.value) for r in latest.values()]
+            rows = [pushed_row(self._pipeline, row, self._observation_row) for row in latest.values()]
             self._opened().push(pa.Table.from_pylist([dict(row) for row in rows]))
         return {"feature_rows": len(found), "pushed": len(latest), "foreign": foreign}
 
     def idle(self) -> None:
         """Nothing to do between batches."""
+
+
+def pushed_row(pipeline: Pipeline, found: FeatureRow, observation_row: ObservationRow) -> Mapping[str, Any]:
+    """The pushed view's row of one event: where events carry lines, the history with the event folded in."""
+    if found.folded is None:
+        return observation_row(pipeline, found.entity, found.observed_at, found.value)
+    return {
+        pipeline.entity: found.entity,
+        EVENT_TIMESTAMP: EPOCH + timedelta(microseconds=found.folded.at),
+        CREATED_TIMESTAMP: EPOCH + timedelta(microseconds=found.folded.created),
+        **found.folded.row,
+    }
 
 
 def read_all(records: Sequence[Consumed], reader: Callable[[Consumed], Any], report: Report) -> tuple[list[Any], int]:

@@ -43,11 +43,12 @@ from streaming import handle
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer, open_transactional_producer
 from streaming.duplicates import Duplicates
 from streaming.events import declared
+from streaming.folding import Folding, Histories
 from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
 from streaming.models import CurrentModel
 from streaming.pause import Pause, Stopped
-from streaming.records import Consumed
+from streaming.records import Consumed, Produced
 from streaming.report import PAUSED, STOPPED, Report
 
 BATCH_RECORDS_MAX = 500
@@ -80,11 +81,13 @@ class Surroundings:
     Args:
         online: makes the connection to the online store; called once, in the worker's thread.
         observation_row: the observation view's columns of an event.
+        histories: the same, where events carry lines; it stands in for the two above.
         now: the clock.
     """
 
     online: Callable[[Pipeline, Settings], Online]
     observation_row: handle.ObservationRow
+    histories: Callable[[Pipeline, Settings], Histories] | None = None
     now: Callable[[], datetime] = utc_now
 
 
@@ -109,6 +112,9 @@ class Worker:
         self._seen = Duplicates()
         self._lacks = Lacks()
         self._online: Online | None = None
+        self._folding: Folding | None = None
+        if pipeline.lines is not None and around.histories is not None:
+            self._folding = Folding(pipeline, settings, around.histories)
 
     def run(self, stop: threading.Event) -> None:
         """Handle events until `stop` is set; a batch that has begun is finished or abandoned whole."""
@@ -139,6 +145,9 @@ class Worker:
         self._model.get(time.monotonic())
 
     def _warm_online(self) -> None:
+        if self._folding is not None:
+            self._folding.warm()
+            return
         self._read([(self._around.now(), [0] if self._pipeline.partitions.key_type is int else ["0"])])
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
@@ -148,7 +157,7 @@ class Worker:
             producer.init_transactions(START_SECONDS_MAX)
             consumer = open_consumer(self._settings, self.group, self._instance)
             try:
-                self._seen = Duplicates()
+                self._forget()
                 self._lag.opened()
                 consumer.subscribe([self._stream.topic], on_assign=self._reassigned, on_revoke=self._reassigned)
                 pause.opened(self.report)
@@ -159,9 +168,16 @@ class Worker:
                 consumer.close()
         finally:
             throw_away(producer)
+            if self._folding is not None:
+                self._folding.close()
 
     def _reassigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._seen = Duplicates()  # another worker may handle these entities in between
+        self._forget()  # another worker may handle these entities in between
+
+    def _forget(self) -> None:
+        self._seen = Duplicates()
+        if self._folding is not None:
+            self._folding.reassigned()
 
     def _batch(self, consumer: Consumer, producer: Producer, stop: threading.Event) -> bool:
         """Steps 1 to 6; whether there was anything to handle."""
@@ -176,16 +192,27 @@ class Worker:
             with self._step("write"):
                 producer.begin_transaction()
                 for record in written.records:  # 5
-                    producer.produce(record.topic, key=record.key, value=record.value, headers=list(record.headers))
+                    producer.produce(
+                        record.topic, key=record.key, value=record.value, headers=list(record.headers),
+                        **self._told(record),
+                    )  # fmt: skip
                 producer.send_offsets_to_transaction(
                     next_offsets(records), consumer.consumer_group_metadata(), WRITE_SECONDS_MAX
                 )
             with self._step("commit"):
                 producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
+        if self._folding is not None:
+            self._folding.committed()
         self._seen.merge(batch.seen)
         self._lag.committed(next_offsets(records))
         self._count(len(records), batch, written)
         return True
+
+    def _told(self, record: Produced) -> dict[str, Any]:
+        """Who is told where a record stands: folding, of its rows."""
+        if self._folding is None or record.topic != self._pipeline.features_topic:
+            return {}
+        return {"on_delivery": self._folding.delivered}
 
     def _step(self, name: str) -> AbstractContextManager[Any]:
         """Measure a step's time."""
@@ -198,12 +225,13 @@ class Worker:
             events=events,
             predictions=len(written.predictions),
             dead_letters=len(written.dead_letters),
-            duplicates=batch.duplicates,
+            duplicates=batch.duplicates + written.duplicates,
             late=written.late,
+            **({"unmatched_returns": written.unmatched} if written.unmatched else {}),
         )
         metrics.STREAM_EVENTS.labels(name).inc(events)
         metrics.STREAM_PREDICTIONS.labels(name).inc(len(written.predictions))
-        metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates)
+        metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates + written.duplicates)
         metrics.STREAM_LATE.labels(name).inc(written.late)
         for reason, count in written.reasons.items():
             metrics.STREAM_DEAD_LETTERS.labels(name, reason).inc(count)
@@ -239,6 +267,9 @@ class Worker:
         now = self._around.now()
         with self._step("parse"):
             batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
+        if self._folding is not None:
+            with self._step("score"):
+                return batch, self._folding.handle(batch, model, scorer, now)  # 3, 4
         with self._step("read_features"):
             online = self._read(batch.asked(now))  # 3
         scoring = handle.Scoring(

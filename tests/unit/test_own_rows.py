@@ -11,7 +11,7 @@ from streaming.own_rows import OwnRows
 
 
 def test_a_row_is_seen_until_the_sink_has_committed_beyond_it() -> None:
-    rows = OwnRows()
+    rows = OwnRows[dict[str, int]]()
     rows.keep("a", {"n": 1}, 0, 5)
     rows.applied({0: 5})
     assert rows.get("a") == {"n": 1}
@@ -22,7 +22,7 @@ def test_a_row_is_seen_until_the_sink_has_committed_beyond_it() -> None:
 
 
 def test_the_newest_row_of_an_entity_counts_and_is_not_let_go_with_an_older_one() -> None:
-    rows = OwnRows()
+    rows = OwnRows[dict[str, int]]()
     rows.keep("a", {"n": 1}, 0, 5)
     rows.keep("a", {"n": 2}, 0, 9)
     rows.applied({0: 6})
@@ -30,14 +30,14 @@ def test_the_newest_row_of_an_entity_counts_and_is_not_let_go_with_an_older_one(
 
 
 def test_nothing_is_known_after_an_assignment() -> None:
-    rows = OwnRows()
+    rows = OwnRows[dict[str, int]]()
     rows.keep("a", {}, 0, 5)
     rows.forget()
     assert rows.get("a") is None
 
 
 def test_rows_are_bounded_and_the_sink_is_named() -> None:
-    rows = OwnRows(rows_max=2)
+    rows = OwnRows[dict[str, int]](rows_max=2)
     rows.keep("a", {}, 0, 1)
     rows.need_room(1)
     with pytest.raises(Unavailable, match="1 rows wait for the features sink, at most 2"):
@@ -47,7 +47,7 @@ def test_rows_are_bounded_and_the_sink_is_named() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=30))
 def test_what_is_read_is_always_the_newest_row(steps: list[tuple[str, bool]]) -> None:
     """The store has what the sink applied; the newest is there or here, however the two take turns."""
-    rows, store, topic = OwnRows(), dict[str, int](), list[tuple[str, int]]()
+    rows, store, topic = OwnRows[dict[str, int]](), dict[str, int](), list[tuple[str, int]]()
     newest: dict[str, int] = {}
     at = 0
     for number, (entity, sink_works) in enumerate(steps):

@@ -1,0 +1,321 @@
+"""Folding: steps 3 and 4 where events carry lines: an entity's state is what its events amount to.
+
+    3 read   the histories of the batch's entities: this worker's own rows first, then the online store
+    4 fold   each event into its entity's history, in offset order; rank as of the newest event in it
+
+What keeps a history right:
+- one worker reads an entity's events, for the key decides their partition;
+- after an assignment the store is read only once the features sink is past all that was committed: until then the
+  worker waits, and says for what; a batch whose wait is over its limit is given up and begun again;
+- rows that the sink has not applied are kept here (`streaming.own_rows`), from the commit on and not before;
+- an event that a history holds is known by its hash, so that a replay folds nothing in twice;
+- of two rows of one moment the later made one is the newer, wherever it is written: a zombie takes nothing back.
+
+An item that the range does not have is kept in the history, for it was bought; no list holds it, for items come from
+the items' own features. A return of what a history does not have is a dead letter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import numpy as np
+from confluent_kafka import Message
+
+from almanac.errors import DeclarationError, EventError, PredictionError, Unavailable
+from almanac.interactions import Interactions
+from almanac.list_scoring import Scores, rank
+from almanac.partitioning import EntityKey
+from almanac.pipeline import Pipeline
+from almanac.ragged import Ragged
+from almanac.ranked import RankedList
+from almanac.ranking import HISTORY, Entities, Items
+from almanac.settings import Settings
+from features.interactions_fold import Event as Basket
+from features.interactions_fold import advance
+from features.online_reading import micros_of
+from features.rankable import entities_of, history_lists, placed
+from features.sources.gates import normalised
+from streaming.applied import Applied
+from streaming.connection import kafka_errors
+from streaming.events import Event
+from streaming.handle import PREDICTION_INVALID, Handled, Sorted, dead_letters_of
+from streaming.own_rows import OwnRows
+from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
+
+QUANTITY, PRICE = "quantity", "price"
+"""Fields of a line that a history is made of, beside the item."""
+RETURN_WITHOUT_PURCHASE, TOO_LATE = "return-without-purchase", "too-late"
+APPLIED_SECONDS = 1.0
+"""Time between two looks at how far the sink has come."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Histories(Protocol):
+    """What folding needs of the online store: `features.online_histories.OnlineHistories` is one."""
+
+    def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
+        """Each entity's history, the moment of its newest event and when it was made; None of one that is new."""
+        ...
+
+    def items(self, histories: Ragged, at: datetime) -> Items:
+        """The items that lists of entities with these own items may hold."""
+        ...
+
+
+class Sink(Protocol):
+    """How far the features sink has come: `streaming.applied.Applied` is one."""
+
+    def ends(self) -> dict[int, int]:
+        """Where the features topic's partitions end."""
+        ...
+
+    def behind(self, ends: Mapping[int, int]) -> str | None:
+        """Why the sink is not past these ends; None once it is."""
+        ...
+
+    def committed(self) -> dict[int, int]:
+        """The offset that the sink goes on with in each partition."""
+        ...
+
+    def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """What became of a batch's events so far."""
+
+    histories: dict[EntityKey, Folded | None]
+    folded: list[tuple[Consumed, Event, Folded]] = field(default_factory=list)
+    refused: list[tuple[Consumed, EventError]] = field(default_factory=list)
+    duplicates: int = 0
+    unmatched: int = 0
+
+
+class Folding:
+    """Histories of one pipeline's entities as a worker sees them.
+
+    Args:
+        histories: opens the online store; called once, in the worker's thread.
+        sink: how far the features sink has come; default: asked of Kafka.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: Settings,
+        histories: Callable[[Pipeline, Settings], Histories],
+        sink: Sink | None = None,
+    ) -> None:
+        if pipeline.ranking is None or not isinstance(pipeline.source, Interactions):
+            raise DeclarationError(
+                f"pipeline {pipeline.name}: events with lines need source=Interactions(…) and ranking=Ranking(…)"
+            )
+        self._pipeline, self._ranking, self._source = pipeline, pipeline.ranking, pipeline.source
+        self._settings = settings
+        self._open = histories
+        self._histories: Histories | None = None
+        self._sink = sink or Applied(pipeline.features_topic, f"almanac-{pipeline.name}-sink-features", settings)
+        self._own = OwnRows[Folded]()
+        self._ends: dict[int, int] | None = None
+        self._caught_up = False
+        self._asked_at = 0.0
+        self._written: dict[bytes, tuple[EntityKey, Folded]] = {}
+        self._placed: dict[bytes, tuple[int, int]] = {}
+
+    def warm(self) -> None:
+        """Open the online store.
+
+        Raises:
+            FeatureError, Unavailable: as `Histories`.
+        """
+        self._opened()
+
+    def reassigned(self) -> None:
+        """Nothing is known any more: others may have handled these entities meanwhile."""
+        self._own.forget()
+        self._ends, self._caught_up = None, False
+        self._written, self._placed = {}, {}
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._sink.close()
+
+    def handle(self, batch: Sorted, model: str, scorer: Scores, now: datetime) -> Handled:
+        """Steps 3 and 4: what a batch writes.
+
+        Raises:
+            Unavailable: the store or Kafka does not answer, or the features sink is behind.
+            FeatureError: the store is empty or being filled, or lacks a column.
+        """
+        self._written, self._placed = {}, {}
+        if not batch.events:
+            return _handled(self._pipeline, (), (), list(batch.refused))
+        done = _Batch(histories=self._read(batch.entities), refused=list(batch.refused))
+        made = micros_of(now)
+        for origin, event in batch.events:
+            try:
+                self._fold(done, origin, event, made)
+            except EventError as error:
+                done.refused.append((origin, error))
+        predictions = []
+        for (origin, event, folded), outcome in zip(done.folded, self._ranked(done, scorer, now), strict=True):
+            if isinstance(outcome, PredictionError):
+                done.refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
+            elif outcome.items:
+                values = {self._pipeline.output_names[0]: outcome}
+                as_of = _EPOCH + timedelta(microseconds=folded.at)
+                made_of = (self._pipeline, origin, event)
+                predictions.append(prediction_record(*made_of, values, model, now, as_of=as_of))
+        refused = {id(origin) for origin, _ in done.refused}
+        for origin, event in batch.events:
+            if id(origin) in refused:
+                batch.seen.forget(event)
+        features = tuple(feature_record(self._pipeline, *one) for one in done.folded)
+        for record, (_, event, folded) in zip(features, done.folded, strict=True):
+            self._written[record.key or b""] = (event.entity, folded)
+        return _handled(
+            self._pipeline, tuple(predictions), features, done.refused, duplicates=done.duplicates,
+            unmatched=done.unmatched,
+        )  # fmt: skip
+
+    def delivered(self, error: Any, message: Message) -> None:
+        """Take note of where a feature row stands; rows of an entity come in their order."""
+        if error is None:
+            self._placed[message.key()] = (message.partition(), message.offset())
+
+    def committed(self) -> None:
+        """The batch is committed: its rows are this worker's own until the sink has applied them.
+
+        Raises:
+            Unavailable: it is not known where a row stands; the session is to be begun anew.
+        """
+        for key, (entity, folded) in self._written.items():
+            if key not in self._placed:
+                raise Unavailable(
+                    f"no word of where the row of {self._pipeline.entity} {entity} stands: beginning anew"
+                )
+            self._own.keep(entity, folded, *self._placed[key])
+        self._written, self._placed = {}, {}
+
+    def _read(self, entities: Sequence[EntityKey]) -> dict[EntityKey, Folded | None]:
+        with kafka_errors("the features sink's place cannot be asked", self._settings):
+            self._need_caught_up()
+            if len(self._own) and time.monotonic() - self._asked_at >= APPLIED_SECONDS:
+                self._own.applied(self._sink.committed())
+                self._asked_at = time.monotonic()
+        self._own.need_room(len(entities))
+        found: dict[EntityKey, Folded | None] = {entity: self._own.get(entity) for entity in entities}
+        absent = [entity for entity, row in found.items() if row is None]
+        for entity, held in self._opened().read(absent).items() if absent else ():
+            found[entity] = None if held is None else Folded(row=held[0], at=held[1], created=held[2])
+        return found
+
+    def _need_caught_up(self) -> None:
+        """Wait, by an error that is tried again, until the sink is past what was committed at the assignment."""
+        if self._caught_up:
+            return
+        if self._ends is None:
+            self._ends = self._sink.ends()
+        why = self._sink.behind(self._ends)
+        if why is not None:
+            raise Unavailable(f"{self._pipeline.name} waits for its histories: {why}")
+        self._caught_up = True
+
+    def _opened(self) -> Histories:
+        if self._histories is None:
+            self._histories = self._open(self._pipeline, self._settings)
+        return self._histories
+
+    def _fold(self, done: _Batch, origin: Consumed, event: Event, made: int) -> None:
+        """Fold one event in.
+
+        Raises:
+            EventError: it cannot be.
+        """
+        basket = self._basket(event)
+        held = done.histories[event.entity]
+        found = advance(None if held is None else held.row, basket)
+        if not found.folded:
+            if held is not None and basket.hash in held.row["seen"]:
+                done.duplicates += 1
+                return
+            raise EventError(
+                TOO_LATE,
+                f"{self._pipeline.entity} {event.entity} has had more than a history remembers since this event: "
+                "send it to the offline source instead",
+            )
+        if found.unmatched and found.unmatched == len({line[0] for line in basket.lines}):
+            raise EventError(
+                RETURN_WITHOUT_PURCHASE,
+                f"{self._pipeline.entity} {event.entity} returns what is not in the history: send the purchase, then "
+                "this event again",
+            )
+        done.unmatched += found.unmatched
+        folded = Folded(row=found.row, at=found.at, created=max(made, held.created + 1 if held is not None else 0))
+        done.histories[event.entity] = folded
+        done.folded.append((origin, event, folded))
+
+    def _basket(self, event: Event) -> Basket:
+        """What of an event is folded in: as of a file, no line twice, nothing free, nothing that is no item.
+
+        Raises:
+            EventError: nothing is left, or an item is not readable.
+        """
+        declared = self._pipeline.lines
+        if declared is None:
+            raise AssertionError("events are folded only where they carry lines")
+        lines: dict[tuple[str, float, float], None] = {}
+        for at, line in enumerate(event.lines):
+            item, quantity, price = normalised(line[declared.item]), float(line[QUANTITY]), float(line[PRICE])
+            if not item:
+                raise EventError("bad-item", f"{declared.name}[{at}].{declared.item} is no readable text: correct it")
+            if item not in self._source.not_items and price >= self._source.price[0] and quantity:
+                lines[(item, quantity, price)] = None
+        if not lines:
+            raise EventError("no-lines", f"{declared.name} has nothing but what is free or no item: nothing to learn")
+        return Basket(entity=str(event.entity), at=micros_of(event.observed_at), lines=tuple(lines))
+
+    def _ranked(self, done: _Batch, scorer: Scores, now: datetime) -> list[RankedList | PredictionError]:
+        """A list for each event that was folded in, as of the newest event of its history."""
+        if not done.folded:
+            return []
+        rows = [folded for _, _, folded in done.folded]
+        columns, lists = history_lists([folded.row for folded in rows])
+        items = self._opened().items(lists[HISTORY], now)
+        moments = np.array([folded.at for folded in rows], np.int64)
+        keys = [event.entity for _, event, _ in done.folded]
+        entities = placed(entities_of(self._pipeline, keys, moments, columns, lists), items)
+        return self._each(entities, items, scorer)
+
+    def _each(self, entities: Entities, items: Items, scorer: Scores) -> list[RankedList | PredictionError]:
+        """All at once; if the model answers NaN for some, one by one, so that only those are refused."""
+        try:
+            return list(rank(entities, items, scorer, self._ranking))
+        except PredictionError as error:
+            if len(entities) == 1:
+                return [error]
+        return [one for at in range(len(entities)) for one in self._each(entities.part(at, at + 1), items, scorer)]
+
+
+def _handled(
+    pipeline: Pipeline,
+    predictions: tuple[Produced, ...],
+    features: tuple[Produced, ...],
+    refused: list[tuple[Consumed, EventError]],
+    *,
+    duplicates: int = 0,
+    unmatched: int = 0,
+) -> Handled:
+    letters, reasons = dead_letters_of(pipeline, refused)
+    return Handled(
+        predictions=predictions, features=features, dead_letters=letters, reasons=reasons, duplicates=duplicates,
+        unmatched=unmatched,
+    )  # fmt: skip

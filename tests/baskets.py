@@ -1,0 +1,95 @@
+"""A small stream of baskets for tests: a pipeline with a ranking, its items and a model that ranks by all columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.clock import format_time, utc_now
+from almanac.pipeline import Lines, Pipeline, Stream
+from almanac.ragged import Ragged
+from almanac.ranking import Items
+from almanac.ranking_declared import Ranking
+from almanac.settings import Settings
+from pipelines.shop import shop
+from streaming.publish import Outgoing
+
+LINES = Lines(item="item_id", values={"quantity": (-10_000.0, 10_000.0), "price": (0.0, 100_000.0)}, most=50)
+RANGE = tuple(f"ITEM {number}" for number in range(30))
+"""Items of the range; the last five have left it."""
+
+
+def basket_pipeline(name: str) -> Pipeline:
+    """`shop` with topics of its own, and a short list."""
+    return replace(
+        shop,
+        name=name,
+        model=f"{name}@champion",
+        stream=Stream(topic=f"{name}.purchases", lines=LINES),
+        ranking=Ranking(
+            item="item_id", features="shop_items_v1", length=5, kept=10, candidates_max=20,
+            leave_out=("basket_items",), available="available", attributes=("price",),
+        ),
+    )  # fmt: skip
+
+
+def items() -> Items:
+    """The range: neighbours are the next five, popular is every other one."""
+    near = [[RANGE[(at + step) % len(RANGE)] for step in range(1, 6)] for at in range(len(RANGE))]
+    keys = [*RANGE, "*"]
+    n = len(keys)
+    columns = {
+        "price": np.array([1.0 + at for at in range(n)], np.float32),
+        "available": np.array([float(at < 25) for at in range(n)], np.float32),
+        "sold_30d": np.array([float(n - at) for at in range(n)], np.float32),
+    }
+    neighbours = [*near, list(RANGE[::2])]
+    weights = [[1 / (place + 1) for place in range(len(held))] for held in neighbours]
+    lists = {"together_items": Ragged.of(neighbours, object), "together_weights": Ragged.of(weights, np.float32)}
+    return Items.of(keys, columns, lists)
+
+
+class Sums:
+    """A model that mixes columns of pair, item and entity, so that a difference in any is seen."""
+
+    inputs = ("own_place", "own_days", "near_weight", "popular_place", "price_to_own", "sold_30d", "lines_30d")
+    outputs = ("score",)
+
+    def score(self, features: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        """Weighted, added in one order."""
+        total = np.zeros(len(features["own_place"]), np.float32)
+        for weight, name in enumerate(self.inputs, start=1):
+            total += np.float32(weight) * features[name].astype(np.float32)
+        return {"score": total}
+
+
+class HistoriesInMemory:
+    """An online store of histories, for streams whose test is not about the real one."""
+
+    def __init__(self, pipeline: Pipeline | None = None, settings: Settings | None = None) -> None:
+        self.rows: dict[Any, tuple[dict[str, Any], int, int]] = {}
+
+    def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
+        """As `OnlineHistories` does."""
+        return {entity: self.rows.get(entity) for entity in entities}
+
+    def items(self, histories: Ragged, at: datetime) -> Items:
+        """All of them."""
+        return items()
+
+
+def purchase(customer: str, lines: Sequence[tuple[str, float, float]], observed_at: datetime | None = None) -> Outgoing:
+    """An event: item, quantity and price of each line; a minute old unless told."""
+    moment = observed_at or utc_now() - timedelta(minutes=1)
+    body = {
+        "customer_id": customer,
+        "observed_at": format_time(moment),
+        "lines": [{"item_id": item, "quantity": quantity, "price": price} for item, quantity, price in lines],
+    }
+    return Outgoing(value=json.dumps(body).encode(), key=customer.encode())

@@ -1,0 +1,270 @@
+"""Folding: what a worker makes of baskets, its own rows first, and what it does not believe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almanac.errors import DeclarationError, Unavailable
+from almanac.settings import load_settings
+from features.interactions_fold import Event as Basket
+from features.interactions_fold import advance
+from features.online_reading import micros_of
+from pipelines.weather import weather
+from streaming.duplicates import Duplicates
+from streaming.folding import Folding
+from streaming.handle import Handled, sort
+from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
+from tests.baskets import RANGE, HistoriesInMemory, Sums, basket_pipeline, purchase
+
+NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
+PIPELINE = basket_pipeline("baskets")
+SETTINGS = load_settings(state_dir=Path("unused"), kafka_bootstrap="localhost:1")
+Line = tuple[str, float, float]
+
+
+class SinkInMemory:
+    """A features sink that a test moves on."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        self.applied: dict[int, int] = {}
+
+    def ends(self) -> dict[int, int]:
+        return {}
+
+    def behind(self, ends: Mapping[int, int]) -> str | None:
+        return self.why
+
+    def committed(self) -> dict[int, int]:
+        return self.applied
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Delivered:
+    """What a producer tells of a record that has arrived."""
+
+    def __init__(self, key: bytes | None, offset: int) -> None:
+        self._key, self._offset = key, offset
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+
+class Worker:
+    """Steps 2 to 6 without Kafka."""
+
+    def __init__(self) -> None:
+        self.store, self.sink = HistoriesInMemory(), SinkInMemory()
+        self.folding = Folding(PIPELINE, SETTINGS, lambda pipeline, settings: self.store, self.sink)
+        self.topic: list[FeatureRow] = []
+        self.offset = 0
+
+    def handle(self, *events: tuple[str, list[Line], datetime], commit: bool = True) -> Handled:
+        records = []
+        for customer, lines, moment in events:
+            sent = purchase(customer, lines, moment)
+            records.append(Consumed(topic="t", partition=0, offset=self.offset, key=sent.key, value=sent.value))
+            self.offset += 1
+        batch = sort(records, PIPELINE, Duplicates(), NOW)
+        done = self.folding.handle(batch, "baskets-v1", Sums(), NOW)
+        if commit:
+            for record in done.features:
+                stored = Consumed(topic="f", partition=0, offset=len(self.topic), key=record.key, value=record.value)
+                self.folding.delivered(None, Delivered(record.key, len(self.topic)))  # type: ignore[arg-type]
+                self.topic.append(read_feature_row(PIPELINE, stored))
+            self.folding.committed()
+        return done
+
+    def apply(self, until: int | None = None) -> None:
+        """The sink brings rows to the store, and commits."""
+        until = len(self.topic) if until is None else until
+        for row in self.topic[self.sink.applied.get(0, 0) : until]:
+            assert row.folded is not None
+            held = self.store.rows.get(row.entity)
+            if held is None or (held[1], held[2]) <= (row.folded.at, row.folded.created):
+                self.store.rows[row.entity] = (dict(row.folded.row), row.folded.at, row.folded.created)
+        self.sink.applied[0] = until
+
+
+def at(minutes: float) -> datetime:
+    return NOW - timedelta(hours=5) + timedelta(minutes=minutes)
+
+
+def reasons(done: Handled) -> dict[str, int]:
+    return dict(done.reasons)
+
+
+def test_a_purchase_ranks_as_of_its_moment_and_leaves_out_what_was_bought() -> None:
+    done = Worker().handle(("c1", [(RANGE[3], 2, 1.5)], at(0)))
+    (prediction,) = done.predictions
+    overlay = read_prediction(PIPELINE, Consumed(topic="p", partition=0, offset=0, key=None, value=prediction.value))
+    found: Any = overlay.values["score"]
+    assert overlay.as_of == at(0)
+    assert RANGE[3] not in found.items
+    assert RANGE[4] in found.items  # its neighbour
+    assert len(found.items) == 10
+    assert found.attributes["price"][0] > 0
+
+
+def test_the_next_batch_sees_a_row_that_the_sink_has_not_applied_and_then_the_stores() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    assert worker.store.rows == {}
+    worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)))
+    assert worker.topic[-1].folded.row["bought_items"] == [RANGE[1], RANGE[0]]  # type: ignore[union-attr]
+    worker.apply()
+    worker.folding.reassigned()
+    worker.handle(("c1", [(RANGE[2], 1, 1.0)], at(2)))
+    assert worker.topic[-1].folded.row["bought_items"] == [RANGE[2], RANGE[1], RANGE[0]]  # type: ignore[union-attr]
+
+
+def test_a_batch_that_is_not_committed_leaves_nothing_behind() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)), commit=False)
+    worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)))
+    assert worker.topic[-1].folded.row["bought_items"] == [RANGE[1]]  # type: ignore[union-attr]
+
+
+def test_a_commit_without_word_of_where_rows_stand_begins_anew() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)), commit=False)
+    with pytest.raises(Unavailable, match="no word of where the row of customer_id c1 stands"):
+        worker.folding.committed()
+
+
+def test_after_an_assignment_it_waits_for_the_sink_and_says_so() -> None:
+    worker = Worker()
+    worker.sink.why = "partition 2 is at 4 of 9"
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="baskets waits for its histories: partition 2 is at 4 of 9"):
+            worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    worker.sink.why = None
+    assert worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0))).predictions
+    worker.sink.why = "behind again"
+    assert worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1))).predictions  # asked once for an assignment
+    worker.folding.reassigned()
+    with pytest.raises(Unavailable, match="behind again"):
+        worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)))
+
+
+def test_a_late_event_is_folded_at_its_place_and_ranks_as_of_the_newest() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(10)))
+    done = worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(5)))
+    row = worker.topic[-1].folded
+    assert row is not None
+    assert row.row["bought_items"] == [RANGE[0], RANGE[1]]
+    assert row.at == micros_of(at(10))
+    assert row.created > worker.topic[0].folded.created  # type: ignore[union-attr]
+    assert json.loads(done.predictions[0].value or b"")["as_of"] == json.loads(
+        json.dumps(at(10).isoformat().replace("+00:00", "Z"))
+    )
+
+
+def test_an_event_that_a_history_holds_is_a_duplicate() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    done = worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    assert (done.duplicates, done.records) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([(RANGE[0], -1, 1.0)], "return-without-purchase"),
+        ([("POSTAGE", 1, 15.0)], "no-lines"),
+        ([(RANGE[0], 1, 0.0)], "no-lines"),
+        ([(RANGE[0], 0, 1.0)], "no-lines"),
+        ([("  ", 1, 1.0)], "bad-item"),
+        ([("a\u0007b", 1, 1.0)], "bad-item"),
+    ],
+)
+def test_what_cannot_be_folded_in_is_a_dead_letter(lines: list[Line], reason: str) -> None:
+    worker = Worker()
+    done = worker.handle(("c1", lines, at(0)))
+    assert reasons(done) == {reason: 1}
+    assert done.features == ()
+    assert done.predictions == ()
+
+
+def test_a_return_takes_back_what_was_bought_and_one_of_something_else_beside_it_is_counted() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0), (RANGE[1], 1, 1.0)], at(0)))
+    done = worker.handle(("c1", [(RANGE[0], -1, 1.0), (RANGE[9], -1, 1.0)], at(1)))
+    assert worker.topic[-1].folded.row["bought_items"] == [RANGE[1]]  # type: ignore[union-attr]
+    assert done.unmatched == 1
+    assert not done.reasons
+
+
+def test_an_item_that_the_range_does_not_have_is_kept_in_the_history_and_in_no_list() -> None:
+    worker = Worker()
+    done = worker.handle(("c1", [("brand  new", 1, 1.0)], at(0)))
+    assert worker.topic[-1].folded.row["bought_items"] == ["BRAND NEW"]  # type: ignore[union-attr]
+    assert "BRAND NEW" not in json.loads(done.predictions[0].value or b"")["values"]["score"]["items"]
+
+
+def test_more_than_a_history_remembers_is_too_late() -> None:
+    worker = Worker()
+    for number in range(66):
+        worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(10 + number)))
+    assert reasons(worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(0)))) == {"too-late": 1}
+
+
+def test_a_pipeline_that_cannot_fold_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="events with lines need"):
+        Folding(weather, SETTINGS, HistoriesInMemory)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["event", "apply", "reassigned", "killed", "replayed"]),
+        st.sampled_from(["c1", "c2"]),
+        st.integers(0, 8),
+        st.integers(0, 40),
+    ),
+    max_size=25,
+)
+
+
+@given(STEPS)
+def test_histories_are_those_of_the_events_in_order_whatever_happens_in_between(steps: list[Any]) -> None:
+    """Assignments, kills before the commit, replays and a sink that lags change nothing of any history."""
+    worker = Worker()
+    expected: dict[str, Any] = {}
+    sent: list[tuple[str, list[Line], datetime]] = []
+    for step, customer, item, minutes in steps:
+        event = (customer, [(RANGE[item], 1.0, 2.5)], at(minutes))
+        if step == "apply":
+            worker.apply(min(worker.sink.applied.get(0, 0) + 1, len(worker.topic)))
+        elif step == "reassigned":
+            worker.apply()  # what it waits for
+            worker.folding.reassigned()
+        elif step == "killed":
+            worker.handle(event, commit=False)
+            worker.apply()
+            worker.folding.reassigned()
+        elif step == "replayed" and sent:
+            worker.handle(sent[item % len(sent)])
+        else:
+            sent.append(event)
+            worker.handle(event)
+            basket = Basket(entity=customer, at=micros_of(event[2]), lines=tuple(event[1]))
+            expected[customer] = advance(expected.get(customer), basket).row
+    worker.apply()
+    assert {customer: row for customer, (row, _, _) in worker.store.rows.items()} == expected
