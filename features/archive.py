@@ -33,7 +33,7 @@ from almanac.clock import floor_hour, need_utc
 from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.archive_lines import line_columns
+from features.archive_lines import EVENTS, event_columns
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
@@ -73,7 +73,6 @@ class Archived:
         row: the pushed view's row: entity, `event_timestamp`, columns.
         topic, partition, offset: where the event stood.
         trace: its W3C traceparent, if it had one.
-        created: when the row was made; default: when it is written.
     """
 
     row: Mapping[str, Any]
@@ -81,7 +80,6 @@ class Archived:
     partition: int
     offset: int
     trace: str | None = None
-    created: datetime | None = None
 
     @property
     def hour(self) -> str:
@@ -192,7 +190,7 @@ class Archive:
             [
                 {
                     **event.row,
-                    CREATED_TIMESTAMP: event.created or created,
+                    CREATED_TIMESTAMP: created,
                     TOPIC: event.topic,
                     PARTITION: event.partition,
                     OFFSET: event.offset,
@@ -292,6 +290,10 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
 
     from features.store import open_service, registry_errors
 
+    folder = settings.features_dir.absolute() / pipeline.name
+    entity = {pipeline.entity: pa.int64() if pipeline.partitions.key_type is int else pa.string()}
+    if pipeline.lines is not None:  # what an event said, for the next ingest to fold
+        return Archive(folder / EVENTS / FOLDER, entity | event_columns())
     store, service = open_service(pipeline, settings)
     with registry_errors():
         names = [projection.name for projection in service.feature_view_projections]
@@ -299,11 +301,8 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
     if not pushed:
         raise FeatureError(f"no view of {pipeline.features} has a PushSource: declare one in its Feast file")
     view = pushed[0]
-    columns = {pipeline.entity: pa.int64() if pipeline.partitions.key_type is int else pa.string()}
-    columns |= {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
-    if pipeline.lines is not None:
-        columns |= line_columns(pipeline.lines)
-    return Archive(settings.features_dir.absolute() / pipeline.name / view.name / FOLDER, columns)
+    columns = entity | {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
+    return Archive(folder / view.name / FOLDER, columns)
 
 
 def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:

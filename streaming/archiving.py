@@ -17,11 +17,11 @@ from almanac.metrics import ARCHIVE_FILES, ARCHIVE_ROWS
 from almanac.pipeline import Pipeline
 from features.archive import Archived
 from features.archive_lines import archived_lines
-from features.layout import CREATED_TIMESTAMP
+from features.layout import EVENT_TIMESTAMP
 from streaming.handle import ObservationRow
 from streaming.records import Consumed, FeatureRow, read_feature_row
 from streaming.report import Report
-from streaming.sink import Hold, pushed_row, read_all
+from streaming.sink import Hold, read_all
 
 HOLD = Hold(seconds=5.0, records=50_000, bytes=16 * 1024 * 1024)
 """Gathered before a file is written. A batch run sees events that are this much older than it."""
@@ -100,15 +100,16 @@ class Archiving:
             self._files = self._open()
         return self._files
 
-    def _archived(self, row: FeatureRow) -> Archived:
-        pushed = dict(pushed_row(self._pipeline, row, self._observation_row))
-        if self._pipeline.lines is not None:
-            pushed |= archived_lines(row.observed_at, row.lines, self._pipeline.lines)
+    def _archived(self, found: FeatureRow) -> Archived:
+        if found.folded is None:
+            row = self._observation_row(self._pipeline, found.entity, found.observed_at, found.value)
+        else:
+            of = {self._pipeline.entity: found.entity, EVENT_TIMESTAMP: found.observed_at}
+            row = {**of, **archived_lines(found.folded.lines)}
         return Archived(
-            row=pushed,
-            created=pushed.get(CREATED_TIMESTAMP),
-            topic=row.topic,
-            partition=row.kafka_partition,
-            offset=row.kafka_offset,
-            trace=row.trace,
+            row=row,
+            topic=found.topic,
+            partition=found.kafka_partition,
+            offset=found.kafka_offset,
+            trace=found.trace,
         )

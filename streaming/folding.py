@@ -259,7 +259,8 @@ class Folding:
                 "this event again",
             )
         done.unmatched += found.unmatched
-        folded = Folded(row=found.row, at=found.at, created=max(made, held.created + 1 if held is not None else 0))
+        newer = max(made, held.created + 1 if held is not None else 0)
+        folded = Folded(row=found.row, at=found.at, created=newer, lines=basket.lines)
         done.histories[event.entity] = folded
         done.folded.append((origin, event, folded))
 

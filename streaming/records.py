@@ -22,7 +22,6 @@ from almanac.pipeline import GridObservations, Pipeline
 from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord
 from streaming.events import Event, Observed, traceparent
-from streaming.values import Line
 
 # Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
 HEADER_EXCEPTION = "__streams.errors.exception"
@@ -105,11 +104,13 @@ class Folded:
         at: moment of the newest event in it, microseconds since 1970.
         created: when the event was folded in, alike; later for each next event of the entity, so that of two
             rows of one moment the one with more in it is the newer.
+        lines: of that event what was folded in: item, quantity and price.
     """
 
     row: Mapping[str, Any]
     at: int
     created: int
+    lines: tuple[tuple[str, float, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class FeatureRow:
     """An observation read back from the features topic: what the event said, where it stood, and its trace.
 
     Args:
-        lines, folded: where events carry lines: these, and the entity's history with the event folded in.
+        folded: where events carry lines: these, and the entity's history with them folded in.
     """
 
     entity: EntityKey
@@ -127,7 +128,6 @@ class FeatureRow:
     kafka_partition: int
     kafka_offset: int
     trace: str | None
-    lines: tuple[Line, ...] = ()
     folded: Folded | None = None
 
 
@@ -181,7 +181,7 @@ def feature_record(pipeline: Pipeline, origin: Consumed, event: Event, folded: F
         "source": origin.source,
     }
     if folded is not None:
-        body |= {"lines": event.lines, "folded": folded}
+        body["folded"] = folded
     return _produced(pipeline.features_topic, event, body)
 
 
@@ -275,7 +275,6 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
             kafka_partition=int(source["partition"]),
             kafka_offset=int(source["offset"]),
             trace=traceparent(record.headers),
-            lines=tuple(body["lines"]) if pipeline.lines is not None else (),
             folded=msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None,
         )
     except (ValueError, KeyError, TypeError, AlmanacError) as error:
