@@ -44,6 +44,12 @@ class Seen:
         if len(self.wrong) < WRONG_MAX:
             self.wrong.append(text)
 
+    def nothing(self, why: str) -> None:
+        """No number was given: wrong, unless a busy machine kept a store from answering in time."""
+        self.unanswered += 1
+        if "did not answer" not in why and "cannot be reached" not in why:
+            self.say(f"nothing answers: {why}")
+
     def judge(self, epoch: int, asked: int, answers: Sequence[tuple[int | None, object]], place: str) -> None:
         """Look at one answer: none is missing, none of another generation, and the pointer went forward."""
         self.reads += 1
@@ -110,7 +116,7 @@ async def _ask_service(service: Service, pipeline: Pipeline, cells: list[int], s
     try:
         outcome = await service.lookup(pipeline, cells, None)
     except NothingAnswers as error:
-        seen.say(f"nothing answers: {error}")
+        seen.nothing(str(error))
         return
     settled = [outcome.settled(cell) for cell in cells]
     answers = [
@@ -138,7 +144,7 @@ async def _ask_over_http(client: httpx.AsyncClient, name: str, cells: list[int],
         response = await client.post(f"/v1/{name}/entities:lookup", json={"entities": cells})
     body = response.json()
     if response.status_code == UNAVAILABLE and body["type"].endswith("no-place"):
-        seen.unanswered += 1  # the machine was too busy for its time limits: it says so, and gives no number
+        seen.nothing(body["detail"])
     elif response.status_code == OK:
         found = body.get("answers", [body])
         answers = [(one["generation"], one["outputs"]["value"]["value"]) for one in found]

@@ -24,7 +24,9 @@ def test_deaths_at_named_moments_tear_nothing() -> None:
     assert found["wrong"] == 0
     assert found["publishes"] >= PUBLISHES
     assert found["kills"] >= 1
-    assert (found["paused"], found["at_once"]) == (1, 1)
+    assert found["paused"] >= 1
+    assert found["at_once"] >= 1
+    assert found["unanswered"] < found["reads"]
     assert found["epochs_read"] >= 3
 
 

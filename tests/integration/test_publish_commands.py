@@ -91,6 +91,10 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
     with PostgresStore(postgres_url) as store, RedisStore(redis_url) as cache:
         published_generation(store, pipeline, 1.0)
         published_generation(store, pipeline, 2.0)
+        for to, why in (("99", "has no generation 99"), ("2", "is current already")):
+            said = almanac("rollback", name, "--to", to, code=2)
+            assert why in said
+            assert said.count("\n") == 1
         assert "generation 1, epoch 3" in almanac("rollback", name)
         assert cache.pointer(name) == store.pointer(name)
         cache.clear(name)
