@@ -128,7 +128,7 @@ def joined(folder: Path, world: tuple[int, int, int], *, profile: bool = False) 
     return {"seconds": seconds, "found": int(known.sum())}
 
 
-def watched(command: list[str]) -> tuple[dict[str, Any], float]:
+def watched(command: list[str], what: str = "the join") -> tuple[dict[str, Any], float]:
     """Run a program; its last line as JSON, and the most memory (MB) that it and its children had at once.
 
     Raises:
@@ -141,7 +141,7 @@ def watched(command: list[str]) -> tuple[dict[str, Any], float]:
             time.sleep(LOOK_SECONDS)
         output, errors = process.communicate()
     if process.returncode != 0:
-        raise StackError(f"the join ended ({(errors.strip().splitlines() or ['no message'])[-1]}): try fewer --rows")
+        raise StackError(f"{what} ended ({(errors.strip().splitlines() or ['no message'])[-1]}): try fewer --rows")
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found, peak
 

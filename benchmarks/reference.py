@@ -11,11 +11,11 @@ import hashlib
 import inspect
 import math
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from almanac.settings import Settings
 from benchmarks.reference_columns import COLUMNS, HISTORY_HOURS, STATIC_VIEW, VALUE, VIEWS, columns_at
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE, static_file, view_dir
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 NAME = "reference"
 FEAST_FOLDER = Path(__file__).resolve().parent / "feast"
 TREES, LEAVES = 300, 63
@@ -36,7 +39,11 @@ TREES_QUICK = 20
 HORIZONS = (6, 12, 24, 36)  # none runs out while a benchmark runs
 FEATURE_HOURS = 4  # of offline history: the hours that a point-in-time join searches
 TILE = 16
-SHARD_ROWS = 50_000
+SHARD_ROWS = 1_000_000
+FIELD_CELLS_MAX = 1_000_000
+"""Cells whose weather is simulated; a larger grid has the same rows again and again."""
+GROUP_ROWS = 131_072
+"""Rows of a row group of the offline files, about what DuckDB writes."""
 TRAIN_GRID = Grid(rows=48, cols=64, tile=16, north=65.0, west=-20.0, step=0.5)
 TRAIN_ROWS = 20_000
 SEED = 2019
@@ -157,6 +164,16 @@ def make_world(settings: Settings, cells: int, *, trees: int) -> World:
     return World(pipeline=pipeline, settings=settings, version=version, as_of=as_of)
 
 
+def smaller(world: World, cells: int) -> World:
+    """A world of fewer cells beside one, with the same model: its features alone, in a folder of its own."""
+    if world.grid.cells <= cells:
+        return world
+    settings = world.settings.model_copy(update={"state_dir": world.settings.state_dir / f"cells-{cells}"})
+    pipeline = reference_pipeline(cells)
+    write_features(settings, pipeline, world.as_of)
+    return replace(world, pipeline=pipeline, settings=settings)
+
+
 def _field(grid: Grid, first: datetime, last: datetime) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from features.sources.atmosphere import SimulatedAtmosphere
 
@@ -170,31 +187,52 @@ def _latitude(grid: Grid) -> np.ndarray[Any, Any]:
 
 
 def write_features(settings: Settings, pipeline: Pipeline, as_of: datetime) -> None:
-    """The offline files: each view's last `FEATURE_HOURS` hours, ending at `as_of`."""
+    """The offline files: each view's last `FEATURE_HOURS` hours, ending at `as_of`, hour by hour."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     grid = pipeline.partitions
     assert isinstance(grid, Grid)  # noqa: S101  reference_pipeline gives it one
-    field, times = _field(grid, as_of - (HISTORY_HOURS + FEATURE_HOURS - 1) * HOUR, as_of)
+    part = replace(grid, rows=min(grid.rows, max(1, FIELD_CELLS_MAX // grid.cols)))
+    field, times = _field(part, as_of - (HISTORY_HOURS + FEATURE_HOURS - 1) * HOUR, as_of)
     stamp = pa.timestamp("us", tz="UTC")
     cells = pa.array(np.arange(grid.cells, dtype=np.int64))
-    parts: dict[str, list[Any]] = {view: [] for view in VIEWS}
-    for hour in range(HISTORY_HOURS, len(times)):
-        columns = columns_at(field, times, hour, _latitude(grid))
-        moment = as_of - (len(times) - 1 - hour) * HOUR
-        for view, names in VIEWS.items():
-            static = view == STATIC_VIEW
-            if static and parts[view]:
-                continue
-            at = pa.repeat(pa.scalar(STATIC_SINCE if static else moment, stamp), grid.cells)
-            fields = {pipeline.entity: cells, EVENT_TIMESTAMP: at, CREATED_TIMESTAMP: at}
-            parts[view].append(pa.table({**fields, **{name: columns[name] for name in names}}))
-    for view, tables in parts.items():
-        folder = view_dir(settings.features_dir, NAME, view)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = static_file(folder) if view == STATIC_VIEW else folder / "hours.parquet"
-        pq.write_table(pa.concat_tables(tables), name, compression="zstd", row_group_size=grid.cells)
+    with ExitStack() as stack:
+        writers: dict[str, Any] = {}
+        for hour in range(HISTORY_HOURS, len(times)):
+            columns = columns_at(field, times, hour, _latitude(part))
+            moment = as_of - (len(times) - 1 - hour) * HOUR
+            for view, names in VIEWS.items():
+                static = view == STATIC_VIEW
+                if static and view in writers:
+                    continue
+                at = pa.repeat(pa.scalar(STATIC_SINCE if static else moment, stamp), grid.cells)
+                fields = {pipeline.entity: cells, EVENT_TIMESTAMP: at, CREATED_TIMESTAMP: at}
+                table = pa.table({**fields, **{name: np.resize(columns[name], grid.cells) for name in names}})
+                if view not in writers:
+                    path = _file_of(settings, view)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writers[view] = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+                writers[view].write_table(table, row_group_size=GROUP_ROWS)
+
+
+def _file_of(settings: Settings, view: str) -> Path:
+    folder = view_dir(settings.features_dir, NAME, view)
+    return static_file(folder) if view == STATIC_VIEW else folder / "hours.parquet"
+
+
+def features_at(world: World) -> pa.Table:
+    """The feature columns of every cell at the world's `as_of`, as the files have them; in the cells' order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: dict[str, Any] = {}
+    for view, names in VIEWS.items():
+        newest = None if view == STATIC_VIEW else pc.field(EVENT_TIMESTAMP) == world.as_of
+        table = pq.read_table(_file_of(world.settings, view), columns=list(names), filters=newest)
+        found |= {name: table[name].combine_chunks() for name in names}
+    return pa.table(found)
 
 
 def make_model(settings: Settings, pipeline: Pipeline, trees: int) -> ModelVersion:
