@@ -6,7 +6,7 @@ Airflow 3: `POST /auth/token` gives a JWT, `/api/v2` the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,11 @@ class AirflowApi(Closing):
             raise Unavailable(f"{message}: see its log, then try again")
         raise UsageError(f"{message}: correct the request or the credentials")
 
-    def trigger(self, dag: str, *, partition_key: str | None, note: str) -> str:
-        """Start a run by hand and return its run id."""
-        body = {"logical_date": None, "partition_key": partition_key, "note": note}
+    def trigger(
+        self, dag: str, *, partition_key: str | None, note: str, params: Mapping[str, Any] | None = None
+    ) -> str:
+        """Start a run by hand, with some of the DAG's params set, and return its run id."""
+        body = {"logical_date": None, "partition_key": partition_key, "note": note, "conf": dict(params or {})}
         return str(self.call("POST", f"/dags/{dag}/dagRuns", json=body)["dag_run_id"])
 
     def has_dag(self, dag: str) -> bool:

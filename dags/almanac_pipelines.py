@@ -81,6 +81,7 @@ Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pip
 **To run past hours**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
 are archived, never current. **One past hour**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
 than the current generation is archived too. **To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
+**To score everything**, what did not change too: trigger with *Score everything anew*.
 **To run after it**: a DAG scheduled on the asset with `PartitionedAssetTimetable` gets the same partition key.
 **When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
 `plan`.
@@ -114,6 +115,12 @@ def build(pipeline: Pipeline) -> DAG:
                 title="Least coverage",
                 description="Share of partitions that must be scored for this run to be published (0 to 1).",
             ),
+            "anew": Param(
+                False,
+                type="boolean",
+                title="Score everything anew",
+                description="Also what did not change since the current generation, and would be carried forward.",
+            ),
         },
     ) as dag:
 
@@ -135,6 +142,7 @@ def build(pipeline: Pipeline) -> DAG:
                 cutoff=cutoff,
                 now=utc_now(),
                 backfill=context["dag_run"].run_type == "backfill",
+                anew=bool(context["params"]["anew"]),
             )
             return made.to_json()
 

@@ -53,6 +53,7 @@ def list_pipelines(as_json: bool = typer.Option(False, "--json", help="Machine-r
 def trigger(
     pipeline: str,
     as_of: str = typer.Option("", help="Partition key in UTC, such as 2026-03-31T06:00Z; default: the last full hour."),
+    anew: bool = typer.Option(False, "--anew", help="Score everything, what did not change too."),
     follow: bool = typer.Option(True, help="Wait and print each task as it ends."),
 ) -> None:
     """Start a batch run through Airflow's API and follow it."""
@@ -64,7 +65,8 @@ def trigger(
 
     key = partition_key(as_of, utc_now())
     with AirflowApi(settings()) as airflow:
-        run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger")
+        params = {"anew": True} if anew else {}
+        run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger", params=params)
         typer.echo(f"run {run} of {pipeline} for {key}")
         if airflow.is_paused(pipeline):
             typer.echo(

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """Keep it from logging a line for each of its functions at its import; to be called before that."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     for name in ("great_expectations", "posthog"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -19,7 +20,7 @@ def _quieten() -> None:
 
 def expectation(name: str, arguments: Mapping[str, Any]) -> Any:
     """An expectation by its snake_case name; Great Expectations raises what it likes if there is none such."""
-    _quieten()
+    quieten()
     from great_expectations.expectations.registry import get_expectation_impl
 
     return get_expectation_impl(name)(**arguments)
@@ -27,7 +28,7 @@ def expectation(name: str, arguments: Mapping[str, Any]) -> Any:
 
 def validate(table: pa.Table, expectations: Sequence[Any], result_format: Mapping[str, Any]) -> list[Any]:
     """Check a table against some expectations, in one validation; returns a result for each."""
-    _quieten()
+    quieten()
     import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")

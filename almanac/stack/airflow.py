@@ -29,6 +29,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "airflow-dag-processor": ("dag-processor",),
     "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
 }
+COMMAND_LINES: Mapping[str, str] = {"airflow-scheduler": "dags.scheduler"}
+"""Modules to run in place of `airflow`: the scheduler, from which tasks are forked, imports what they need first."""
 # Name in the health report, and of its heartbeat there.
 REPORTED: Mapping[str, tuple[str, str]] = {
     "airflow-scheduler": ("scheduler", "latest_scheduler_heartbeat"),
@@ -48,6 +50,11 @@ RECOVERY: Mapping[str, int] = {
     "WORKERS__MIN_HEARTBEAT_INTERVAL": 2,
     "WORKERS__MAX_FAILED_HEARTBEATS": 15,  # the API server may be away for half a minute: a task goes on meanwhile
 }
+
+
+def words(program: str) -> tuple[str, ...]:
+    """What Python is told to run for one of the four programs."""
+    return ("-m", COMMAND_LINES.get(program, "airflow"), *ARGUMENTS[program])
 
 
 def home(places: Places) -> Path:

@@ -298,7 +298,7 @@ def python_program(plan: StackPlan, name: str) -> Server:
     environment = program_environment(places, plan.named)
     if name in airflow.ARGUMENTS:
         environment |= airflow_environment(plan, name)
-        command = (sys.executable, "-m", "airflow", *airflow.ARGUMENTS[name])
+        command = (sys.executable, *airflow.words(name))
     else:
         command = (sys.executable, "-m", MODULES[name])
         environment.setdefault("ALMANAC_LOG_FORMAT", LOG_FORMAT)

@@ -1,20 +1,25 @@
-"""Start one embedded server by itself, without the process manager: for tests and small tools."""
+"""Start one embedded server, or Airflow, by itself, without the process manager: for tests and small tools."""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from almanac.errors import StackError
-from almanac.stack import kafka, postgres, redis
-from almanac.stack.server import Server, free_port
+from almanac.settings import Settings
+from almanac.stack import airflow, kafka, postgres, redis
+from almanac.stack.places import Places
+from almanac.stack.programs import program_environment
+from almanac.stack.server import HOST, Server, free_port, secret
 
 START_SECONDS_MAX = 60
+AIRFLOW_SECONDS_MAX = 300
 STOP_SECONDS_MAX = 20
 POLL_SECONDS = 0.05
 
@@ -88,3 +93,55 @@ def running_kafka(state_dir: Path, cache_dir: Path) -> Iterator[str]:
     """A Kafka broker of one's own; yields host:port."""
     with running(kafka.prepare(state_dir, free_port(), cache_dir), state_dir / "kafka.log") as server:
         yield server.address
+
+
+@contextmanager
+def running_airflow(settings: Settings, database: str, dags: Path, variables: Mapping[str, str]) -> Iterator[Settings]:
+    """Airflow's four programs as `almanac up` runs them; yields the settings with its address and password.
+
+    Args:
+        settings: of a state directory.
+        database: SQLAlchemy URL of a database of its own.
+        dags: the folder of DAG files, in place of our own.
+        variables: what Almanac's settings are read from in tasks.
+
+    Raises:
+        StackError: it did not become healthy in time.
+    """
+    places, port = Places.of(settings.state_dir), free_port()
+    places.make()
+    airflow.prepare(places)
+    base = f"http://{HOST}:{port}"
+
+    def server(name: str) -> Server:
+        environment = {
+            **program_environment(places, settings),
+            **airflow.environment(places, port, database, name),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            **variables,
+        }
+        command = (sys.executable, *airflow.words(name))
+        return Server(
+            name=name, command=command, directory=airflow.home(places), environment=environment,
+            address=base, port=port, why_not=lambda: None,
+        )  # fmt: skip
+
+    first = server("airflow-api-server")
+    subprocess.run(
+        (sys.executable, "-m", "airflow", "db", "migrate"), env=dict(first.environment), cwd=first.directory,
+        check=True, stdout=subprocess.DEVNULL, timeout=AIRFLOW_SECONDS_MAX,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for name in airflow.ARGUMENTS:
+            stack.enter_context(running(server(name), places.log(name)))
+        give_up_at = time.monotonic() + AIRFLOW_SECONDS_MAX
+        for name in airflow.ARGUMENTS:
+            while (reason := airflow.why_not(base, name, None)) is not None:
+                if time.monotonic() > give_up_at:
+                    raise StackError(f"{name} did not start ({reason}): see {places.log(name)}")
+                time.sleep(POLL_SECONDS)
+        found = {
+            "airflow_url": base, "airflow_username": airflow.USER,
+            "airflow_password": secret(settings.state_dir, "airflow-admin"),
+        }  # fmt: skip
+        yield settings.model_copy(update=found)

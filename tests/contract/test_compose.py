@@ -21,6 +21,7 @@ from almanac.settings import SECRET_SETTINGS, Settings, load_settings, secret_fi
 from almanac.stack import airflow, kafka, kafka_jars, postgres, redis
 from almanac.stack.places import Places
 from almanac.stack.programs import MANAGED, MODULES, NEEDS, QUIET
+from dags import scheduler
 from streaming.process import INSTANCE, STOP_SECONDS_MAX
 from tests.compose import (
     BESIDES,
@@ -42,6 +43,7 @@ from tests.compose import (
 SERVICES = sorted(services())
 COMMAND_SECONDS_MAX = 120
 PRODUCTION_ONLY = {"POSTGRES_ADMIN_URL_FILE", "AIRFLOW_DATABASE_URL_FILE", "AIRFLOW_HOME"}
+AIRFLOWS = {"airflow", *airflow.COMMAND_LINES.values()}
 
 
 def test_it_fits_the_compose_specification() -> None:
@@ -71,12 +73,19 @@ def test_the_processes_are_those_of_almanac_up() -> None:
 def test_commands_are_those_of_the_stack(name: str) -> None:
     program, command = program_of(name), services()[name].get("command", [])
     if program in airflow.ARGUMENTS:
-        assert command == ["python", "-m", "airflow", *airflow.ARGUMENTS[program]]
+        assert command == ["python", *airflow.words(program)]
     elif program in MODULES:
         assert command[:3] == ["python", "-m", MODULES[program]]
         assert len(command) == 3 or program == "stream"
     elif name in ONCE:
         assert python_module(command) is not None
+
+
+def test_what_the_scheduler_imports_for_its_tasks_is_there() -> None:
+    ours = [name for name in scheduler.BEFOREHAND if name.partition(".")[0] in ("almanac", "features", "jobs")]
+    assert len(ours) > 5
+    for name in ours + [name.partition(".")[0] for name in scheduler.BEFOREHAND]:
+        assert importlib.util.find_spec(name) is not None, f"there is no module {name}"
 
 
 def test_every_module_is_there_and_takes_its_arguments() -> None:
@@ -86,7 +95,7 @@ def test_every_module_is_there_and_takes_its_arguments() -> None:
             if found := python_module(words):
                 calls.add((found[0], tuple(found[1])))
     assert {module for module, _ in calls} >= {"airflow", "streaming", "almanac.production.prepare"}
-    for module, arguments in calls - {call for call in calls if call[0] == "airflow"}:
+    for module, arguments in calls - {call for call in calls if call[0] in AIRFLOWS}:
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"there is no module {module}"
         if spec.submodule_search_locations is not None:
@@ -99,7 +108,7 @@ def test_every_module_is_there_and_takes_its_arguments() -> None:
             assert INSTANCE.fullmatch(arguments[1])
         else:
             assert arguments == ()
-    airflows = [list(arguments) for module, arguments in calls if module == "airflow"]
+    airflows = [list(arguments) for module, arguments in calls if module in AIRFLOWS]
     code = "import json, sys\nfrom airflow.cli import cli_parser\np = cli_parser.get_parser()\n"
     code += "for words in json.loads(sys.argv[1]):\n    p.parse_args(words)\n"
     done = subprocess.run(
