@@ -9,7 +9,7 @@ manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,24 @@ class Scorer:
             PredictionError: a prediction is NaN or infinite.
         """
         columns = _columns(features)
-        matrix = self._matrix(columns)
+        return self._run(self._matrix(columns), lambda bad: self._entities(columns, bad))
+
+    def score_matrix(self, matrix: Floats) -> dict[str, Floats]:
+        """As `score`, of the input columns side by side: float32 (n, inputs).
+
+        Raises:
+            FeatureError: it has another shape, or a number that is NaN or infinite.
+            PredictionError: a prediction is NaN or infinite.
+        """
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != len(self.inputs):
+            raise FeatureError(
+                f"the inputs of model {self.model_id} are {matrix.dtype} {matrix.shape}, expected float32 with "
+                f"{len(self.inputs)} columns: train on the features there are"
+            )
+        self._check_finite(matrix, lambda _: "")
+        return self._run(matrix, lambda _: "")
+
+    def _run(self, matrix: Floats, named: Callable[[NDArray[np.bool_]], str]) -> dict[str, Floats]:
         batches = [
             self.session.run(list(self.outputs), {INPUT_NAME: matrix[start : start + ROWS_BATCH_MAX]})
             for start in range(0, len(matrix), ROWS_BATCH_MAX)
@@ -119,7 +136,7 @@ class Scorer:
             if bad.any():
                 raise PredictionError(
                     f"model {self.model_id} answered NaN or infinity in {output} for {int(bad.sum())} of {len(bad)} "
-                    f"rows{self._entities(columns, bad)}: look at their features, or roll the model's alias back"
+                    f"rows{named(bad)}: look at their features, or roll the model's alias back"
                 )
         return found
 
@@ -141,14 +158,20 @@ class Scorer:
                     f"input column {name} is {columns[name].dtype} {columns[name].shape}, expected {rows} numbers: "
                     f"correct the feature view"
                 ) from None
+        self._check_finite(matrix, lambda bad: self._entities(columns, bad))
+        return matrix
+
+    def _check_finite(self, matrix: Floats, named: Callable[[NDArray[np.bool_]], str]) -> None:
+        if bool(np.isfinite(matrix.sum(dtype=np.float64))):  # which is so only where every number is
+            return
         bad = ~np.isfinite(matrix)
         if bad.any():
             worst = int(bad.sum(axis=0).argmax())
+            count = int(bad[:, worst].sum())
             raise FeatureError(
-                f"input column {self.inputs[worst]} is missing or not finite in {int(bad[:, worst].sum())} of {rows} "
-                f"rows{self._entities(columns, bad[:, worst])}: materialize the features again, or mend their source"
+                f"input column {self.inputs[worst]} is missing or not finite in {count} of {len(bad)} "
+                f"rows{named(bad[:, worst])}: materialize the features again, or mend their source"
             )
-        return matrix
 
     def _entities(self, columns: Mapping[str, NDArray[Any]], bad: NDArray[np.bool_]) -> str:
         """` (cell_id 3, 17, …)`, if the entities are known."""

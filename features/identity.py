@@ -46,7 +46,7 @@ def source_digest(pipeline: Pipeline, settings: Settings, as_of: datetime, cutof
 
     store, service = open_service(pipeline, settings)
     with registry_errors():
-        views = list(_views(store, service))
+        views = list(_all_views(pipeline, store, service))
     patterns = [view["path"] for view in views]
     if None in patterns:
         return ""
@@ -75,8 +75,15 @@ def definitions_digest(pipeline: Pipeline, settings: Settings) -> str:
 
     store, service = open_service(pipeline, settings)
     with registry_errors():
-        text = json.dumps(list(_views(store, service)), sort_keys=True)
+        text = json.dumps(list(_all_views(pipeline, store, service)), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _all_views(pipeline: Pipeline, store: FeatureStore, service: FeatureService) -> Iterator[dict[str, Any]]:
+    """The views of the entity, and where lists are ranked those of the items."""
+    yield from _views(store, service)
+    if pipeline.ranking is not None:
+        yield from _views(store, store.get_feature_service(pipeline.ranking.features))
 
 
 def _views(store: FeatureStore, service: FeatureService) -> Iterator[dict[str, Any]]:

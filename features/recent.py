@@ -32,6 +32,9 @@ def known_at(pipeline: Pipeline, settings: Settings, asked: pa.Table, as_of: dat
         as_of: the source's newest hour at or before the cutoff.
         cutoff: no event after it is seen.
 
+    Where lists are ranked events are part of the source's history: all are asked for at `as_of`, and whole numbers
+    stay what they are.
+
     Returns:
         As `features.offline.historical`, `event_timestamp` included: `as_of`, or the time of the entity's event.
 
@@ -41,6 +44,10 @@ def known_at(pipeline: Pipeline, settings: Settings, asked: pa.Table, as_of: dat
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pipeline.ranking is not None:
+        from features.ranked import history_at
+
+        return history_at(pipeline, settings, _at(asked, pa.repeat(pa.scalar(as_of, _time()), asked.num_rows)))
     base = historical(pipeline, settings, _at(asked, pa.repeat(pa.scalar(as_of, _time()), asked.num_rows)))
     events = newest_events(settings.features_dir / pipeline.name, pipeline.entity, as_of, cutoff)
     known = pa.array(list(events), asked[pipeline.entity].type)

@@ -31,6 +31,8 @@ KEYS_AT_ONCE = 100_000
 KEYS_SHOWN_MAX = 3
 NUMBERS = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
 """Feast's types that a feature may have: what becomes a number without a decision."""
+LISTS = frozenset({"FLOAT_LIST", "DOUBLE_LIST", "INT32_LIST", "INT64_LIST", "STRING_LIST"})
+"""Types of features besides, where lists are ranked: of what, an entity's history."""
 PUSHED = frozenset({"FLOAT", "DOUBLE", "BOOL"})
 """Types that a pushed column may have: an event's number need not be whole."""
 KEY_TYPES = {int: ("INT64", "INT32"), str: ("STRING",)}
@@ -44,7 +46,7 @@ class Table:
         view: the view's name.
         path: of its files, which may hold a `*`.
         key, moment, created: columns of the entity, the event time and, if there is one, the writing time.
-        features: the view's columns.
+        features: the view's columns; lists: those of them that are lists.
         ttl: for how long a row may be used; None for ever.
     """
 
@@ -55,6 +57,7 @@ class Table:
     created: str | None
     features: tuple[str, ...]
     ttl: timedelta | None
+    lists: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:
@@ -195,11 +198,11 @@ def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> 
             f"view {view.name}: join key {pipeline.entity} is {kind} in Feast, the declaration has {wanted}: "
             "set the Entity's value_type, or Buckets(keys='string' or 'integer')"
         )
-    for field in view.features:
-        kind = field.dtype.to_value_type().name
-        if field.name in features and kind not in NUMBERS:
+    kinds = {field.name: field.dtype.to_value_type().name for field in view.features if field.name in features}
+    for name, kind in kinds.items():
+        if kind not in NUMBERS and not (pipeline.ranking is not None and kind in LISTS):
             raise FeatureError(
-                f"view {view.name}: feature {field.name} is {kind}, models take numbers: encode it as Float32, Int64 "
+                f"view {view.name}: feature {name} is {kind}, models take numbers: encode it as Float32, Int64 "
                 "or Bool, or leave it out of the FeatureService"
             )
     source = view.batch_source
@@ -223,6 +226,7 @@ def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> 
         created=source.created_timestamp_column or None,
         features=features,
         ttl=view.ttl or None,
+        lists=tuple(name for name, kind in kinds.items() if kind in LISTS),
     )
 
 
@@ -253,7 +257,8 @@ def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
             key=table.key,
             whole_keys=pipeline.partitions.key_type is int,
             moments=(table.moment, *([table.created] if table.created else [])),
-            numbers=table.features,
+            numbers=tuple(name for name in table.features if name not in table.lists),
+            others=table.lists,
         )
         for file in table.files:
             check_schema(file, needed)

@@ -50,6 +50,8 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
     """
     from jobs.digests import partition_digests
     from jobs.inputs import gathered
+    from jobs.listing import list_digests, listed
+    from jobs.pieces import rows_at_once
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import Attempt
 
@@ -63,7 +65,8 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
         failing: dict[int, str] = {}
         reports: dict[int, str] = {}
         unchanged: set[int] = set()
-        tables = gathered(pipeline, settings, plan, ROWS_AT_ONCE_MAX)
+        items = None if plan.anew else listed(pipeline, settings, plan.moment)
+        tables = gathered(pipeline, settings, plan, rows_at_once(pipeline, ROWS_AT_ONCE_MAX))
         while True:
             with record.step("features"):
                 about, table = next(tables, ([], None))
@@ -77,7 +80,7 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
             with record.step("digests"):
                 passed = [partition for partition in about if partition not in failing]
                 if not plan.anew:
-                    digests = partition_digests(table, passed)
+                    digests = partition_digests(table, passed) if items is None else list_digests(items, table, passed)
                     unchanged.update(store.carry_unchanged(attempt, digests))
         report = GateReport(
             rows=record.rows, expectations=len(gates), failing=failing, unchanged=frozenset(unchanged), reports=reports

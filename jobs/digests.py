@@ -25,7 +25,20 @@ if TYPE_CHECKING:
 
 PARTITION = "_partition"
 UNCOUNTED = frozenset({PARTITION, "event_timestamp"})
-CODE = ("almanac.scoring", "almanac.blocks", "almanac.partitioning", "jobs.building", "jobs.gate", "jobs.digests")
+CODE = (
+    "almanac.scoring",
+    "almanac.block_layout",
+    "almanac.blocks",
+    "almanac.list_blocks",
+    "almanac.partitioning",
+    "almanac.ragged",
+    "almanac.ranking",
+    "almanac.ranking_rows",
+    "jobs.building",
+    "jobs.listing",
+    "jobs.gate",
+    "jobs.digests",
+)
 """The modules that make blocks of features, and judge both."""
 LIBRARIES = ("onnxruntime", "great-expectations")
 
@@ -37,6 +50,7 @@ def code_digest(pipeline: Pipeline) -> str:
         repr(pipeline.partitions),
         list(pipeline.output_names),
         pipeline.features,
+        repr(pipeline.ranking),
         [
             [gate.on, gate.expectation, {name: repr(gate.kwargs[name]) for name in gate.kwargs}]
             for gate in pipeline.gates

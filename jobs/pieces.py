@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 FETCHED_ROWS_MAX = 500_000
 """Rows of one retrieval: reading a view's files costs much the same for some of their rows as for all."""
+LISTS_WEIGHT = 4
+"""Rows of numbers that take as much memory as one row with lists."""
+
+
+def rows_at_once(pipeline: Pipeline, rows_max: int) -> int:
+    """How many rows of a pipeline's features take as much memory as so many rows of numbers."""
+    return rows_max if pipeline.ranking is None else rows_max // LISTS_WEIGHT
 
 
 def pieces_of(
@@ -34,8 +41,8 @@ def pieces_of(
     if kept is not None:
         yield from cut(kept, partitions, rows_max)
         return
-    members = Members(pipeline, settings, plan)
-    for group in grouped(partitions, [members.count([part]) for part in partitions], FETCHED_ROWS_MAX):
+    members, fetched_max = Members(pipeline, settings, plan), rows_at_once(pipeline, FETCHED_ROWS_MAX)
+    for group in grouped(partitions, [members.count([part]) for part in partitions], fetched_max):
         yield from cut(inputs.fetch(pipeline, settings, plan, group, members), group, rows_max)
 
 

@@ -153,6 +153,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     from features.ingest import refresh
     from features.store import one_look, service_columns
     from jobs.digests import code_digest
+    from jobs.listing import listed
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
@@ -160,10 +161,11 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     scorer = scorer_of(version, pipeline)  # a model that does not fit stops the run before anything is written
     with record.step("features"), one_look():
         ingested = refresh(pipeline, settings, run.cutoff, window=FEATURE_WINDOW)
-        if pipeline.source is None:
+        if pipeline.source is None and pipeline.ranking is None:
             check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, f"model {version.id}")
         definitions = definitions_digest(pipeline, settings)
         source = source_digest(pipeline, settings, ingested.as_of, run.cutoff)
+        items = listed(pipeline, settings, ingested.as_of)
     check_watermark(pipeline, run.cutoff, ingested.as_of)
     every = list(range(pipeline.partitions.count))
     start = GenerationStart(
@@ -177,6 +179,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         code_digest=code_digest(pipeline),
         source_digest=source,
         backfill=run.backfill,
+        default_list=items.default() if items is not None and pipeline.default is not None else None,
     )
     with PostgresStore(settings.need("postgres_url")) as store:
         attempt = store.begin_generation(pipeline, start, now=now)

@@ -11,6 +11,7 @@ from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
 from jobs.building import staged_of
 from jobs.lacking import explained
+from jobs.listing import listed, staged_lists
 from jobs.models import scorer_of
 from jobs.pieces import pieces_of
 from jobs.plan import Plan
@@ -67,6 +68,8 @@ def _score_shard(
         return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
     with record.step("model"):
         scorer = scorer_of(planned_version(pipeline, settings, plan), pipeline)
+    with record.step("items"):
+        items = listed(pipeline, settings, plan.moment)
     quarantined: dict[int, str] = {}
     staged = rows = 0
     tables = pieces_of(pipeline, settings, plan, todo, ROWS_AT_ONCE)
@@ -78,7 +81,10 @@ def _score_shard(
                 break
             with record.step("score"):
                 refused: dict[int, str] = {}
-                ready = staged_of(pipeline, plan, scorer, (about, table), refused)
+                if items is None:
+                    ready = staged_of(pipeline, plan, scorer, (about, table), refused)
+                else:
+                    ready = staged_lists(items, plan, scorer, (about, table), refused)
                 refused = explained(pipeline, settings, table, refused, plan.moment)
             quarantined |= refused
             rows += sum(len(part.block.keys) for part in ready)

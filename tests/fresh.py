@@ -68,18 +68,23 @@ def packed(layout: Layout, when: datetime, number: float | None) -> bytes:
     return as_bytes(records(layout, np.array([micros_of(when)]), {layout.columns[0].name: cells}, {}))[0]
 
 
-def register_model(root: Path, pipeline: Pipeline, weights: tuple[float, ...] = (1.0, 0.5, 0.0)) -> ModelVersion:
-    """A model whose every output is the weighted sum of `COLUMNS`, under the pipeline's alias."""
+def register_model(
+    root: Path,
+    pipeline: Pipeline,
+    weights: tuple[float, ...] = (1.0, 0.5, 0.0),
+    columns: tuple[str, ...] = COLUMNS,
+) -> ModelVersion:
+    """A model whose every output is the weighted sum of some columns, under the pipeline's alias."""
     registry = Registry(root)
-    files = {"model.onnx": graph(pipeline.output_names, weights)}
+    files = {"model.onnx": graph(pipeline.output_names, weights, columns)}
     version = registry.register(
-        pipeline.model_name, files, description(pipeline.features, COLUMNS, pipeline.output_names), now=_MOMENT
+        pipeline.model_name, files, description(pipeline.features, columns, pipeline.output_names), now=_MOMENT
     )
     registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)
     return version
 
 
-def graph(outputs: tuple[str, ...], weights: tuple[float, ...]) -> bytes:
+def graph(outputs: tuple[str, ...], weights: tuple[float, ...], columns: tuple[str, ...] = COLUMNS) -> bytes:
     """The ONNX graph of such a model."""
     nodes = []
     tensors = [
@@ -100,5 +105,5 @@ def graph(outputs: tuple[str, ...], weights: tuple[float, ...]) -> bytes:
         opset_imports=[helper.make_opsetid("", 15)],
         ir_version=8,
     )
-    helper.set_model_props(made, {COLUMNS_KEY: msgspec.json.encode(COLUMNS).decode()})
+    helper.set_model_props(made, {COLUMNS_KEY: msgspec.json.encode(columns).decode()})
     return made.SerializeToString()

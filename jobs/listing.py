@@ -1,0 +1,250 @@
+"""What a piece of a shard is scored to where lists are ranked: entities and items joined, some entities at a time.
+
+All items are in memory once; candidate items of all entities never are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.clock import utc_now
+from almanac.errors import FeatureError, PredictionError
+from almanac.list_blocks import ListBlock, empty_block
+from almanac.pipeline import Pipeline
+from almanac.ranked import RankedList
+from almanac.ranking import candidates, matrix, top
+from almanac.ranking_declared import Ranking
+from almanac.settings import Settings
+from jobs.digests import PARTITION, UNCOUNTED, spans_of
+from jobs.plan import Plan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from almanac.ranking import Items
+    from almanac.scoring import Scorer
+    from serving_cache.records import StagedPartition
+
+PAIRS_AT_ONCE = 200_000
+"""Entities times candidate items that are in memory together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """The items of a run, and the moment that its lists speak as of."""
+
+    pipeline: Pipeline
+    ranking: Ranking
+    items: Items
+    moment: datetime
+
+    @cached_property
+    def keys(self) -> NDArray[np.bytes_]:
+        """The items' keys as blocks have them."""
+        return np.array([key.encode() for key in self.items.keys] or [], dtype=np.bytes_)
+
+    @cached_property
+    def attributes(self) -> dict[str, NDArray[np.float32]]:
+        """What answers carry of each item.
+
+        Raises:
+            FeatureError: the items have no such column.
+        """
+        absent = [name for name in self.ranking.attributes if name not in self.items.columns]
+        if absent:
+            raise FeatureError(
+                f"the items of {self.pipeline.name} have no column {', '.join(absent)}: add it to a view of "
+                f"{self.ranking.features}, or correct Ranking.attributes"
+            )
+        return {name: self.items.columns[name] for name in self.ranking.attributes}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every item's features, and of the moment: lists of equal entities are equal where this is."""
+        digest = hashlib.blake2b(repr((self.moment, self.items.keys)).encode(), digest_size=16)
+        lists = (self.items.neighbours, self.items.weights)
+        parts: list[tuple[str, NDArray[Any]]] = sorted(self.items.columns.items())
+        parts += [("popular", self.items.popular)]
+        parts += [(f"list {number}", part) for number, one in enumerate(lists) for part in (one.values, one.offsets)]
+        for name, values in parts:
+            digest.update(f"\0{name} {values.dtype} {len(values)}\0".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def default(self) -> RankedList:
+        """What is popular and available, for entities that have no list; scores fall evenly from 1."""
+        usable = self.items.answerable(self.ranking.available)
+        known = dict.fromkeys(int(place) for place in self.items.popular if place >= 0 and usable[place])
+        places = list(known)[: self.ranking.kept]
+        return RankedList(
+            items=tuple(self.items.keys[place] for place in places),
+            scores=tuple(1 - number / len(places) for number in range(len(places))),
+            attributes={name: tuple(values[places].tolist()) for name, values in self.attributes.items()},
+        )
+
+
+_held: list[tuple[Any, Listed]] = []
+"""The items of the last run, and which run that was."""
+
+
+def listed(pipeline: Pipeline, settings: Settings, moment: datetime) -> Listed | None:
+    """The items that a run at a moment ranks, those of the last call if that was the same run; None without a ranking.
+
+    Raises:
+        FeatureError: no item is known at that moment.
+        Unavailable: the registry does not answer.
+    """
+    if pipeline.ranking is None:
+        return None
+    from features.identity import source_digest
+    from features.ranked import items_at
+
+    state = source_digest(pipeline, settings, moment, moment)
+    asked = (pipeline.name, repr(pipeline.ranking), moment, state)
+    if state and _held and _held[0][0] == asked:
+        return _held[0][1]
+    found = Listed(pipeline, pipeline.ranking, items_at(pipeline, settings, moment), moment)
+    _held[:] = [(asked, found)]
+    return found
+
+
+def staged_lists(
+    listed: Listed,
+    plan: Plan,
+    scorer: Scorer,
+    piece: tuple[Sequence[int], pa.Table],
+    refused: dict[int, str],
+) -> list[StagedPartition]:
+    """The partitions of a piece, ready to be staged; those that cannot be ranked go to `refused`."""
+    from serving_cache.records import StagedPartition
+
+    about, table = piece
+    spans = {partition: (start, end) for partition, start, end in spans_of(table)}
+    digests = list_digests(listed, table, about)
+    ready = []
+    for partition in about:
+        start, end = spans.get(partition, (0, 0))
+        try:
+            block = block_of(listed, scorer, table.slice(start, end - start)) if end > start else None
+        except (FeatureError, PredictionError) as error:
+            refused[partition] = str(error)
+            continue
+        whole = listed.pipeline.partitions.key_type is int
+        ready.append(
+            StagedPartition(
+                partition=partition,
+                block=block or empty_block(listed.pipeline.stored_columns, whole_keys=whole),
+                as_of=plan.moment,
+                computed_at=utc_now(),
+                input_digest=digests[partition],
+            )
+        )
+    return ready
+
+
+def block_of(listed: Listed, scorer: Scorer, table: pa.Table) -> ListBlock:
+    """The lists of one partition's entities.
+
+    Args:
+        table: the entity's column, and those of its FeatureService; a row each.
+
+    Raises:
+        FeatureError: a feature is null, or a column that the model needs is nobody's.
+        PredictionError: the model answers NaN or infinity.
+    """
+    from jobs.building import keys_of
+
+    keys = keys_of(table, listed.pipeline)
+    if not bool(np.all(keys[1:] > keys[:-1])):
+        order = np.argsort(keys, kind="stable")
+        keys, table = keys[order], table.take(order)
+    features = table.drop_columns([PARTITION]) if PARTITION in table.column_names else table
+    _need_whole(listed.pipeline, features)
+    step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
+    parts = [_ranked(listed, scorer, features.slice(start, step)) for start in range(0, len(keys), step)]
+    lengths, places, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return ListBlock.of(keys, offsets, listed.keys, listed.attributes, places, scores)
+
+
+def _ranked(listed: Listed, scorer: Scorer, table: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Of some entities: how long each list is, places of the items, and their scores."""
+    from features.ranked import entities_of
+
+    moments = np.full(table.num_rows, int(listed.moment.timestamp()) * 1_000_000 + listed.moment.microsecond, np.int64)
+    entities = entities_of(listed.pipeline, table, listed.items, moments)
+    pairs = candidates(entities, listed.items, listed.ranking)
+    inputs = matrix(entities, listed.items, pairs, scorer.inputs)
+    scores = scorer.score_matrix(inputs)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
+    lists = top(scores, pairs, listed.ranking.kept)
+    return np.diff(lists.offsets), lists.item_index, lists.scores
+
+
+def _need_whole(pipeline: Pipeline, table: pa.Table) -> None:
+    """Refuse rows that lack a feature.
+
+    Raises:
+        FeatureError: names the column and some entities.
+    """
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count:
+            bad = table[pipeline.entity].filter(column.is_null()).slice(0, 5).to_pylist()
+            raise FeatureError(
+                f"feature {name} is missing in {column.null_count} of {len(column)} rows ({pipeline.entity} "
+                f"{', '.join(map(str, bad))}): mend the source, or run the ingest step again"
+            )
+
+
+def list_digests(listed: Listed, table: pa.Table, partitions: Iterable[int]) -> dict[int, str]:
+    """The digest of what each partition's lists are made from: its entities' features, and all items'.
+
+    Args:
+        table: `_partition`, and the entity and feature columns; a partition's rows stand together.
+    """
+    names = sorted(set(table.column_names) - UNCOUNTED)
+    heading = hashlib.blake2b(repr((listed.digest, names)).encode(), digest_size=16)
+    found = dict.fromkeys(partitions, heading.hexdigest())
+    for partition, start, end in spans_of(table):
+        if partition in found:
+            digest = heading.copy()
+            for name in names:
+                digest.update(f"\0{name}\0".encode())
+                _add(digest, table[name].slice(start, end - start).combine_chunks())
+            found[partition] = digest.hexdigest()
+    return found
+
+
+def _add(digest: Any, column: Any) -> None:
+    """A column's values, of any type that features have; what is null counts as that."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    digest.update(f"{kind} {len(column)}".encode())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), -1)
+        digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+        _add(digest, pc.list_flatten(column))
+        return
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        lengths = pc.fill_null(pc.binary_length(column), -1)
+        digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+        joined = pa.concat_arrays([column.cast(pa.large_binary())])
+        data = joined.buffers()[2]
+        ends = np.frombuffer(joined.buffers()[1], np.int64)[joined.offset : joined.offset + len(joined) + 1]
+        digest.update(memoryview(data)[int(ends[0]) : int(ends[-1])] if data is not None and len(joined) else b"")
+        return
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    filled = pc.fill_null(column, pa.scalar(0, kind)) if column.null_count else column
+    digest.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes())
+    if column.null_count:
+        digest.update(present.tobytes())
