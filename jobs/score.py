@@ -68,7 +68,6 @@ def _score_shard(
         return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
     with record.step("model"):
         scorer = scorer_of(planned_version(pipeline, settings, plan), pipeline)
-    with record.step("items"):
         items = listed(pipeline, settings, plan.moment)
     quarantined: dict[int, str] = {}
     staged = rows = 0
