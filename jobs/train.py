@@ -73,6 +73,10 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
         FeatureError: features are missing.
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
+    if pipeline.ranking is not None:
+        from jobs.ranker import train_ranking
+
+        return train_ranking(pipeline, settings, now=now, progress=progress)
     if not isinstance(pipeline.source, GridObservations):
         from jobs.labelled import train_on_labels
 
