@@ -21,7 +21,7 @@ import numpy as np
 
 from almanac.clock import HOUR, floor_hour, format_time, need_utc, utc_now
 from almanac.errors import SourceError
-from almanac.pipeline import Pipeline
+from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import Settings
 from features import grid as grid_module
 from features.files import locked, replacing
@@ -71,6 +71,11 @@ def refresh(pipeline: Pipeline, settings: Settings, cutoff: datetime, *, window:
     cutoff = need_utc(cutoff)
     if pipeline.source is None:
         return Ingested(as_of=examine(pipeline, settings, cutoff), clock_shift=timedelta(0), hours_written=0, rows=0)
+    if isinstance(pipeline.source, Interactions):
+        from features.ingest_interactions import refresh_interactions
+
+        found = refresh_interactions(pipeline, settings, cutoff, window=window)
+        return Ingested(as_of=found.as_of, clock_shift=found.clock_shift, hours_written=found.files, rows=found.rows)
     source = open_source(pipeline, settings)
     as_of = source.latest(cutoff)
     if as_of < source.earliest + HISTORY:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -116,11 +116,30 @@ def open_replay(pipeline: Pipeline, settings: Settings, path: Path, now: datetim
     return Replay(recording, grid, observed, shift)
 
 
-def settle_clock(path: Path, name: str, recording: Recording, now: datetime) -> timedelta:
+class Recorded(Protocol):
+    """A file of the past whose clock may be shifted."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its bytes."""
+        ...
+
+    @property
+    def last(self) -> datetime:
+        """Its last moment, on its own clock."""
+        ...
+
+
+def settle_clock(path: Path, name: str, recording: Recorded, now: datetime) -> timedelta:
     """The shift of a recording's clock: decided at its first use, kept in `path`, the same ever after.
 
-    A whole number of hours, so that the last hour becomes the hour that has
-    begun at `now`. It may turn the hour of day: training and serving read the
+    A whole number of hours, so that the last moment becomes one of the hour that
+    ends at `now`. It may turn the hour of day: training and serving read the
     same shifted clock, so the daily cycle is learnt where it then lies.
     """
     with locked(path.with_suffix(".lock")):
@@ -155,10 +174,10 @@ def _read_clocks(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def clock_shift(last: datetime, now: datetime) -> timedelta:
-    """What to add to a recording's times: none for a live one, else as much as makes its last hour the current."""
+    """What to add to times: none for a live recording, else whole hours that bring its last moment up to now."""
     if timedelta(0) <= now - last <= LIVE_WITHIN:
         return timedelta(0)
-    return floor_hour(now) - last
+    return (now - last) // HOUR * HOUR
 
 
 class Replay:

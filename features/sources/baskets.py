@@ -1,0 +1,219 @@
+"""Real interactions from a Parquet file, a line a row, with its clock shifted up to now when it is of the past."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from almanac.clock import HOUR, format_time
+from almanac.errors import SourceError
+from almanac.interactions import Interactions
+from almanac.partitioning import Buckets
+from almanac.settings import Settings
+from features.sources.gates import REASONS, Believed, described, pass_gates
+from features.sources.replay import CLOCK_FILE, settle_clock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_MAX = 200_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesRecording:
+    """All rows of a file, and what the gates made of them.
+
+    Args:
+        path: the file.
+        digest: SHA-256 of its bytes, hexadecimal.
+        raw: its rows as they are.
+        believed: those that passed, on the file's own clock.
+    """
+
+    path: Path
+    digest: str
+    raw: pa.Table
+    believed: Believed
+
+    @cached_property
+    def times(self) -> NDArray[np.int64]:
+        """The moment of each line that passed, microseconds since 1970, ascending."""
+        import pyarrow as pa
+
+        return np.asarray(self.believed.lines["at"].cast(pa.int64()).to_numpy())
+
+    @property
+    def last(self) -> datetime:
+        """Its last moment, on its own clock."""
+        return _moment(int(self.times[-1]))
+
+
+def read_lines(path: Path, declared: Interactions, partitions: Buckets) -> LinesRecording:
+    """Read a file and pass its rows through the gates.
+
+    Raises:
+        SourceError: it cannot be read, lacks a column, a column has another type, or no row passes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise SourceError(f"{path} is not a file: correct ALMANAC_SOURCE_DATA, or leave it out for a simulated source")
+    names = declared.columns
+    try:
+        # ParquetFile reads this one file; a hive-style folder above it adds no column.
+        file = pq.ParquetFile(path)
+        found = file.schema_arrow.names
+        absent = [name for name in _ordered(declared) if name not in found]
+        if absent:
+            raise SourceError(
+                f"{path} has no column {', '.join(absent)} (found: {', '.join(found[:20])}): "
+                "give the declared columns, or declare the file's in Interactions.columns"
+            )
+        if file.metadata.num_rows > ROWS_MAX:
+            raise SourceError(f"{path} has {file.metadata.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
+        raw = file.read()
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0][:200]
+        raise SourceError(f"{path} is not a whole Parquet file ({reason}): replace it") from None
+    table = pa.table(
+        {
+            "entity": raw[names.entity],
+            "item": raw[names.item],
+            "quantity": _number(path, names.quantity, raw[names.quantity]),
+            "price": _number(path, names.price, raw[names.price]),
+            "at": _time(path, names.time, raw[names.time], declared.time_zone),
+        }
+    )
+    believed = pass_gates(table, declared, partitions)
+    if not believed.lines.num_rows:
+        raise SourceError(
+            f"{path}: none of {raw.num_rows:,} rows can be used ({described(believed.counts)}): correct the file, or "
+            "what Interactions declares"
+        )
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return LinesRecording(path=path, digest=digest, raw=raw, believed=believed)
+
+
+def _ordered(declared: Interactions) -> list[str]:
+    columns = declared.columns
+    return [columns.entity, columns.item, columns.quantity, columns.price, columns.time]
+
+
+def _number(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise SourceError(f"{path}: {name} is {kind}: give numbers")
+    return column.cast(pa.float64(), safe=False)
+
+
+def _time(path: Path, name: str, column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_timestamp(column.type):
+        raise SourceError(f"{path}: {name} is {column.type}: give timestamps")
+    whole = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+    if column.type.tz is None:
+        # Of an hour that a clock showed twice, the first; one that it never showed is taken as the moment it jumped.
+        whole = pc.assume_timezone(whole, timezone=zone, ambiguous="earliest", nonexistent="latest")
+    return whole.cast(pa.timestamp("us", tz="UTC"))
+
+
+def open_baskets(
+    name: str, settings: Settings, path: Path, declared: tuple[Interactions, Buckets], now: datetime
+) -> Baskets:
+    """Read a file and settle its clock; see `features.sources.lines.open_lines`."""
+    recording = read_lines(path, *declared)
+    return Baskets(recording, settle_clock(settings.features_dir / CLOCK_FILE, name, recording, now))
+
+
+class Baskets:
+    """A `LineSource` of real interactions from a file, on a shifted clock."""
+
+    def __init__(self, recording: LinesRecording, shift: timedelta) -> None:
+        self._recording = recording
+        self.clock_shift = shift
+
+    @property
+    def earliest(self) -> datetime:
+        """The file's first moment, shifted."""
+        return _moment(int(self._recording.times[0])) + self.clock_shift
+
+    @property
+    def identity(self) -> str:
+        """The file's content and the shift."""
+        return f"file sha256={self._recording.digest} shift_hours={self.clock_shift // HOUR}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return int(self._recording.raw.num_rows)
+
+    @property
+    def set_aside(self) -> Mapping[str, int]:
+        """How many rows were not believed, by reason."""
+        return self._recording.believed.counts
+
+    def describe(self) -> str:
+        """One line for a person."""
+        lines = self._recording.believed.lines
+        text = (
+            f"{self._recording.path.name}, {lines.num_rows:,} lines, "
+            f"{_moment(int(self._recording.times[0])):%Y-%m-%d %H:%M} to {self._recording.last:%Y-%m-%d %H:%M}"
+        )
+        if not self.clock_shift:
+            return text
+        return f"{text}; replayed with the clock shifted by {self.clock_shift // HOUR} hours"
+
+    def latest(self, now: datetime) -> datetime:
+        """The moment of the last line at or before `now`; see `LineSource.latest`."""
+        until = self._until(now + timedelta(microseconds=1))
+        if not until:
+            shifted = " on its shifted clock" if self.clock_shift else ""
+            raise SourceError(
+                f"{self._recording.path} has nothing at or before {format_time(now)}: "
+                f"it begins at {format_time(self.earliest)}{shifted}; ask for a later time"
+            )
+        return _moment(int(self._recording.times[until - 1])) + self.clock_shift
+
+    def lines(self, start: datetime, end: datetime) -> pa.Table:
+        """The lines of a time; see `LineSource.lines`."""
+        import pyarrow as pa
+
+        first, until = self._until(start), self._until(end)
+        found = self._recording.believed.lines.slice(first, max(until - first, 0))
+        shifted = found["at"].cast(pa.int64()).to_numpy() + self.clock_shift // timedelta(microseconds=1)
+        return found.set_column(4, "at", pa.array(shifted).cast(pa.timestamp("us", tz="UTC")))
+
+    def kept_aside(self) -> pa.Table:
+        """The rows that were set aside, with the reason of each."""
+        import pyarrow as pa
+
+        reasons = self._recording.believed.reasons
+        rows = np.flatnonzero(reasons >= 0)
+        words = pa.array(list(REASONS)).take(pa.array(reasons[rows].astype(np.int64)))
+        return self._recording.raw.take(pa.array(rows)).append_column("reason", words)
+
+    def _until(self, moment: datetime) -> int:
+        """How many lines are before a moment."""
+        own = (moment - self.clock_shift - _EPOCH) // timedelta(microseconds=1)
+        return int(np.searchsorted(self._recording.times, own, side="left"))
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
