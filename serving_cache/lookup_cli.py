@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Annotated, Any
 
 import typer
 
 REQUEST_SECONDS_MAX = 10.0
 ERROR_CHARACTERS_MAX = 300
+
+
+WANT_HELP = "Of a list: limit=5, exclude=<item>, or a condition such as filter='price<3'; any number of these."
 
 
 def register(app: typer.Typer) -> None:
@@ -20,13 +25,15 @@ def register(app: typer.Typer) -> None:
         lat: Annotated[float | None, typer.Option(help="Latitude of a point, in degrees; with --lon.")] = None,
         lon: Annotated[float | None, typer.Option(help="Longitude of a point, in degrees; with --lat.")] = None,
         max_stale: Annotated[str | None, typer.Option(help="Greatest age accepted: 5400, 90m, 2h, PT90M.")] = None,
+        want: Annotated[list[str] | None, typer.Option(help=WANT_HELP)] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the service's JSON.")] = False,
     ) -> None:
         """Look predictions up: `almanac lookup bikes 17 18`; of a grid also `--lat 51.5 --lon -0.1`."""
         from almanac.errors import Unavailable
         from almanac.output import print_json
 
-        found = ask(pipeline, entities or [], point=_point(lat, lon), max_stale=max_stale)
+        wanted = {**_wanted(want or []), **({} if max_stale is None else {"max_stale": max_stale})}
+        found = ask(pipeline, entities or [], point=_point(lat, lon), wanted=wanted)
         if as_json:
             print_json(found)
         else:
@@ -40,9 +47,12 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(
-    pipeline: str, entities: list[str], *, point: tuple[float, float] | None, max_stale: str | None
+    pipeline: str, entities: list[str], *, point: tuple[float, float] | None, wanted: dict[str, Any]
 ) -> dict[str, Any]:
     """One request to the service of the settings: an answer, or answers with refusals.
+
+    Args:
+        wanted: `max_stale`, and of lists `limit`, `exclude` and `filter`, as far as they are given.
 
     Raises:
         UsageError: neither entities nor a point are given, or the service says that they do not exist.
@@ -59,13 +69,13 @@ def ask(
     try:
         with httpx.Client(base_url=url, timeout=REQUEST_SECONDS_MAX, trust_env=False) as client:
             path = f"/v1/{_segment(pipeline)}"
-            limits = {} if max_stale is None else {"max_stale": max_stale}
+            query = {name: _joined(value) if isinstance(value, list) else value for name, value in wanted.items()}
             if point is not None:
-                response = client.get(f"{path}/point", params={"lat": point[0], "lon": point[1], **limits})
+                response = client.get(f"{path}/point", params={"lat": point[0], "lon": point[1], **query})
             elif len(entities) == 1:
-                response = client.get(f"{path}/entities/{_segment(entities[0])}", params=limits)
+                response = client.get(f"{path}/entities/{_segment(entities[0])}", params=query)
             else:
-                response = client.post(f"{path}/entities:lookup", json={"entities": entities, **limits})
+                response = client.post(f"{path}/entities:lookup", json={"entities": entities, **wanted})
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(
             f"the lookup service at {url} does not answer ({error or type(error).__name__}): see `almanac status`"
@@ -98,6 +108,33 @@ def _point(lat: float | None, lon: float | None) -> tuple[float, float] | None:
     if lat is None or lon is None:
         raise UsageError("a point needs both --lat and --lon")
     return lat, lon
+
+
+def _wanted(words: list[str]) -> dict[str, Any]:
+    """What of a list is wanted, as the service takes it.
+
+    Raises:
+        UsageError: a word is none of these.
+    """
+    from almanac.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name not in ("limit", "exclude", "filter") or not sign or not value:
+            raise UsageError(f"--want {word!r}: {WANT_HELP}")
+        if name == "limit":
+            found[name] = int(value) if value.isascii() and value.isdigit() else value
+        else:
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _joined(parts: list[str]) -> str:
+    """Texts as a query has them: a comma between them, those that hold one in double quotes."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="", quoting=csv.QUOTE_ALL).writerow(parts)
+    return line.getvalue()
 
 
 def _segment(text: str) -> str:
@@ -133,6 +170,10 @@ def show(answers: list[dict[str, Any]]) -> None:
 
 
 def _cell(output: dict[str, Any]) -> str:
+    if output.get("items") is not None:
+        return "\n".join(f"{found['item']}  {found['score']:.4g}" for found in output["items"]) or "no items"
+    if "items" in output:
+        return str(output["verdict"])
     return output["verdict"] if output["value"] is None else f"{output['value']:.6g}"
 
 

@@ -22,6 +22,7 @@ from almanac.ladder import Answer, OutputAnswer, Refusal, span
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
+from serving_cache.lookup.choosing import Choice
 from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 
@@ -100,15 +101,17 @@ class ManyJson(msgspec.Struct, frozen=True, kw_only=True):
     refusals: list[RefusalJson]
 
 
-def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: Outcome) -> AnswerJson:
-    """The JSON of a decision for an entity."""
+def answer_json(
+    pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: Outcome, choice: Choice | None = None
+) -> AnswerJson:
+    """The JSON of a decision for an entity; of a list what the caller wants of it."""
     candidate = answer.candidate
     reasons = [*outcome.reasons, *answer.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
     return AnswerJson(
         pipeline=pipeline.name,
         entity=entity,
         point=_point(pipeline, entity),
-        outputs={found.output.name: _output(found, pipeline) for found in answer.outputs},
+        outputs={found.output.name: _output(found, pipeline, choice) for found in answer.outputs},
         verdict=answer.verdict.value,
         source=candidate.source.value,
         place=candidate.place,
@@ -124,12 +127,13 @@ def answer_json(pipeline: Pipeline, entity: EntityKey, answer: Answer, outcome: 
     )
 
 
-def _output(found: OutputAnswer, pipeline: Pipeline) -> OutputJson:
+def _output(found: OutputAnswer, pipeline: Pipeline, choice: Choice | None) -> OutputJson:
     unit, valid_at, verdict = found.output.unit, _time(found.valid_at), found.verdict.value
     if pipeline.ranking is None:
         value = None if isinstance(found.value, RankedList) else shortest(found.value)
         return OutputJson(value=value, unit=unit, valid_at=valid_at, verdict=verdict)
-    items = items_json(found.value.first(pipeline.ranking.length)) if isinstance(found.value, RankedList) else None
+    wanted = choice or Choice(pipeline.ranking.length)
+    items = items_json(wanted.of(found.value)) if isinstance(found.value, RankedList) else None
     return OutputJson(items=items, unit=unit, valid_at=valid_at, verdict=verdict)
 
 

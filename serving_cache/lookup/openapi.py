@@ -44,6 +44,12 @@ _DURATION = {
 }
 
 
+_LIMIT = "Of a list: how many items; as many as are declared unless given, at most as many as a list keeps."
+_EXCLUDE = "Of a list: items that are not wanted, with commas between them; one that holds a comma in double quotes."
+_FILTER = "Of a list: conditions on its items' declared attributes, with commas between them, such as price<3."
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+
+
 def document() -> dict[str, Any]:
     """The whole document."""
     return {
@@ -130,6 +136,11 @@ def _paths() -> dict[str, Any]:
     name = _parameter("name", "path", {"type": "string", "examples": ["bikes"]}, "A declared pipeline.")
     entity = _parameter("entity", "path", {"type": "string", "minLength": 1, "examples": ["17"]}, _FIELDS["entity"])
     stale = _parameter("max_stale", "query", {"$ref": "#/components/schemas/Duration"}, _DURATION_TEXT, required=False)
+    chosen = (
+        _parameter("limit", "query", {"type": "integer", "minimum": 1}, _LIMIT, required=False),
+        _parameter("exclude", "query", {"type": "string", "examples": ["85123A,22423"]}, _EXCLUDE, required=False),
+        _parameter("filter", "query", {"type": "string", "examples": ["price<3"]}, _FILTER, required=False),
+    )
     lat = _parameter("lat", "query", {"type": "number", "minimum": -90, "maximum": 90}, "Degrees north.")
     lon = _parameter("lon", "query", {"type": "number", "minimum": -360, "maximum": 360}, "Degrees east.")
     answer = {**_ok("The answer.", "Answer"), "headers": _cache_headers()}
@@ -148,6 +159,9 @@ def _paths() -> dict[str, Any]:
                 "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
             },
             "max_stale": {"anyOf": [{"$ref": "#/components/schemas/Duration"}, {"type": "null"}]},
+            "limit": {"type": ["integer", "null"], "minimum": 1, "description": _LIMIT},
+            "exclude": {**_TEXTS, "description": _EXCLUDE},
+            "filter": {**_TEXTS, "description": _FILTER},
         },
         "required": ["entities"],
         "additionalProperties": False,
@@ -165,7 +179,7 @@ def _paths() -> dict[str, Any]:
             )
         },
         "/v1/{name}/entities/{entity}": {
-            "get": _get("entity", "One entity's prediction", looked_up, name, entity, stale)
+            "get": _get("entity", "One entity's prediction", looked_up, name, entity, stale, *chosen)
         },
         "/v1/{name}/point": {"get": _get("point", "The cell nearest to a point", looked_up, name, lat, lon, stale)},
         "/v1/{name}/entities:lookup": {

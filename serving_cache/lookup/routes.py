@@ -24,6 +24,7 @@ from serving_cache.lookup.answers import (
     cache_headers,
     refusal_json,
 )
+from serving_cache.lookup.choosing import Choice, NoLists, choice
 from serving_cache.lookup.service import ENTITIES_AT_A_TIME, NothingAnswers, Outcome, Service
 from serving_cache.lookup.web import (
     ENTITIES_MAX,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from serving_cache.lookup.counting import Counts
 
 INT_MAX = 2**63  # what JSON numbers are read as by most callers
+CHOOSING = ("limit", "exclude", "filter")
+"""What of a list is wanted, in a query."""
 REST, REST_MANY = "rest", "rest_many"
 """Interfaces, in metrics: one entity or a point, and many."""
 UNDECLARED = ""
@@ -54,6 +57,9 @@ class Many(msgspec.Struct, forbid_unknown_fields=True):
 
     entities: list[Any]
     max_stale: Any = None
+    limit: Any = None
+    exclude: Any = None
+    filter: Any = None
 
 
 class Routes:
@@ -179,9 +185,11 @@ class Routes:
 
     async def one(self, request: Request, name: str, entity: str) -> Response:
         """One entity."""
-        query = request.query("max_stale")
+        query = request.query("max_stale", *CHOOSING)
         pipeline = self._pipeline(name)
-        return await self._one(request, pipeline, _entity(pipeline, entity), _max_stale(query.get("max_stale")))
+        wanted = _choice(pipeline, *(query.get(name) for name in CHOOSING))
+        max_stale = _max_stale(query.get("max_stale"))
+        return await self._one(request, pipeline, _entity(pipeline, entity), max_stale, wanted)
 
     async def point(self, request: Request, name: str) -> Response:
         """The cell nearest to a point."""
@@ -205,6 +213,7 @@ class Routes:
         _need_json(request)
         body = _many(request.body)
         max_stale = _max_stale(body.max_stale)
+        wanted_of_lists = _choice(pipeline, body.limit, body.exclude, body.filter)
         wanted, refusals = _entities(pipeline, body.entities)
         answers: list[AnswerJson] = []
         epoch = 0
@@ -217,7 +226,7 @@ class Routes:
                     await asyncio.sleep(0)
                 decision = outcome.settled(entity)
                 if isinstance(decision, Answer):
-                    answers.append(answer_json(pipeline, entity, decision, outcome))
+                    answers.append(answer_json(pipeline, entity, decision, outcome, wanted_of_lists))
                 else:
                     refusals.append(refusal_json(pipeline, entity, decision, outcome))
         if not answers:
@@ -233,7 +242,12 @@ class Routes:
         return json_response(found, headers=_NO_STORE)
 
     async def _one(
-        self, request: Request, pipeline: Pipeline, entity: EntityKey, max_stale: timedelta | None
+        self,
+        request: Request,
+        pipeline: Pipeline,
+        entity: EntityKey,
+        max_stale: timedelta | None,
+        choice: Choice | None = None,
     ) -> Response:
         outcome = await self._lookup(pipeline, [entity], max_stale)
         self._decided(pipeline, REST, outcome, [entity])
@@ -247,7 +261,7 @@ class Routes:
                 headers=_RETRY if refusal.status == 503 else (),
                 members={"pipeline": pipeline.name, "entity": entity},
             )
-        body = answer_json(pipeline, entity, decision, outcome)
+        body = answer_json(pipeline, entity, decision, outcome, choice)
         headers = cache_headers(decision, body, max_stale)
         if _matches(request.headers.get("if-none-match", ""), dict(headers)["etag"]):
             return Response(304, headers, b"")
@@ -317,6 +331,15 @@ def _max_stale(value: object) -> timedelta | None:
         return parsing.max_stale(value)
     except UsageError as error:
         raise Problem(400, "bad-max-stale", str(error)) from None
+
+
+def _choice(pipeline: Pipeline, limit: object, exclude: object, conditions: object) -> Choice | None:
+    try:
+        return choice(pipeline, limit, exclude, conditions)
+    except NoLists as error:
+        raise Problem(404, "no-lists", str(error), members={"pipeline": pipeline.name}) from None
+    except UsageError as error:
+        raise Problem(400, "bad-choice", str(error), members={"pipeline": pipeline.name}) from None
 
 
 def _entity(pipeline: Pipeline, value: object) -> EntityKey:
