@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from almanac.clock import format_time, need_utc
 from almanac.closing import Closing
 from almanac.errors import FeatureError
+from almanac.partitioning import Buckets, Partitioning
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import materialize_watermarks as watermarks
@@ -103,9 +104,12 @@ class Materialization(Closing):
         import duckdb
 
         self._pipeline, self._settings = pipeline, settings
-        self._store, self._service = open_service(pipeline, settings)
+        self._store, service = open_service(pipeline, settings)
+        self._services = [service]
         with registry_errors():
-            views = views_of(self._store, self._service)
+            if pipeline.ranking is not None:
+                self._services.append(self._store.get_feature_service(pipeline.ranking.features))
+            views = [view for one in self._services for view in views_of(self._store, one)]
         self.sources = {source.view: source for source in map(self._source, views)}
         self._writer: Writer = writer or PackedWriter(open_redis(settings.need("redis_url")))
         self._duckdb = duckdb.connect(":memory:")
@@ -192,7 +196,7 @@ class Materialization(Closing):
         found: list[Found] = []
         for reading in reads:
             check_files(source, reading.files)
-            found.append(examine(self._duckdb, source, self._pipeline.partitions, reading))
+            found.append(examine(self._duckdb, source, self._partitions(source), reading))
         return sum(one.entities for one in found)
 
     def _bring(self, work: _Work, report: Report, progress: Progress) -> None:
@@ -235,8 +239,13 @@ class Materialization(Closing):
     def _own(self, source: Source, shard: Shard, batch: pa.RecordBatch) -> pa.RecordBatch:
         import pyarrow as pa
 
-        found = partitions_of(self._pipeline.partitions, batch[source.key])
+        found = partitions_of(self._partitions(source), batch[source.key])
         return batch.filter(pa.array((found >= shard.first) & (found <= shard.last)))
+
+    def _partitions(self, source: Source) -> Partitioning:
+        """How a view's keys fall into partitions: items into as many buckets as there are partitions of entities."""
+        entities = self._pipeline.partitions
+        return entities if source.key == self._pipeline.entity else Buckets(count=entities.count)
 
     def _move(self, url: str, work: _Work) -> None:
         """Step 5."""
@@ -261,7 +270,7 @@ class Materialization(Closing):
         from features.reading_plans import write_plans
 
         if any(shard.since is None for shard in shards):
-            write_plans(self._store, self._settings, [self._service])
+            write_plans(self._store, self._settings, self._services)
 
 
 def _changed(view: str) -> FeatureError:

@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime
 
+from almanac.challenger import Challenger
 from almanac.interactions import Columns
 from almanac.partitioning import Buckets
-from almanac.pipeline import Freshness, Interactions, Output, Pipeline, days, hours
+from almanac.pipeline import Freshness, Interactions, Output, Pipeline, Ranking, Training, days, hours
+from almanac.ranking_declared import ANY_ITEM
 
 shop = Pipeline(
     name="shop",
@@ -25,6 +27,25 @@ shop = Pipeline(
         not_items=("POSTAGE", "DOTCOM POSTAGE", "CARRIAGE", "MANUAL", "DISCOUNT", "SAMPLES", "BANK CHARGES"),
         history="customer_history",
     ),
+    ranking=Ranking(
+        item="item_id",
+        features="shop_items_v1",
+        length=10,
+        kept=30,
+        candidates_max=50,
+        available="available",
+        attributes=("price",),
+    ),
+    training=Training(
+        objective="lambdarank",
+        window=days(150),
+        holdout=days(30),
+        rows_max=300_000,
+        trees=150,
+        learning_rate=0.06,
+        challenger=Challenger(schedule="30 4 * * 1"),
+    ),
+    default=ANY_ITEM,
     description="Items that a customer may want next, ranked.",
     tags=("shop", "customers"),
 )

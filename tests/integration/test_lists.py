@@ -19,6 +19,7 @@ from almanac.ranked import RankedList
 from almanac.registry import Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
+from features.materialize import materialize
 from features.ranked import entities_of, items_at
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import Plan, plan
@@ -158,6 +159,11 @@ def test_a_partition_with_a_hole_in_its_features_is_quarantined_alone(made: Libr
     assert set(refused) == {bucket}
     assert "feature visits is missing in 1 of" in refused[bucket]
     write_rows(made.folder / "history.parquet", whole)
+
+
+def test_materialization_brings_entities_and_items(made: Library) -> None:
+    assert materialize(made.pipeline, made.settings, MOMENT) == 40 + len(BOOKS) + len([*BOOKS, "*"])
+    assert materialize(made.pipeline, made.settings, MOMENT) == 0
 
 
 def test_the_gate_on_predictions_sees_how_long_lists_are(made: Library) -> None:
