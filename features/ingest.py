@@ -97,6 +97,21 @@ def refresh(pipeline: Pipeline, settings: Settings, cutoff: datetime, *, window:
     return Ingested(as_of=as_of, clock_shift=source.clock_shift, hours_written=hours, rows=rows)
 
 
+def reach(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
+    """How far features as of a cutoff would reach: the `as_of` of a refresh, which is not made.
+
+    Raises:
+        SourceError, FeatureError: as `refresh`.
+    """
+    if pipeline.source is None:
+        return examine(pipeline, settings, cutoff)
+    if isinstance(pipeline.source, Interactions):
+        from features.ingest_interactions import reach_of_interactions
+
+        return reach_of_interactions(pipeline, settings, cutoff)
+    return open_source(pipeline, settings).latest(cutoff)
+
+
 def _first(start: datetime, as_of: datetime, source: Source) -> datetime:
     """The first hour to have: at or after `start`, with its full history, and `as_of` at the latest."""
     rounded = floor_hour(start) if floor_hour(start) == start else floor_hour(start) + HOUR

@@ -29,6 +29,7 @@ from almanac.interactions import Interactions
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import interactions, interactions_bulk, interactions_fold, interactions_items, interactions_lines
+from features.archive import newest_events
 from features.files import locked, replacing
 from features.interactions import HISTORY, STATS, TOGETHER
 from features.interactions_bulk import Baskets, arrow_type, histories
@@ -93,6 +94,17 @@ def refresh_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetim
         files.write_histories(start, as_of.date())
         keep_aside(source, folder / SET_ASIDE, origin)
     return Brought(as_of=as_of, clock_shift=source.clock_shift, files=files.written, rows=files.rows)
+
+
+def reach_of_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
+    """The moment of the newest line at or before the cutoff, of the source or an archived event.
+
+    Raises:
+        SourceError: there is none in the source, or it cannot be used.
+    """
+    latest = open_lines(pipeline, settings).latest(cutoff)
+    events = newest_events(settings.features_dir / pipeline.name, pipeline.entity, latest, cutoff)
+    return max([latest, *events.values()])
 
 
 def origin_of(source: LineSource, declared: Interactions) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from almanac.errors import FeatureError
-from almanac.pipeline import Pipeline
+from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import Settings
 from features.layout import EVENT_TIMESTAMP
 from features.store import open_service, registry_errors
@@ -32,8 +32,8 @@ def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
 
     Returns:
         The rows of `entities` in their order, and the service's columns by plain
-        name; null where nothing was known at that moment, or only what is older
-        than the view's TTL.
+        name, numbers as float32 (of interactions whole ones as they are); null where
+        nothing was known at that moment, or only what is older than the view's TTL.
 
     Raises:
         FeatureError: no features were ingested, or the service is not registered.
@@ -58,6 +58,8 @@ def historical(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
     with file_errors(pipeline):
         known = views_of(store.config, views, refs, False, (asked.earliest, asked.latest))
         found = retrieved(asked, known)
+    if isinstance(pipeline.source, Interactions):  # moments, to the microsecond: no float32 holds them
+        return found.combine_chunks()
     return as_numbers(found, entities.column_names).combine_chunks()
 
 

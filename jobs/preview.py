@@ -145,12 +145,9 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
 
 def watermark(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
     """as_of of a run as of the cutoff; nothing is brought up to date for it."""
-    from features.sources import open_source
-    from features.tables import examine
+    from features.ingest import reach
 
-    if pipeline.source is None:
-        return examine(pipeline, settings, cutoff)
-    return open_source(pipeline, settings).latest(cutoff)
+    return reach(pipeline, settings, cutoff)
 
 
 def rows_in(partitions: list[int], rows: Mapping[int, int]) -> int:

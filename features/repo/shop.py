@@ -77,7 +77,7 @@ item_together = FeatureView(
     entities=[item],
     schema=_fields(TOGETHER),
     source=_file("item_together"),
-    ttl=timedelta(days=7),
+    ttl=timedelta(days=10),  # said anew once a week, and what is popular every night
     description="What is bought together with an item; of '*': what is popular.",
 )
 
