@@ -13,7 +13,10 @@ import httpx
 import psutil
 import pytest
 
+from almanac.airflow_api import AirflowApi
 from almanac.demo.past import REHEARSED_HOURS, UNTIL_HOURS
+from almanac.registry import Registry
+from almanac.settings import load_settings
 from tests.style.test_docs import ROOT, commands_in
 
 DEMO_SECONDS_MAX = 900
@@ -134,7 +137,7 @@ def test_the_airflow_dag_is_as_its_users_expect(
         dag = client.get("/api/v2/dags/weather/details").json()
         assert "generation" in dag["doc_md"]
         assert {tag["name"] for tag in dag["tags"]} >= {"almanac", "weather"}
-        assert set(dag["params"]) == {"coverage_min"}
+        assert set(dag["params"]) == {"coverage_min", "anew"}
         features = client.get("/api/v2/dags/weather_features/details").json()
         assert "watermarks" in features["doc_md"]
         assert set(features["params"]) == {"full", "since", "until"}
@@ -150,3 +153,26 @@ def test_the_airflow_dag_is_as_its_users_expect(
         assert {"almanac://weather/predictions", "almanac://weather/features"} <= {asset["uri"] for asset in assets}
         events = client.get("/api/v2/assets/events").json()["asset_events"]
         assert any(event["extra"].get("generation") for event in events)
+
+
+def test_a_training_in_airflow_registers_a_challenger_and_says_what_became_of_it(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    assert demo.returncode == 0
+    settings = load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"]))
+    registry = Registry(settings.models_dir)
+    champion = registry.aliases("weather")["champion"]
+    with AirflowApi(settings) as airflow:
+        run = airflow.trigger("weather_training", partition_key=None, note="a test")
+        *_, state = airflow.follow("weather_training", run, timeout_seconds=COMMAND_SECONDS_MAX)
+        tasks = {task.task: task.state for task in airflow.tasks("weather_training", run)}
+    assert state == "success"
+    assert tasks["train"] == "success"
+    found = registry.resolve("weather@challenger")
+    said = found.manifest.judged
+    assert found.version > champion
+    assert said is not None
+    assert said.champion == f"weather-v{champion}"
+    assert said.against_champion is not None
+    assert tasks["promote"] == ("success" if said.passed else "skipped")
+    assert registry.aliases("weather")["champion"] == (found.version if said.passed else champion)

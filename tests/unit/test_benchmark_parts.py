@@ -13,6 +13,7 @@ import pytest
 from benchmarks.__main__ import benchmarks
 from benchmarks.load import get, post
 from benchmarks.measuring import Stopwatch, finish, in_turn, median, ratio, shares, significant
+from benchmarks.orchestration import at_rows
 from benchmarks.reference import grid_of_cells, reference_pipeline
 from benchmarks.reference_columns import COLUMNS
 from benchmarks.rollback import summed_up
@@ -76,6 +77,13 @@ def test_the_reference_is_what_it_says() -> None:
 def test_requests_are_http() -> None:
     assert get("http://h:1", "/a?b=1").startswith(b"GET /a?b=1 HTTP/1.1\r\nHost: h:1\r\n")
     assert post("http://h:1", "/a", b"{}").endswith(b"Content-Length: 2\r\n\r\n{}")
+
+
+def test_a_large_run_is_reckoned_from_a_small_one() -> None:
+    small = {"stages": {"score": 6.0, "plan": 1.0, "publish": 1.0}, "shards": 1, "overhead_seconds": 5.0}
+    found = at_rows(small, 250_000, peer_seconds=100.0, partitions=100)
+    assert found == {"rows": 10_000_000, "seconds": 2 + 120 + 12, "overhead_seconds": 5 + 7, "shards": 8}
+    assert at_rows(small, 10_000_000, None, 100)["seconds"] == 2 + 3 + 5
 
 
 def test_every_benchmark_says_what_it_measures() -> None:
