@@ -31,7 +31,7 @@ from features.asof_index import index_of
 from features.asof_keys import NONE, Ints, Keys, as_type, common_type
 from features.asof_latest import latest_rows
 from features.asof_search import Best, Offer, Seats
-from features.asof_times import LEAST, Times, span_of, unit_of
+from features.asof_times import GREATEST, LEAST, Times, span_of, unit_of
 from features.asof_view import Files, Rows, View, Wanted
 
 if TYPE_CHECKING:
@@ -197,7 +197,12 @@ class _Search:
         index = None if self._by_creation else index_of(self._view, chunks, spans, self.window, kinds)
         if index is not None:
             return index.settled(self._keys.values, self.seats)
-        for span in spans:
+        one_moment = self.seats.earliest == self.seats.latest
+        before = GREATEST
+        for span in sorted(spans, key=lambda span: -span.latest) if one_moment else spans:
+            if one_moment and span.latest < before and self._best.decided(span.latest):
+                break  # what is older cannot be seen any more
+            before = span.latest
             first = span.first
             for table in chunks.read(span, self._view.ordering):
                 self._look_through(table, first)

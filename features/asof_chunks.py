@@ -10,13 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from almanac.errors import FeatureError
 from features.asof_footers import Footer, footer_of, paths_of
-from features.asof_times import to_moment
+from features.asof_times import GREATEST, to_moment
 from features.asof_view import Files, Rows, View, Wanted
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A run of rows: number of the first one, how many, and where they lie."""
+    """A run of rows: number of the first one, how many, where they lie; their greatest event time, if that is known."""
 
     first: int
     rows: int
     file: int
     groups: tuple[int, ...]
+    latest: int = GREATEST
 
 
 class Chunks(Protocol):
@@ -181,7 +182,11 @@ class ParquetChunks:
         first = 0
         for number, footer in enumerate(self._footers):
             wanted = footer.matching(window.timestamp, window.unit, window.earliest, window.latest, window.keys or {})
-            found += _runs(footer, wanted, number, first)
+            known = footer.limits(window.timestamp, window.unit)
+            found += [
+                run if known is None else replace(run, latest=int(known[1][list(run.groups)].max()))
+                for run in _runs(footer, wanted, number, first)
+            ]
             first += footer.total
         return found
 

@@ -57,6 +57,7 @@ class Seats:
         self.codes: Ints = codes[self.rows]  # the key of each seat
         self._bounds: Ints = np.searchsorted(self.codes, np.arange(count + 1))  # where each key's seats begin
         self.begins: Ints = self._bounds[self.codes]  # for each seat, where those of its key begin
+        self._alone = bool((np.diff(self._bounds) == 1).all())  # each key has one seat
         self.earliest = int(self.moment.min()) if len(rows) else 0
         self.latest = int(self.moment.max()) if len(rows) else 0
 
@@ -83,6 +84,9 @@ class Seats:
         if len(low) == 1:
             found = np.searchsorted(self.moment, visible)
             return np.where(found < len(self), found, NONE)
+        if self._alone:
+            found = low[codes]
+            return np.where(visible <= self.moment[found], found, NONE)
         ends = high[codes]
         if NARROW_ROWS_MIN * len(low) <= len(codes):
             # Rows come mostly in the order of time: of each key only the seats within these rows' time are in question.
@@ -173,6 +177,10 @@ class Best:
             if self._created is None:
                 self._created = np.full(len(self.row), LEAST, dtype=np.int64)
             self._created[seats] = created
+
+    def decided(self, latest: int) -> bool:
+        """Whether rows of event times up to `latest` change nothing any more: every seat was offered a newer one."""
+        return bool((self.row != NONE).all() and (self._time > latest).all())
 
     def settled(self) -> tuple[Ints, Ints]:
         """For each seat the row that is known at its moment, NONE where none is, and that row's event time."""

@@ -120,8 +120,19 @@ def test_join_finds_what_a_search_through_all_rows_finds(
         assert found[f"{view.name}__place"].to_pylist() == expected
 
 
+at_one_moment = st.tuples(entity_rows, seconds).map(
+    lambda drawn: [{**row, "event_timestamp": drawn[1]} for row in drawn[0]]
+)
+
+
 @fewer
-@given(rows=source_rows, entities=entity_rows, shape=shapes, cut=st.integers(0, 30), by_moment=st.booleans())
+@given(
+    rows=source_rows,
+    entities=st.one_of(entity_rows, at_one_moment),
+    shape=shapes,
+    cut=st.integers(0, 30),
+    by_moment=st.booleans(),
+)
 @pytest.mark.usefixtures("small")
 def test_join_streams_files_and_what_does_not_fit_in_memory(
     tmp_path_factory: pytest.TempPathFactory,
