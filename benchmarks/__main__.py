@@ -29,7 +29,7 @@ def main() -> int:
         for name, line in found.items():
             print(f"  {name:<10} {line}")
         return 0
-    name = sys.argv[1]
+    name = sys.argv[1].replace("-", "_")
     if name not in found:
         print(f"benchmark: there is none named {name!r}: choose one of {', '.join(found)}", file=sys.stderr)
         return 2

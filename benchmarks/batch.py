@@ -61,10 +61,16 @@ GATES = ("gate_features", "gate_predictions")
 
 
 class Job:
-    """The batch steps of one world, run after run, as the tasks of its DAG call them."""
+    """The batch steps of one world, run after run, as the tasks of its DAG call them.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    Args:
+        rows: that a run comes to; default: a row for each cell of the world's grid.
+        scoring: the method of `Scorer` that they are scored by.
+    """
+
+    def __init__(self, world: World, *, rows: int | None = None, scoring: str = "score") -> None:
+        self._world, self._scoring = world, scoring
+        self._rows = world.grid.cells if rows is None else rows
         self._runs = 0
 
     def run(self, cutoff: datetime | None = None, *, anew: bool = True) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class Job:
         pipeline, settings = self._world.pipeline, self._world.settings
         self._runs += 1
         rows, began, used = 0, time.perf_counter(), time.process_time()
-        with Stopwatch({"scoring": (Scorer, "score")}) as inside:
+        with Stopwatch({"scoring": (Scorer, self._scoring)}) as inside:
             made = plan(
                 pipeline,
                 settings,
@@ -98,7 +104,7 @@ class Job:
             published = publish(pipeline, settings, made, now=utc_now())
         whole, used = time.perf_counter() - began, time.process_time() - used
         clean_up(pipeline, settings, made)
-        cells = self._world.grid.cells
+        cells = self._rows
         if published.state != "current" or published.rows != cells or (anew and rows != cells):
             raise StackError(f"the run came to {published.state} with {rows} rows: see what it logged")
         stages = self._stages(made.generation, inside.seconds["scoring"])

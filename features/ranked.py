@@ -101,7 +101,6 @@ def entities_of(pipeline: Pipeline, table: pa.Table, items: Items, moments: Whol
         moments: that each row is to speak as of, microseconds since 1970.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     keys = pa.array(items.keys, pa.string())
     lists: dict[str, Ragged] = {}
@@ -113,11 +112,7 @@ def entities_of(pipeline: Pipeline, table: pa.Table, items: Items, moments: Whol
         if not _is_list(column.type):
             columns[name] = column.to_numpy(zero_copy_only=False)
             continue
-        found = ragged_of(column)
-        if found.values.dtype == object:
-            places = pc.index_in(pa.array(found.values, pa.string()), value_set=keys).fill_null(-1)
-            found = Ragged(np.asarray(places.to_numpy(), np.int32), found.offsets)
-        lists[name] = found
+        lists[name] = ragged_of(column, among=keys)
     return rankable.entities_of(pipeline, _one(table[pipeline.entity]).to_pylist(), moments, columns, lists)
 
 
@@ -182,14 +177,20 @@ def taken_between(pipeline: Pipeline, settings: Settings, start: datetime, end: 
     )
 
 
-def ragged_of(column: pa.Array) -> Ragged:
-    """An Arrow column of lists; a null is an empty one."""
+def ragged_of(column: pa.Array, among: pa.Array | None = None) -> Ragged:
+    """An Arrow column of lists; a null is an empty one.
+
+    Args:
+        among: texts become their places among these, int32, -1 for what is not there; None leaves texts.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = pc.list_flatten(column)
     plain = values.type in (pa.string(), pa.large_string())
+    if plain and among is not None:
+        values, plain = pc.fill_null(pc.index_in(values.cast(pa.string()), value_set=among), -1), False
     return Ragged(values.to_numpy(zero_copy_only=False) if plain else values.to_numpy(), offsets_of(lengths))
 
 
