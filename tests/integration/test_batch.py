@@ -30,7 +30,7 @@ from tests.acceptance.tiny_weather import weather as tiny
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
 NOW = datetime(2026, 3, 10, 12, 30, tzinfo=UTC)
-WEATHER = replace(tiny, coverage_min=0.8)
+WEATHER = replace(tiny, coverage_min=0.8, training=replace(tiny.training, challenger=None))
 
 
 @pytest.fixture(scope="module")
