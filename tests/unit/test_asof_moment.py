@@ -39,7 +39,7 @@ def test_of_one_moment_older_row_groups_are_read_for_those_alone_who_are_not_in_
         features={"x": "x"},
     )
 
-    def found(*keys: int) -> list[int]:
+    def found(*keys: int) -> object:
         moments = pa.array([BEGAN + timedelta(hours=4)] * len(keys), STAMP)
         return join(pa.table({"k": keys, "event_timestamp": moments}), [view])["x"].to_pylist()
 
