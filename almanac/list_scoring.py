@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.errors import PredictionError
 from almanac.ranked import RankedList
 from almanac.ranking import Entities, Items, Lists, candidates, matrix, top
 from almanac.ranking_declared import Ranking
@@ -44,6 +45,16 @@ def rank(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> 
     columns = {name: made[:, at] for at, name in enumerate(scorer.inputs)}
     scores = scorer.score(columns)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
     return ranked(top(scores, pairs, ranking.kept), items, ranking.attributes)
+
+
+def rank_each(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> list[RankedList | PredictionError]:
+    """The same; if the model answers NaN for some, one by one, so that only those have an error in place of a list."""
+    try:
+        return list(rank(entities, items, scorer, ranking))
+    except PredictionError as error:
+        if len(entities) == 1:
+            return [error]
+    return [one for at in range(len(entities)) for one in rank_each(entities.part(at, at + 1), items, scorer, ranking)]
 
 
 def ranked(lists: Lists, items: Items, attributes: tuple[str, ...]) -> list[RankedList]:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from almanac.errors import DeclarationError, FeatureError
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
-from almanac.ranking import Items
 from almanac.settings import Settings
 from features.materialize_watermarks import token_key
 from features.online import OnlineFeatures, open_redis, redis_errors
-from features.rankable import history_rows, items_in_question, need_items
+from features.rankable import Range, history_rows, items_in_question, need_items
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +67,7 @@ class OnlineHistories:
         self._need_filled([entity for entity, row in held.items() if row is None])
         return held
 
-    def items(self, histories: Ragged, at: datetime) -> Items:
+    def items(self, histories: Ragged, at: datetime) -> Range:
         """The items that lists of these entities may hold, and those by which they are chosen.
 
         Args:

@@ -8,6 +8,7 @@ an entity's candidate items are its own, neighbours of the newest of these, and 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,26 @@ from almanac.ranking import NEIGHBOURS_MAX as SEED_NEIGHBOURS_MAX
 from almanac.ranking_rows import ANY_ITEM, NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items
 from features.interactions import HISTORY as HISTORY_COLUMNS
 from features.interactions import empty_history, windows_at
-from features.online_reading import PRESENT, Features
+from features.online_reading import NEVER, PRESENT, Features
 
-Asking = Generator[list[str], Features, Items]
+
+@dataclass(frozen=True)
+class Range:
+    """The items in question, and how new they are.
+
+    Args:
+        at: microseconds since 1970 of what is newest of them: of what stands for any item, if it is there.
+    """
+
+    items: Items
+    at: int
+
+    def moments(self, histories: Wholes) -> Wholes:
+        """The moments that lists speak as of: of an entity's newest event, or of the items, if these are newer."""
+        return np.maximum(histories, self.at)
+
+
+Asking = Generator[list[str], Features, Range]
 """Gives keys of items, is sent their features in the same order, and in the end returns the items."""
 
 
@@ -115,7 +133,7 @@ def items_in_question(histories: Ragged) -> Asking:
     more = [key for key in wanted if key not in rows.known]
     if more:
         rows.add(more, (yield more))
-    return rows.items()
+    return Range(rows.items(), rows.newest())
 
 
 class _Rows:
@@ -156,6 +174,17 @@ class _Rows:
         }
         return Items.of(keys, columns, {name: self._list(name, rows) for name in (NEIGHBOURS, NEIGHBOUR_WEIGHTS)})
 
+    def newest(self) -> int:
+        """The newest event time of what stands for any item; of no such row, of all there are."""
+        found = [
+            np.where(view.status == PRESENT, view.times, NEVER)[:1] if answer == 0 else view.times[:0]
+            for answer, (_, features) in enumerate(self._answers)
+            for view in features.views
+        ]
+        of_any = int(np.concatenate(found).max(initial=NEVER))
+        every = [view.times[view.status == PRESENT] for _, features in self._answers for view in features.views]
+        return of_any if of_any > NEVER else int(np.concatenate(every).max(initial=NEVER))
+
     def _list(self, name: str, rows: Sequence[np.ndarray[Any, Any]]) -> Ragged:
         held = [
             found.lists[name].values[found.lists[name].offsets[at] : found.lists[name].offsets[at + 1]]
@@ -165,12 +194,12 @@ class _Rows:
         return Ragged.of(held, object if name == NEIGHBOURS else np.float32)
 
 
-def need_items(items: Items, service: str) -> Items:
-    """The same, if there are any.
+def need_items(found: Range, service: str) -> Range:
+    """The same, if there are any items.
 
     Raises:
         FeatureError: there is no item at all: the store was emptied, or not filled yet.
     """
-    if not items.keys:
+    if not found.items.keys:
         raise FeatureError(f"the online store has no items of {service}: run the pipeline's DAG, or wait for it")
-    return items
+    return found

@@ -1,7 +1,8 @@
 """Folding: steps 3 and 4 where events carry lines: an entity's state is what its events amount to.
 
     3 read   the histories of the batch's entities: this worker's own rows first, then the online store
-    4 fold   each event into its entity's history, in offset order; rank as of the newest event in it
+    4 fold   each event into its entity's history, in offset order; rank as of the newest event in it, or of the
+             items, if these are newer
 
 What keeps a history right:
 - one worker reads an entity's events, for the key decides their partition;
@@ -28,17 +29,17 @@ from confluent_kafka import Message
 
 from almanac.errors import DeclarationError, EventError, PredictionError, Unavailable
 from almanac.interactions import Interactions
-from almanac.list_scoring import Scores, rank
+from almanac.list_scoring import Scores, rank_each
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
 from almanac.ranked import RankedList
-from almanac.ranking import HISTORY, Entities, Items
+from almanac.ranking import HISTORY
 from almanac.settings import Settings
 from features.interactions_fold import Event as Basket
 from features.interactions_fold import advance
 from features.online_reading import micros_of
-from features.rankable import entities_of, history_lists, placed
+from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied
 from streaming.connection import kafka_errors
@@ -63,7 +64,7 @@ class Histories(Protocol):
         """Each entity's history, the moment of its newest event and when it was made; None of one that is new."""
         ...
 
-    def items(self, histories: Ragged, at: datetime) -> Items:
+    def items(self, histories: Ragged, at: datetime) -> Range:
         """The items that lists of entities with these own items may hold."""
         ...
 
@@ -166,12 +167,12 @@ class Folding:
             except EventError as error:
                 done.refused.append((origin, error))
         predictions = []
-        for (origin, event, folded), outcome in zip(done.folded, self._ranked(done, scorer, now), strict=True):
+        for (origin, event, _), (moment, outcome) in zip(done.folded, self._ranked(done, scorer, now), strict=True):
             if isinstance(outcome, PredictionError):
                 done.refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
             elif outcome.items:
                 values = {self._pipeline.output_names[0]: outcome}
-                as_of = _EPOCH + timedelta(microseconds=folded.at)
+                as_of = _EPOCH + timedelta(microseconds=moment)
                 made_of = (self._pipeline, origin, event)
                 predictions.append(prediction_record(*made_of, values, model, now, as_of=as_of))
         refused = {id(origin) for origin, _ in done.refused}
@@ -284,26 +285,18 @@ class Folding:
             raise EventError("no-lines", f"{declared.name} has nothing but what is free or no item: nothing to learn")
         return Basket(entity=str(event.entity), at=micros_of(event.observed_at), lines=tuple(lines))
 
-    def _ranked(self, done: _Batch, scorer: Scores, now: datetime) -> list[RankedList | PredictionError]:
-        """A list for each event that was folded in, as of the newest event of its history."""
+    def _ranked(self, done: _Batch, scorer: Scores, now: datetime) -> list[tuple[int, RankedList | PredictionError]]:
+        """For each event that was folded in a moment, and a list as of it."""
         if not done.folded:
             return []
         rows = [folded for _, _, folded in done.folded]
         columns, lists = history_lists([folded.row for folded in rows])
-        items = self._opened().items(lists[HISTORY], now)
-        moments = np.array([folded.at for folded in rows], np.int64)
+        found = self._opened().items(lists[HISTORY], now)
+        moments = found.moments(np.array([folded.at for folded in rows], np.int64))
         keys = [event.entity for _, event, _ in done.folded]
-        entities = placed(entities_of(self._pipeline, keys, moments, columns, lists), items)
-        return self._each(entities, items, scorer)
-
-    def _each(self, entities: Entities, items: Items, scorer: Scores) -> list[RankedList | PredictionError]:
-        """All at once; if the model answers NaN for some, one by one, so that only those are refused."""
-        try:
-            return list(rank(entities, items, scorer, self._ranking))
-        except PredictionError as error:
-            if len(entities) == 1:
-                return [error]
-        return [one for at in range(len(entities)) for one in self._each(entities.part(at, at + 1), items, scorer)]
+        entities = placed(entities_of(self._pipeline, keys, moments, columns, lists), found.items)
+        outcomes = rank_each(entities, found.items, scorer, self._ranking)
+        return list(zip(moments.tolist(), outcomes, strict=True))
 
 
 def _handled(

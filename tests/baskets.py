@@ -17,6 +17,7 @@ from almanac.ragged import Ragged
 from almanac.ranking import Items
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
+from features.rankable import Range
 from pipelines.shop import shop
 from streaming.publish import Outgoing
 
@@ -74,14 +75,15 @@ class HistoriesInMemory:
 
     def __init__(self, pipeline: Pipeline | None = None, settings: Settings | None = None) -> None:
         self.rows: dict[Any, tuple[dict[str, Any], int, int]] = {}
+        self.items_at = 0
 
     def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
         """As `OnlineHistories` does."""
         return {entity: self.rows.get(entity) for entity in entities}
 
-    def items(self, histories: Ragged, at: datetime) -> Items:
-        """All of them."""
-        return items()
+    def items(self, histories: Ragged, at: datetime) -> Range:
+        """All of them, older than any event."""
+        return Range(items(), self.items_at)
 
 
 def purchase(customer: str, lines: Sequence[tuple[str, float, float]], observed_at: datetime | None = None) -> Outgoing:

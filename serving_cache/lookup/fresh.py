@@ -19,10 +19,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from almanac import metrics
 from almanac.errors import AlmanacError
@@ -30,8 +30,9 @@ from almanac.ladder import Candidate, Compute, Terms, Unmade
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Fresh, Pipeline
 from almanac.steady import SystemClock
+from serving_cache.lookup.listing import listed
 from serving_cache.lookup.models import Models
-from serving_cache.lookup.online import OnlineFeatures
+from serving_cache.lookup.online import OnlineFeatures, Read
 from serving_cache.lookup.places import Guarded, PlaceDown, PlaceUnusable
 from serving_cache.lookup.predicting import Made, Question, predict
 from serving_cache.lookup.write_back import WriteBack
@@ -227,20 +228,26 @@ class FreshComputation:
 
     async def _computed(self, job: _Job, scorer: Scorer) -> tuple[dict[EntityKey, Made], list[OverlayRecord]]:
         """Steps 4 and 5."""
-        entities = list(job.wishes)
+        asked = Question(job.pipeline, job.wishes, job.terms, self._clock.now().now)
         try:
-            read = await self._online.ask(
-                self._online.place.read(job.pipeline.features, entities), len(entities)
-            )  # step 4
+            if job.pipeline.ranking is not None:
+                found = await listed(asked, scorer, scorer.model_id, self._ask, self._away)
+            else:
+                read = await self._ask(job.pipeline.features, list(job.wishes))  # step 4
+                asked = replace(asked, now=self._clock.now().now)
+                found = await self._away(predict, asked, read.reader, read.rows, scorer)  # step 5
         except PlaceDown as error:
             return _told(job, Unmade(reason=str(error), passing=True), "failed"), []
         except PlaceUnusable as error:
             return _told(job, Unmade(reason=str(error)), "failed"), []
-        asked = Question(job.pipeline, job.wishes, job.terms, self._clock.now().now)
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, predict, asked, read.reader, read.rows, scorer)  # step 5
         made = {entity: one for entity, one in found.items() if isinstance(one, Candidate)}
         return found, [record_of(entity, candidate) for entity, candidate in made.items()]
+
+    async def _ask(self, service: str, keys: Sequence[Any]) -> Read:
+        return await self._online.ask(self._online.place.read(service, keys), len(keys))
+
+    async def _away(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
 def _told(job: _Job, why: Unmade, outcome: str) -> dict[EntityKey, Made]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almanac.clock import format_time
 from almanac.errors import DeclarationError, Unavailable
 from almanac.settings import load_settings
 from features.interactions_fold import Event as Basket
@@ -172,9 +173,14 @@ def test_a_late_event_is_folded_at_its_place_and_ranks_as_of_the_newest() -> Non
     assert row.row["bought_items"] == [RANGE[0], RANGE[1]]
     assert row.at == micros_of(at(10))
     assert row.created > worker.topic[0].folded.created  # type: ignore[union-attr]
-    assert json.loads(done.predictions[0].value or b"")["as_of"] == json.loads(
-        json.dumps(at(10).isoformat().replace("+00:00", "Z"))
-    )
+    assert json.loads(done.predictions[0].value or b"")["as_of"] == format_time(at(10))
+
+
+def test_items_that_are_newer_than_the_newest_event_say_what_a_list_speaks_as_of() -> None:
+    worker = Worker()
+    worker.store.items_at = micros_of(at(30))
+    done = worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    assert json.loads(done.predictions[0].value or b"")["as_of"] == format_time(at(30))
 
 
 def test_an_event_that_a_history_holds_is_a_duplicate() -> None:

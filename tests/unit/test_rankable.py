@@ -20,7 +20,7 @@ from almanac.ranking_rows import ANY_ITEM, Items
 from features.interactions import DAY, HISTORY
 from features.interactions_fold import Event, advance
 from features.online_reading import MISSING, NEVER, PRESENT, Features, View, ViewRows
-from features.rankable import entities_of, history_lists, history_rows, items_in_question, need_items, placed
+from features.rankable import Range, entities_of, history_lists, history_rows, items_in_question, need_items, placed
 from pipelines.shop import shop
 
 ITEMS_COLUMNS = ("price", "available", "sold_30d")
@@ -82,7 +82,7 @@ def asked(world: Mapping[str, Row], histories: Ragged) -> tuple[Items, int]:
             questions += 1
             keys = asking.send(answer(world, keys))
     except StopIteration as end:
-        return end.value, questions
+        return end.value.items, questions
 
 
 def everything(world: Mapping[str, Row]) -> Items:
@@ -152,7 +152,7 @@ def test_a_history_is_read_back_as_it_was_and_an_absent_one_is_none() -> None:
 def test_an_empty_store_is_said() -> None:
     empty, _ = asked({}, Ragged.of([["i1"]], object))
     with pytest.raises(FeatureError, match="no items of items_v1"):
-        need_items(empty, "items_v1")
+        need_items(Range(empty, 0), "items_v1")
 
 
 def test_a_pipeline_without_interactions_is_ranked_by_its_columns_as_they_are() -> None:
