@@ -83,14 +83,14 @@ def refresh_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetim
         held = lines.bring_up(source, origin, cutoff)
         as_of = lines.newest(cutoff) or source.latest(cutoff)
         first_night = min(held.days) + DAY
-        if as_of.date() < first_night:
+        if cutoff.date() < first_night:
             raise SourceError(
                 f"features of {format_time(as_of)} need the lines of a whole day, but they begin at "
                 f"{format_time(source.earliest)} ({source.describe()}): ask for a later time"
             )
-        start = min(max((cutoff - window).date(), first_night), as_of.date())
+        start = max((cutoff - window).date(), first_night)
         files = _Files(pipeline, settings, lines, held, origin)
-        files.write_nights(start, as_of.date())
+        files.write_nights(start, cutoff.date())
         files.write_histories(start, as_of.date())
         keep_aside(source, folder / SET_ASIDE, origin)
     return Brought(as_of=as_of, clock_shift=source.clock_shift, files=files.written, rows=files.rows)
@@ -152,31 +152,37 @@ class _Files:
         self.written = self.rows = 0
 
     def write_nights(self, first: date, last: date) -> None:
-        """What is known of items at each midnight from one day to another, where it is absent or not of these lines."""
-        stats, together = self._views[self._declared.stats], self._views[self._declared.together]
-        beginning = min(self._held.days) + DAY
-        # What goes together on the first night was said at the last week's beginning.
-        weekly = max(first - timedelta(days=first.toordinal() % WEEK_DAYS), beginning)
-        wanted = sorted({weekly, *_days(first, last)})
-        absent = [day for day in wanted if not all(self._valid(day_file(v, day), day) for v in (stats, together))]
+        """What is known of items at each midnight from one day to another, where it is absent or not of these lines.
+
+        A night after a day without lines knows nothing new, and has no rows.
+        """
+        every = [day + DAY for day in sorted(self._held.days) if day < last]
+        weeks = dict(reversed([(night.toordinal() // WEEK_DAYS, night) for night in every]))
+        # What holds on the first day was said the night before it, and what goes together that week's first night.
+        start = max((night for night in every if night <= first), default=every[0])
+        wanted = sorted({weeks[start.toordinal() // WEEK_DAYS], *(night for night in every if night >= start)})
+        absent = [
+            night for night in wanted if not all(self._valid(day_file(v, night), night) for v in (stats, together))
+        ]
         if not absent:
             return
-        files = self._lines.files(_midnight(beginning) - DAY, _midnight(absent[-1]))
-        with nights(files, self._folder) as asked:
-            for day in absent:
-                self._write_night(asked, day, day == weekly or day.toordinal() % WEEK_DAYS == 0)
+        with nights(self._lines.files(_midnight(every[0]) - DAY, _midnight(absent[-1])), self._folder) as asked:
+            for night in absent:
+                self._write_night(asked, night, night in weeks.values())
 
-    def _write_night(self, asked: Nights, day: date, whole: bool) -> None:
+    def _write_night(self, asked: Nights, night: date, whole: bool) -> None:
         import pyarrow as pa
 
-        night = _midnight(day)
-        known = {"origin": self._origin, "lines": self._held.before(day)}
-        stats = asked.stats(night, self._declared)
+        midnight = _midnight(night)
+        known = {"origin": self._origin, "lines": self._held.before(night)}
+        stats = asked.stats(midnight, self._declared)
         popular = asked.popular(stats)
-        together = pa.concat_tables([popular, asked.together(night).cast(popular.schema)]) if whole else popular
+        together = pa.concat_tables([popular, asked.together(midnight).cast(popular.schema)]) if whole else popular
+        # As of the newest line that is in it: who knows the lines up to there knows this.
+        newest = asked.newest(midnight)
         for view, table in ((self._declared.together, together), (self._declared.stats, stats)):
-            moments = np.full(table.num_rows, micros(night))
-            self._write(view, day_file(self._views[view], day), self._rows(view, table, "item", moments), known)
+            rows = self._rows(view, table, "item", np.full(table.num_rows, newest))
+            self._write(view, day_file(self._views[view], night), rows, known)
 
     def _valid(self, path: Path, day: date) -> bool:
         known = metadata(path)

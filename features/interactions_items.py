@@ -84,6 +84,11 @@ class Nights:
         within = declared.available_for // timedelta(microseconds=1)
         return self._asked(query, [end, DAY, within])
 
+    def newest(self, night: datetime) -> int:
+        """The moment of the newest line before a midnight, microseconds since 1970."""
+        (row,) = self._asked("SELECT max(moment) AS newest FROM lines WHERE moment < $1", [micros(night)]).to_pylist()
+        return int(row["newest"])
+
     def popular(self, stats: pa.Table) -> pa.Table:
         """What goes together with any item: the one row of `ANY_ITEM`, with the columns of `TOGETHER`."""
         import pyarrow as pa
