@@ -161,9 +161,8 @@ class _Files:
         # What holds on the first day was said the night before it, and what goes together that week's first night.
         start = max((night for night in every if night <= first), default=every[0])
         wanted = sorted({weeks[start.toordinal() // WEEK_DAYS], *(night for night in every if night >= start)})
-        absent = [
-            night for night in wanted if not all(self._valid(day_file(v, night), night) for v in (stats, together))
-        ]
+        folders = [self._views[name] for name in (self._declared.stats, self._declared.together)]
+        absent = [night for night in wanted if not all(self._valid(day_file(f, night), night) for f in folders)]
         if not absent:
             return
         with nights(self._lines.files(_midnight(every[0]) - DAY, _midnight(absent[-1])), self._folder) as asked:
