@@ -1,11 +1,23 @@
 """Ten items for every customer of a shop, from what customers bought."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from almanac.challenger import Challenger
 from almanac.interactions import Columns
 from almanac.partitioning import Buckets
-from almanac.pipeline import Freshness, Interactions, Output, Pipeline, Ranking, Training, days, hours
+from almanac.pipeline import (
+    Fresh,
+    Freshness,
+    Interactions,
+    Lines,
+    Output,
+    Pipeline,
+    Ranking,
+    Stream,
+    Training,
+    days,
+    hours,
+)
 from almanac.ranking_declared import ANY_ITEM
 
 shop = Pipeline(
@@ -45,6 +57,11 @@ shop = Pipeline(
         learning_rate=0.06,
         challenger=Challenger(schedule="30 4 * * 1"),
     ),
+    stream=Stream(
+        topic="shop.purchases",
+        lines=Lines(item="item_id", values={"quantity": (-100_000, 100_000), "price": (0, 100_000)}),
+    ),
+    fresh=Fresh(deadline=timedelta(milliseconds=500)),
     default=ANY_ITEM,
     description="Items that a customer may want next, ranked.",
     tags=("shop", "customers"),
