@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ ENTITIES_MAX = 1 << 16
 """Entities at once. The numbers of an entity (16 bits), of an item (20) and of a source row (26) share a sort key, and
 so do those of an entity, a score (32) and a place (GROUPS_BITS)."""
 DAY_MICROSECONDS = 86_400_000_000
+
+MATRIX_ROWS = 2_048
+"""Rows of a matrix that are filled together, column by column: what a core's cache holds."""
 
 PAIR_COLUMNS = (
     "own_place",
@@ -123,39 +126,37 @@ def candidates(entities: Entities, items: Items, limits: Limits) -> Pairs:
     """
     if len(entities) > ENTITIES_MAX:
         raise FeatureError(f"{len(entities):,} entities at once are more than {ENTITIES_MAX:,}: give fewer")
-    history, times = aligned(entities.lists, HISTORY, HISTORY_TIMES, "entity", entities.keys)
-    _, counts = aligned(entities.lists, HISTORY, HISTORY_COUNTS, "entity", entities.keys)
-    owner, place, at = history.rows(HISTORY_MAX)
-    item = history.values[at].astype(np.int64)
-    known = item >= 0
-    owner, place, at, item = owner[known], place[known], at[known], item[known]
-    near = _near(owner, place, item, items)
-    popular = items.popular[items.popular >= 0][:POPULAR_MAX].astype(np.int64)
-    crowd = np.repeat(np.arange(len(entities)), len(popular))
-    sources = (
-        owner * len(items.keys) + item,
-        near[0] * len(items.keys) + near[1],
-        crowd * len(items.keys) + np.tile(popular, len(entities)),
-    )
-    keys, group = _grouped(sources)
-    found = _Groups(keys // max(len(items.keys), 1), keys % max(len(items.keys), 1))
-    own, closer, liked = np.split(group, np.cumsum([len(source) for source in sources])[:-1])
-    columns = {name: np.full(len(keys), -1 if name.endswith("_place") else 0, np.float32) for name in PAIR_COLUMNS}
+    span = max(len(items.keys), 1)
+    own = _own(entities)
+    near, liked = _others(entities, own, items)
+    usable = items.answerable(limits.available)
+    asked = [rows.where(usable[rows.item]) for rows in (own, near, liked)]
+    keys, group = _grouped([rows.owner * span + rows.item for rows in asked])
+    groups = np.split(group, np.cumsum([len(rows.item) for rows in asked])[:-1])
+    weight = np.bincount(groups[1], asked[1].weight, len(keys)).astype(np.float32)
+    prior = weight.copy()
     # Written backwards, so that of an item that comes twice in a list the first place stays.
-    back = slice(None, None, -1)
-    columns["own_place"][own[back]] = place[back]
-    columns["own_count"][own[back]] = counts.values[at][back]
-    since = (entities.moments[owner] - times.values[at]) / DAY_MICROSECONDS
-    columns["own_days"][own[back]] = np.maximum(since, 0)[back]
-    columns["near_weight"] = np.bincount(closer, near[3], len(keys)).astype(np.float32)
-    columns["near_count"] = np.bincount(closer, minlength=len(keys)).astype(np.float32)
-    columns["near_place"][closer[back]] = near[2][back]
-    columns["popular_place"][liked[back]] = np.tile(np.arange(len(popular)), len(entities))[back]
-    columns["price_to_own"] = _price_to_own(items, owner, item, found, len(entities))
-    usable = items.answerable(limits.available)[found.item]
-    for name in limits.leave_out:
-        usable &= ~_among(keys, entities, name, len(items.keys))
-    return _kept(found, columns, usable, len(entities), limits.candidates_max)
+    for which, most, half in ((0, OWN_PRIOR, OWN_HALF), (2, POPULAR_PRIOR, POPULAR_HALF)):
+        at, place = groups[which][::-1], asked[which].place[::-1].astype(np.float32)
+        prior[at] = prior[at] + np.float32(most) / (1 + place / np.float32(half))
+    chosen = np.flatnonzero(_allowed(keys, entities, limits.leave_out, span))
+    entity = keys[chosen] // span
+    offsets = offsets_of(np.bincount(entity, minlength=len(entities)))
+    kept = np.sort(chosen[_best(prior[chosen], entity, offsets, limits.candidates_max)])
+    slot = np.full(len(keys), -1, np.int64)
+    slot[kept] = np.arange(len(kept))
+    pairs = Pairs(
+        offsets_of(np.minimum(np.diff(offsets), limits.candidates_max)),
+        keys[kept] // span,
+        (keys[kept] % span).astype(np.int32),
+        {name: np.full(len(kept), -1 if name.endswith("_place") else 0, np.float32) for name in PAIR_COLUMNS},
+    )
+    slots = [slot[part] for part in groups]
+    placed = [rows.where(found >= 0) for rows, found in zip(asked, slots, strict=True)]
+    _describe(pairs, entities, placed, [found[found >= 0] for found in slots])
+    pairs.columns["near_weight"][:] = weight[kept]
+    pairs.columns["price_to_own"][:] = _price_to_own(items, own, pairs, len(entities))
+    return pairs
 
 
 def matrix(entities: Entities, items: Items, pairs: Pairs, inputs: Sequence[str]) -> Floats:
@@ -167,21 +168,27 @@ def matrix(entities: Entities, items: Items, pairs: Pairs, inputs: Sequence[str]
     Raises:
         FeatureError: a column is nobody's, or both an entity's and an item's.
     """
-    made = np.empty((len(pairs), len(inputs)), np.float32)
-    for index, name in enumerate(inputs):
+    every = np.arange(len(pairs))
+    sources: list[tuple[Floats, NDArray[Any]]] = []
+    for name in inputs:
         if name in pairs.columns:
-            made[:, index] = pairs.columns[name]
+            sources.append((pairs.columns[name], every))
         elif name in items.columns and name in entities.columns:
             raise FeatureError(f"column {name} is both an entity's and an item's: rename it in one of the views")
         elif name in items.columns:
-            made[:, index] = items.columns[name][pairs.item_index]
+            sources.append((items.columns[name], pairs.item_index))
         elif name in entities.columns:
-            made[:, index] = entities.columns[name][pairs.entity_index]
+            sources.append((entities.columns[name], pairs.entity_index))
         else:
             raise FeatureError(
                 f"the model's input {name} is no column of the entity, the item or the pair: "
                 "retrieve it, or train on the features there are"
             )
+    made = np.empty((len(pairs), len(inputs)), np.float32)
+    for start in range(0, len(pairs), MATRIX_ROWS):
+        rows = slice(start, start + MATRIX_ROWS)
+        for index, (values, place) in enumerate(sources):
+            made[rows, index] = values[place[rows]]
     return made
 
 
@@ -202,61 +209,95 @@ def top(scores: Floats, pairs: Pairs, kept: int) -> Lists:
 
 
 @dataclass(frozen=True, eq=False)
-class _Groups:
-    """Pairs in question, in the order of entity and item."""
+class _Rows:
+    """Why an item is in question for an entity: it is in a list of the entity, or of one of its items.
 
-    entity: Wholes
+    Args:
+        owner, item: int64 (rows,).
+        place: in the entity's own history, or in what is popular; int64.
+        at: place among the values of all histories; int64, empty where there is none.
+        weight: as a neighbour; float32, empty where there is none.
+    """
+
+    owner: Wholes
     item: Wholes
+    place: Wholes
+    at: Wholes
+    weight: Floats
+
+    def where(self, kept: NDArray[np.bool_]) -> _Rows:
+        """Some of the rows."""
+        if kept.all():
+            return self
+        parts = (self.owner, self.item, self.place, self.at, self.weight)
+        owner, item, place, at, weight = (part[kept] if len(part) else part for part in parts)
+        return _Rows(owner, item, place, at, weight)
 
 
-def _near(owner: Wholes, place: Wholes, item: Wholes, items: Items) -> tuple[Wholes, Wholes, Wholes, Floats]:
-    """Neighbours of each entity's newest items: entity, item, place of the newest item, and weight."""
-    seeds = place < SEEDS_MAX
-    owner, place, item = owner[seeds], place[seeds], item[seeds]
-    row, at = picked(items.neighbours, item, NEIGHBOURS_MAX)
-    known = at.values >= 0
-    _, weights = picked(items.weights, item, NEIGHBOURS_MAX)
-    return owner[row][known], at.values[known].astype(np.int64), place[row][known], weights.values[known]
+_NO_PLACES, _NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def _price_to_own(items: Items, owner: Wholes, item: Wholes, found: _Groups, entities: int) -> Floats:
+def _own(entities: Entities) -> _Rows:
+    """The items of each entity's history that are known."""
+    history, _ = aligned(entities.lists, HISTORY, HISTORY_TIMES, "entity", entities.keys)
+    aligned(entities.lists, HISTORY, HISTORY_COUNTS, "entity", entities.keys)
+    owner, place, at = history.rows(HISTORY_MAX)
+    item = history.values[at].astype(np.int64)
+    return _Rows(owner, item, place, at, _NO_WEIGHTS).where(item >= 0)
+
+
+def _others(entities: Entities, own: _Rows, items: Items) -> tuple[_Rows, _Rows]:
+    """Neighbours of each entity's newest items, with the places of these; and what is popular."""
+    seeds = own.where(own.place < SEEDS_MAX)
+    row, found = picked(items.neighbours, seeds.item, NEIGHBOURS_MAX)
+    _, weights = picked(items.weights, seeds.item, NEIGHBOURS_MAX)
+    near = _Rows(seeds.owner[row], found.values.astype(np.int64), seeds.place[row], _NO_PLACES, weights.values)
+    popular = items.popular[:POPULAR_MAX].astype(np.int64)
+    number = len(entities)
+    owner = np.repeat(np.arange(number), len(popular))
+    place = np.tile(np.arange(len(popular)), number)
+    liked = _Rows(owner, np.tile(popular, number), place, _NO_PLACES, _NO_WEIGHTS)
+    return near.where(near.item >= 0), liked.where(liked.item >= 0)
+
+
+def _describe(pairs: Pairs, entities: Entities, rows: Sequence[_Rows], slots: Sequence[Wholes]) -> None:
+    """What the rows say of their pairs, whose places are `slots`; written backwards, as the first place counts."""
+    columns, back = pairs.columns, slice(None, None, -1)
+    own, near, liked = rows
+    columns["own_place"][slots[0][back]] = own.place[back]
+    columns["own_count"][slots[0][back]] = entities.lists[HISTORY_COUNTS].values[own.at][back]
+    since = (entities.moments[own.owner] - entities.lists[HISTORY_TIMES].values[own.at]) / DAY_MICROSECONDS
+    columns["own_days"][slots[0][back]] = np.maximum(since, 0)[back]
+    columns["near_count"][:] = np.bincount(slots[1], minlength=len(pairs))
+    columns["near_place"][slots[1][back]] = near.place[back]
+    columns["popular_place"][slots[2][back]] = liked.place[back]
+
+
+def _price_to_own(items: Items, own: _Rows, pairs: Pairs, entities: int) -> Floats:
     """The item's price over the mean price of the entity's items; 0 where either is not known."""
     prices = items.columns.get(PRICE)
     if prices is None:
-        return np.zeros(len(found.item), np.float32)
+        return np.zeros(len(pairs), np.float32)
     clean = np.where(np.isfinite(prices) & (prices > 0), prices, 0)
-    own = clean[item]
-    total = np.bincount(owner, own, entities)
-    number = np.bincount(owner, own > 0, entities)
-    mean = np.divide(total, number, out=np.zeros(entities), where=number > 0)[found.entity]
-    return np.divide(clean[found.item], mean, out=np.zeros(len(mean)), where=mean > 0).astype(np.float32)
+    mine = clean[own.item]
+    total = np.bincount(own.owner, mine, entities)
+    number = np.bincount(own.owner, mine > 0, entities)
+    mean = np.divide(total, number, out=np.zeros(entities), where=number > 0)[pairs.entity_index]
+    return np.divide(clean[pairs.item_index], mean, out=np.zeros(len(mean)), where=mean > 0).astype(np.float32)
 
 
-def _among(keys: Wholes, entities: Entities, name: str, items: int) -> NDArray[np.bool_]:
-    """Which pairs have an item of the entity's list `name`."""
-    values = list_of(entities.lists, name, "entity")
-    owner = np.repeat(np.arange(len(values)), values.lengths)
-    known = values.values >= 0
-    return np.isin(keys, owner[known] * items + values.values[known])
-
-
-def _kept(found: _Groups, columns: Mapping[str, Floats], usable: NDArray[np.bool_], entities: int, most: int) -> Pairs:
-    """Of the usable pairs of each entity the best by what is known beforehand, in the order of entity and item."""
-    chosen = np.flatnonzero(usable)
-    entity = found.entity[chosen]
-    own, liked = columns["own_place"][chosen], columns["popular_place"][chosen]
-    prior = columns["near_weight"][chosen].astype(np.float32)
-    prior += np.where(own >= 0, np.float32(OWN_PRIOR) / (1 + own / np.float32(OWN_HALF)), np.float32(0))
-    prior += np.where(liked >= 0, np.float32(POPULAR_PRIOR) / (1 + liked / np.float32(POPULAR_HALF)), np.float32(0))
-    offsets = offsets_of(np.bincount(entity, minlength=entities))
-    best = np.sort(chosen[_best(prior, entity, offsets, most)])
-    counts = np.minimum(np.diff(offsets), most)
-    return Pairs(
-        offsets_of(counts),
-        found.entity[best],
-        found.item[best].astype(np.int32),
-        {name: values[best] for name, values in columns.items()},
-    )
+def _allowed(keys: Wholes, entities: Entities, leave_out: Sequence[str], span: int) -> NDArray[np.bool_]:
+    """Which pairs have an item that is in none of the entity's lists that are left out."""
+    allowed = np.ones(len(keys), np.bool_)
+    for name in leave_out:
+        values = list_of(entities.lists, name, "entity")
+        owner = np.repeat(np.arange(len(values)), values.lengths)
+        known = values.values >= 0
+        out = owner[known] * span + values.values[known]
+        at = np.searchsorted(keys, out)
+        inside = at < len(keys)
+        allowed[at[inside][keys[at[inside]] == out[inside]]] = False
+    return allowed
 
 
 def _best(scores: Floats, entity: Wholes, offsets: Wholes, most: int) -> Wholes:
