@@ -46,6 +46,7 @@ def declared() -> dict[str, set[str]]:
 
 
 DECLARED = declared()
+METRIC = re.compile(r"\balmanac_\w+")
 
 
 def rules() -> list[dict[str, Any]]:
@@ -157,6 +158,13 @@ def test_alerts_have_names_of_their_own_and_no_section_is_left_over() -> None:
     assert len(set(names)) == len(names)
     described = {name for name in sections_of(ROOT / "docs" / "operations.md") if name.startswith("almanac")}
     assert described == {name.lower() for name in names}
+
+
+def test_what_alerts_are_about_is_on_the_dashboard() -> None:
+    shown = {name for panel in panels() for t in panel.get("targets", []) for name in METRIC.findall(t["expr"])}
+    watched = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
+    assert "almanac_generation_unusual" in watched
+    assert not watched - shown
 
 
 def test_the_monitors_own_alert_has_the_same_name_and_section() -> None:

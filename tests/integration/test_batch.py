@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from almanac.blocks import decode
-from almanac.errors import DataError, GateError, Superseded, UnknownModel, UsageError
+from almanac.errors import DataError, GateError, ModelError, Superseded, UnknownModel, UsageError
 from almanac.pipeline import Gate, Pipeline
 from almanac.registry import Registry
 from almanac.scoring import Scorer
@@ -238,6 +239,30 @@ def test_an_unknown_alias_stops_before_anything_is_written(at: Settings) -> None
         plan(replace(WEATHER, model="weather@shadow"), at, run_key="no model", cutoff=NOW, now=NOW)
     with PostgresStore(at.need("postgres_url")) as store:
         assert "no model" not in {g.run_key for g in store.generations(WEATHER.name)}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its file alone", "with its manifest"])
+def test_a_model_that_changed_between_plan_and_publish_is_not_published(at: Settings, whole: bool) -> None:
+    made = scored(at, f"model changed {whole}", NOW, judged_otherwise(407.0 + whole))
+    with PostgresStore(at.need("postgres_url")) as store:
+        before = store.pointer(WEATHER.name)
+    folder = Registry(at.models_dir).resolve(WEATHER.model).path
+    model, manifest = folder / "model.onnx", folder / "manifest.json"
+    kept = model.read_bytes(), manifest.read_bytes()
+    other = kept[0] + b"\x32\x00"  # an empty metadata field more: it loads, and is another file
+    try:
+        model.write_bytes(other)
+        if whole:
+            digests = [hashlib.sha256(data).hexdigest().encode() for data in (kept[0], other)]
+            manifest.write_bytes(kept[1].replace(*digests))
+        with pytest.raises(ModelError, match=rf"generation {made.generation} of .*the current generation stays"):
+            publish(WEATHER, at, made, now=NOW)
+    finally:
+        model.write_bytes(kept[0])
+        manifest.write_bytes(kept[1])
+    with PostgresStore(at.need("postgres_url")) as store:
+        assert store.pointer(WEATHER.name) == before
+    assert publish(WEATHER, at, made, now=NOW).state == State.CURRENT  # it is as it was planned again
 
 
 def test_a_run_for_the_future_is_refused() -> None:
