@@ -92,7 +92,7 @@ def refresh_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetim
         files = _Files(pipeline, settings, lines, held, origin)
         files.write_nights(start, cutoff.date())
         files.write_histories(start, as_of.date())
-        keep_aside(source, folder / SET_ASIDE, origin)
+        keep_aside(source, folder / SET_ASIDE)
     return Brought(as_of=as_of, clock_shift=source.clock_shift, files=files.written, rows=files.rows)
 
 
@@ -116,21 +116,23 @@ def origin_of(source: LineSource, declared: Interactions) -> str:
     return digest.hexdigest()
 
 
-def keep_aside(source: LineSource, folder: Path, origin: str) -> None:
+def keep_aside(source: LineSource, folder: Path) -> None:
     """Write the rows that were set aside and their counts, where somebody may look at them; once for each source."""
     import pyarrow.parquet as pq
 
-    rows, counts = source.rows, folder / "counts.json"
-    if rows is None or (counts.exists() and json.loads(counts.read_text()).get("origin") == origin):
+    rows, counts, aside = source.rows, folder / "counts.json", dict(source.set_aside)
+    if rows is None:
+        return
+    found = {"source": source.describe(), "rows": rows, "lines": rows - sum(aside.values()), "set_aside": aside}
+    text = json.dumps({**found, "identity": source.identity}, indent=1) + "\n"
+    if counts.exists() and counts.read_text() == text:
         return
     table = source.kept_aside()
     if table is not None:
         with replacing(folder / "rows.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    aside = dict(source.set_aside)
-    found = {"source": source.describe(), "rows": rows, "lines": rows - sum(aside.values()), "set_aside": aside}
     with replacing(counts) as temporary:
-        temporary.write_text(json.dumps({**found, "origin": origin}, indent=1) + "\n")
+        temporary.write_text(text)
 
 
 class _Files:

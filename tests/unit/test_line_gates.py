@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from almanac.errors import DeclarationError, SourceError
 from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import load_settings
+from features.cli import described_source
 from features.sources.gates import REASONS, normalised, pass_gates
 from features.sources.lines import open_lines
 from pipelines.shop import shop
+from pipelines.weather import weather
 
 REAL = Path(os.environ.get("ALMANAC_DATA", "")) / "online-retail.parquet"
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -140,6 +143,23 @@ def test_a_file_is_replayed_up_to_now_with_its_zone_and_whole_hours(tmp_path: Pa
     assert "replayed with the clock shifted" in source.describe()
     with pytest.raises(SourceError, match="has nothing at or before"):
         source.latest(NOON - timedelta(days=400))
+
+
+def test_what_was_set_aside_is_printed_and_kept_for_whoever_looks(
+    tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALMANAC_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("ALMANAC_SOURCE_DATA", f"shop={written}")
+    found = described_source(shop, load_settings())
+    assert (found["rows"], found["lines"], found["set_aside"]["bad-entity"]) == (3, 2, 1)
+    (row,) = pq.ParquetFile(Path(found["kept"]) / "rows.parquet").read().to_pylist()
+    assert (row["CustomerID"], row["reason"]) == (17850.5, "bad-entity")
+    assert json.loads((Path(found["kept"]) / "counts.json").read_text())["set_aside"] == found["set_aside"]
+    monkeypatch.setenv("ALMANAC_SOURCE_DATA", "")
+    assert described_source(shop, load_settings())["rows"] is None
+    assert "simulated atmosphere" in described_source(weather, load_settings())["source"]
+    with pytest.raises(DeclarationError, match="declares no source"):
+        described_source(replace(shop, source=None), load_settings())
 
 
 @pytest.mark.parametrize(
