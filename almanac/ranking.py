@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from almanac.errors import FeatureError, PredictionError
 from almanac.ragged import Ragged as Ragged
-from almanac.ragged import Wholes, offsets_of, picked
+from almanac.ragged import Wholes, count_up, offsets_of, picked
 from almanac.ranking_rows import ANY_ITEM as ANY_ITEM
 from almanac.ranking_rows import Entities as Entities
 from almanac.ranking_rows import Floats, Places, aligned, list_of
@@ -126,12 +126,12 @@ def candidates(entities: Entities, items: Items, limits: Limits) -> Pairs:
     """
     if len(entities) > ENTITIES_MAX:
         raise FeatureError(f"{len(entities):,} entities at once are more than {ENTITIES_MAX:,}: give fewer")
-    span = max(len(items.keys), 1)
+    bits = len(items.keys).bit_length()
     own = _own(entities)
     near, liked = _others(entities, own, items)
     usable = items.answerable(limits.available)
     asked = [rows.where(usable[rows.item]) for rows in (own, near, liked)]
-    keys, group = _grouped([rows.owner * span + rows.item for rows in asked])
+    keys, group = _grouped([(rows.owner << bits) | rows.item for rows in asked])
     groups = np.split(group, np.cumsum([len(rows.item) for rows in asked])[:-1])
     weight = np.bincount(groups[1], asked[1].weight, len(keys)).astype(np.float32)
     prior = weight.copy()
@@ -139,16 +139,15 @@ def candidates(entities: Entities, items: Items, limits: Limits) -> Pairs:
     for which, most, half in ((0, OWN_PRIOR, OWN_HALF), (2, POPULAR_PRIOR, POPULAR_HALF)):
         at, place = groups[which][::-1], asked[which].place[::-1].astype(np.float32)
         prior[at] = prior[at] + np.float32(most) / (1 + place / np.float32(half))
-    chosen = np.flatnonzero(_allowed(keys, entities, limits.leave_out, span))
-    entity = keys[chosen] // span
-    offsets = offsets_of(np.bincount(entity, minlength=len(entities)))
-    kept = np.sort(chosen[_best(prior[chosen], entity, offsets, limits.candidates_max)])
+    allowed = np.flatnonzero(_allowed(keys, entities, limits.leave_out, bits))
+    offsets = np.searchsorted(keys[allowed], np.arange(len(entities) + 1) << bits)
+    kept = np.sort(allowed[_best(prior[allowed], offsets, limits.candidates_max)])
     slot = np.full(len(keys), -1, np.int64)
     slot[kept] = np.arange(len(kept))
     pairs = Pairs(
         offsets_of(np.minimum(np.diff(offsets), limits.candidates_max)),
-        keys[kept] // span,
-        (keys[kept] % span).astype(np.int32),
+        keys[kept] >> bits,
+        (keys[kept] & ((1 << bits) - 1)).astype(np.int32),
         {name: np.full(len(kept), -1 if name.endswith("_place") else 0, np.float32) for name in PAIR_COLUMNS},
     )
     slots = [slot[part] for part in groups]
@@ -203,7 +202,7 @@ def top(scores: Floats, pairs: Pairs, kept: int) -> Lists:
             f"{len(scores)} scores for {len(pairs)} pairs, {int((~np.isfinite(scores)).sum())} not finite: "
             "look at the features, or roll the model's alias back"
         )
-    chosen = _best(np.asarray(scores, np.float32), pairs.entity_index, pairs.offsets, kept)
+    chosen = _best(np.asarray(scores, np.float32), pairs.offsets, kept)
     lengths = np.minimum(np.diff(pairs.offsets), kept)
     return Lists(offsets_of(lengths), pairs.item_index[chosen], np.asarray(scores, np.float32)[chosen])
 
@@ -229,9 +228,9 @@ class _Rows:
         """Some of the rows."""
         if kept.all():
             return self
-        parts = (self.owner, self.item, self.place, self.at, self.weight)
-        owner, item, place, at, weight = (part[kept] if len(part) else part for part in parts)
-        return _Rows(owner, item, place, at, weight)
+        at = self.at[kept] if len(self.at) else self.at
+        weight = self.weight[kept] if len(self.weight) else self.weight
+        return _Rows(self.owner[kept], self.item[kept], self.place[kept], at, weight)
 
 
 _NO_PLACES, _NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -286,32 +285,37 @@ def _price_to_own(items: Items, own: _Rows, pairs: Pairs, entities: int) -> Floa
     return np.divide(clean[pairs.item_index], mean, out=np.zeros(len(mean)), where=mean > 0).astype(np.float32)
 
 
-def _allowed(keys: Wholes, entities: Entities, leave_out: Sequence[str], span: int) -> NDArray[np.bool_]:
+def _allowed(keys: Wholes, entities: Entities, leave_out: Sequence[str], bits: int) -> NDArray[np.bool_]:
     """Which pairs have an item that is in none of the entity's lists that are left out."""
     allowed = np.ones(len(keys), np.bool_)
     for name in leave_out:
         values = list_of(entities.lists, name, "entity")
         owner = np.repeat(np.arange(len(values)), values.lengths)
         known = values.values >= 0
-        out = owner[known] * span + values.values[known]
+        out = (owner[known] << bits) | values.values[known]
         at = np.searchsorted(keys, out)
         inside = at < len(keys)
         allowed[at[inside][keys[at[inside]] == out[inside]]] = False
     return allowed
 
 
-def _best(scores: Floats, entity: Wholes, offsets: Wholes, most: int) -> Wholes:
+def _best(scores: Floats, offsets: Wholes, most: int) -> Wholes:
     """Indices of the best of each entity, best first, ties by index; `offsets` says where each entity's begin.
 
     One sort of whole numbers: entity, score turned round, place within the entity.
     """
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 makes -0 equal 0
-    falling = np.where(bits < 0, bits & 0x7FFFFFFF, -1 - bits) + (1 << 31)
-    place = np.arange(len(scores)) - offsets[entity]
-    ordered = np.sort((entity << (32 + GROUPS_BITS)) | (falling << GROUPS_BITS) | place)
-    index = offsets[ordered >> (32 + GROUPS_BITS)] + (ordered & ((1 << GROUPS_BITS) - 1))
-    chosen: Wholes = index[np.arange(len(index)) - offsets[entity[index]] < most]
-    return chosen
+    counts = np.diff(offsets)
+    bits = (scores + np.float32(0)).view(np.int32)  # + 0 makes -0 equal 0
+    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    begins = offsets[:-1]
+    entity = np.arange(len(counts)) << (32 + GROUPS_BITS)
+    ordered = np.repeat(entity - begins, counts) + np.arange(len(scores))
+    ordered += (np.int64(0x7FFFFFFF) - rising) << GROUPS_BITS
+    ordered.sort()
+    kept = np.minimum(counts, most)
+    first = np.repeat(begins, kept)
+    found: Wholes = first + (ordered[first + count_up(kept)] & ((1 << GROUPS_BITS) - 1))
+    return found
 
 
 def _grouped(sources: Sequence[Wholes]) -> tuple[Wholes, Wholes]:
