@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Literal
 
 from almanac.errors import GateError
@@ -11,15 +10,18 @@ from almanac.pipeline import Gate, Pipeline
 from almanac.settings import Settings
 from jobs.gate import PARTITION, GateReport, check
 from jobs.lacking import explained
+from jobs.members import grouped
 from jobs.plan import Plan
 from jobs.quarantine import keep
+from jobs.row_gates import row_by_row
 from jobs.stages import stage
 
 log = logging.getLogger(__name__)
 
 REASONS_SHOWN_MAX = 3
 ROWS_AT_ONCE_MAX = 1_000_000
-"""Rows after which the inputs are checked and let go: some hundred MB. An expectation on a whole table sees so many."""
+"""Rows after which inputs, or predictions, are checked and let go: some hundred MB. An expectation on a whole table of
+inputs sees so many."""
 
 
 def check_coverage(pipeline: Pipeline, failing: dict[int, str], what: str) -> None:
@@ -102,14 +104,25 @@ def gate_predictions(pipeline: Pipeline, settings: Settings, plan: Plan) -> Gate
     from serving_cache.records import Attempt
 
     attempt = Attempt(pipeline=plan.pipeline, generation=plan.generation, token=plan.token)
-    with stage("gate_predictions", pipeline.name, settings, generation=plan.generation) as record:
-        with record.step("postgres"), PostgresStore(settings.need("postgres_url")) as store:
-            table = store.staged_rows(attempt)
-        record.rows, record.partitions = table.num_rows, len(table.column("partition").unique())
-        names = [PARTITION if name == "partition" else name for name in table.column_names]
-        with record.step("expectations"):
-            found = check(table.rename_columns(names), _gates(pipeline, "predictions"), entity=pipeline.entity)
-            report = replace(found, reports=_kept(pipeline, settings, plan, "predictions", found))
+    gates = _gates(pipeline, "predictions")
+    failing: dict[int, str] = {}
+    reports: dict[int, str] = {}
+    with (
+        stage("gate_predictions", pipeline.name, settings, generation=plan.generation) as record,
+        PostgresStore(settings.need("postgres_url")) as store,
+    ):
+        sizes = store.staged_sizes(attempt)
+        record.rows, record.partitions = sum(sizes.values()), len(sizes)
+        most = ROWS_AT_ONCE_MAX if row_by_row(gates) else max(record.rows, 1)
+        for about in grouped(list(sizes), list(sizes.values()), most) if gates else ():
+            with record.step("postgres"):
+                table = store.staged_rows(attempt, None if len(about) == len(sizes) else about)
+            names = [PARTITION if name == "partition" else name for name in table.column_names]
+            with record.step("expectations"):
+                found = check(table.rename_columns(names), gates, entity=pipeline.entity)
+                failing |= found.failing
+                reports |= _kept(pipeline, settings, plan, "predictions", found)
+        report = GateReport(rows=record.rows, expectations=len(gates), failing=failing, reports=reports)
         return _conclude(pipeline, settings, plan, "predictions", report)
 
 

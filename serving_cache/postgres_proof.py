@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
 import msgspec
 from psycopg import sql
 
@@ -55,10 +60,20 @@ def prove(connection: Connection, attempt: Attempt) -> tuple[tuple[int, str, int
             f"{name} has {found[0]:,} rows, its run staged {wanted:,}: rows were lost or doubled; it is not published, "
             "run the pipeline again"
         )
-    for start in range(0, len(staged), PARTITIONS_PER_STEP):
-        step = staged[start : start + PARTITIONS_PER_STEP]
-        for _ in packed(connection, name, (row[0], *row[1]), {partition: digest for partition, digest, _ in step}):
-            pass  # each is proved as it is packed
+    steps = [staged[start : start + PARTITIONS_PER_STEP] for start in range(0, len(staged), PARTITIONS_PER_STEP)]
+
+    def started(step: tuple[tuple[int, str, int], ...]) -> Iterator[tuple[str, bytes]]:
+        blocks = packed(connection, name, (row[0], *row[1]), {partition: digest for partition, digest, _ in step})
+        return chain([next(blocks)], blocks)  # the first one waits for the server
+
+    # The server gathers the next partitions while those before are packed, and so proved.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-back") as ahead:
+        pending = None
+        for step in (*steps, None):
+            following = None if step is None else ahead.submit(started, step)
+            if pending is not None:
+                deque(pending.result(), maxlen=0)
+            pending = following
     return staged
 
 

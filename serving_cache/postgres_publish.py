@@ -42,6 +42,9 @@ from serving_cache.postgres_rows import (
 from serving_cache.postgres_staging import Staging, reject_generation
 from serving_cache.records import Attempt, GenerationRecord, Publication
 
+INDEX_MEMORY = "256MB"
+"""Of the server, while it sorts a generation's keys: those of ten million rows fit."""
+
 _MANIFEST_STAGED = """
 INSERT INTO generation_partitions
     (pipeline, generation, partition, origin, block_hash, rows, as_of, computed_at, input_digest, stats)
@@ -136,6 +139,7 @@ class Publishing(Staging, Moves):
             ).fetchone()
             assert entity is not None  # noqa: S101  (the token was checked on its row)
             key = sql.Identifier(entity[0])
+            connection.execute(sql.SQL("SET LOCAL maintenance_work_mem = {}").format(sql.Literal(INDEX_MEMORY)))
             try:
                 with connection.transaction():
                     connection.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(child, key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from serving_cache.postgres_copying import HEADER, TRAILER, copied, grouped
 from serving_cache.postgres_ledger import Ledger, shortened
 from serving_cache.postgres_lists import are_lists, copied_lists, summary_selects
 from serving_cache.postgres_packing import read_rows
+from serving_cache.postgres_proof import staged_blocks
 from serving_cache.postgres_rows import (
     check_token,
     lock_pointer,
@@ -145,8 +146,19 @@ class Staging(Ledger):
                 need_staged(attempt, state)
                 reject_generation(connection, attempt.pipeline, attempt.generation, reason)
 
-    def staged_rows(self, attempt: Attempt) -> pa.Table:
-        """What is staged so far: the columns partition, the entity, and each output (float32).
+    def staged_sizes(self, attempt: Attempt) -> dict[int, int]:
+        """The partitions that are staged so far, ascending, and how many rows each has.
+
+        Raises:
+            Superseded: another attempt has taken over.
+            UsageError: the generation has its outcome already.
+        """
+        with self._client.transaction() as connection:
+            _columns(connection, attempt)
+            return {partition: rows for partition, _, rows in staged_blocks(connection, attempt)}
+
+    def staged_rows(self, attempt: Attempt, partitions: Collection[int] | None = None) -> pa.Table:
+        """What is staged so far, of some partitions or all: partition, the entity, and each output (float32).
 
         Of lists a row each, with what `postgres_lists.summary_selects` says of them.
 
@@ -162,7 +174,7 @@ class Staging(Ledger):
             outputs, numbers = columns.outputs, None
             if are_lists(outputs):
                 outputs, numbers = summary_selects((columns.entity, *outputs))
-            found = list(read_rows(connection, child, (columns.entity, *outputs), numbers=numbers))
+            found = list(read_rows(connection, child, (columns.entity, *outputs), partitions, numbers=numbers))
         owners = np.repeat(
             np.array([rows.partition for rows in found], dtype=np.int32), [len(rows.keys) for rows in found]
         )
