@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from almanac.stack.servers import running_postgres, running_redis
+from tests.crash.bugs import BUGS
 from tests.crash.harness import Found
 from tests.crash.lanes import crash
 from tests.crash.shared import Shared
@@ -31,7 +32,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of every choice")
     cores = min(LANES_MAX, len(os.sched_getaffinity(0)))
     parser.add_argument("--lanes", type=int, default=cores, help="pipelines at work at once (default: one a core)")
+    parser.add_argument("--bug", choices=sorted(BUGS), help="plant a bug first")
     asked = parser.parse_args()
+    if asked.bug is not None:
+        BUGS[asked.bug]()
     logging.disable(logging.CRITICAL)
     shared = Shared(max(asked.lanes, 1))
     stop_on_signals(shared.stop)

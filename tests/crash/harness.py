@@ -24,11 +24,12 @@ PAUSED_TURN, AT_ONCE_TURN, TURNS_PER_ROUND = 1, 2, 12
 PAUSES_TRIED_MAX = 4
 WRONG_MAX = 20
 """A lane in which so much goes wrong ends."""
-STOPPABLE = ("plan.opened", "score.staged", "publish.indexed", "publish.read-back", "publish.committed", "sync.held")
+UNDECIDED = ("plan.opened", "score.staged", "score.cached", "publish.indexed", "publish.read-back")
+"""Stopped there, an attempt has published nothing, and must find that it lost its token."""
+PUBLISHED = ("publish.committed", "sync.blocks-written", "sync.manifest-written", "sync.pointer-moved", "sync.held")
+STOPPABLE = (*UNDECIDED, *PUBLISHED)
 """Outside of transactions: a process that is stopped within one holds its locks until the server ends it."""
 ALWAYS_PASSED = "publish.committed"
-UNDECIDED = frozenset(STOPPABLE) - {"publish.committed", "sync.held"}
-"""Stopped there, an attempt has published nothing, and must find that it lost its token."""
 
 
 @dataclass

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import redis.asyncio
 
 from almanac.ladder import Answer
 from almanac.pipeline import Pipeline
 from almanac.steady import SystemClock
+from serving_cache import layout
 from serving_cache.lookup.postgres_place import PostgresPlace
 from serving_cache.lookup.redis_place import RedisPlace
 from serving_cache.lookup.service import NothingAnswers, Service
@@ -26,6 +28,8 @@ HTTP_PAUSE_SECONDS = 0.02
 HTTP_SECONDS_MAX = 30.0
 KEYS = (1, 100)
 WRONG_MAX = 50
+GAPS = ("redis has no manifest", "redis misses a block")
+"""Postgres answers then; yet Redis is never emptied here, so what its pointer names must be there."""
 OK, UNAVAILABLE = 200, 503
 
 
@@ -37,6 +41,7 @@ class Seen:
         self.unanswered = 0
         self.by_epoch: dict[int, tuple[int | None, object]] = {}
         self.epoch = 0
+        self.redis_epoch = 0
         self.wrong: list[str] = []
 
     def say(self, text: str) -> None:
@@ -49,6 +54,13 @@ class Seen:
         self.unanswered += 1
         if "did not answer" not in why and "cannot be reached" not in why:
             self.say(f"nothing answers: {why}")
+
+    def judge_pointer(self, data: bytes | None) -> None:
+        """Redis's own pointer goes forward, whatever the lookup would make of it."""
+        epoch = 0 if data is None else layout.decode_pointer(data).epoch
+        if epoch < self.redis_epoch:
+            self.say(f"Redis went back from epoch {self.redis_epoch} to {epoch}")
+        self.redis_epoch = epoch
 
     def judge(self, epoch: int, asked: int, answers: Sequence[tuple[int | None, object]], place: str) -> None:
         """Look at one answer: none is missing, none of another generation, and the pointer went forward."""
@@ -100,15 +112,18 @@ async def _read_inside(
 ) -> None:
     places = (RedisPlace(urls[1], limit_seconds=5.0), PostgresPlace(urls[0], limit_seconds=15.0))
     service = Service(places, fresh_for=None, clock=SystemClock())
+    raw = redis.asyncio.Redis.from_url(urls[1])
     parent = os.getppid()
     try:
         while not stop.is_set() and os.getppid() == parent:
             for pipeline in pipelines:
+                seen[pipeline.name].judge_pointer(await raw.get(layout.pointer_key(pipeline.name)))
                 cells = chance.sample(range(CELLS), chance.choice(KEYS))
                 await _ask_service(service, pipeline, cells, seen[pipeline.name])
             await asyncio.sleep(PAUSE_SECONDS)
     finally:
         stop.set()
+        await raw.aclose()
         await service.close()
 
 
@@ -118,6 +133,9 @@ async def _ask_service(service: Service, pipeline: Pipeline, cells: list[int], s
     except NothingAnswers as error:
         seen.nothing(str(error))
         return
+    for reason in outcome.reasons:
+        if reason.startswith(GAPS):
+            seen.say(f"epoch {outcome.reading.epoch}: {reason}")
     settled = [outcome.settled(cell) for cell in cells]
     answers = [
         (one.candidate.generation, one.candidate.values["value"])
