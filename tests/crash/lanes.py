@@ -42,6 +42,8 @@ def crash(urls: Urls, folder: Path, shared: Shared, *, seed: int, publishes: int
     pipelines = [pipeline_of(number) for number in numbers]
     migrate(urls[0], pipelines)
     wrong: list[str] = []
+    if shared.stopping:  # already
+        return _verdict(urls, folder, shared, wrong)
     with _lookup(urls, folder, shared.lanes) as address:
         reading = partial(read, pipelines, (*urls, address), folder / "reader.json", chance.randrange(2**32))
         reader = fork(lambda: asyncio.run(reading()), folder)
