@@ -108,7 +108,7 @@ BASKETS = st.tuples(st.integers(0, 40), st.lists(LINES, min_size=1, max_size=4))
 
 
 @given(WORLDS, st.lists(st.lists(BASKETS, max_size=6), min_size=1, max_size=4))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_lists_from_items_asked_for_are_those_from_all_items(drawn: dict[str, Any], shoppers: list[Any]) -> None:
     world = {key: (numbers, near, [1 / (n + 1) for n in range(len(near))]) for key, (numbers, near) in drawn.items()}
     rows, moments = [], []
