@@ -53,7 +53,7 @@ def main() -> int:
             urls = (postgres_url, redis_url)
             found = crash(urls, folder, shared, seed=asked.seed, publishes=asked.publishes, told=told)
     print()
-    report(found, progress.seconds, interrupted=shared.stopping)
+    report(found, progress.seconds, interrupted=shared.stopping())
     return 1 if found.wrong else 0
 
 

@@ -54,6 +54,11 @@ def was_killed(status: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
+def was_ended(status: int) -> bool:
+    """Whether a wait status says SIGTERM, which nothing answered."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+
+
 def was_refused(status: int, child: int, folder: Path, error: str) -> bool:
     """Whether a child ended by this deliberate error; `error`: its name, empty for any."""
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == REFUSED and said_by(child, folder).startswith(error)

@@ -74,7 +74,7 @@ class Lane:
     def run(self) -> dict[str, Any]:
         """Turn by turn, with deaths at every failpoint; returns what was found, as JSON values."""
         names, parent, turn = self._failpoints(), os.getppid(), 0
-        while os.getppid() == parent and not self.shared.stopping and len(self.found.wrong) < WRONG_MAX:
+        while os.getppid() == parent and not self.shared.stopping() and len(self.found.wrong) < WRONG_MAX:
             if turn >= TURNS_MIN and self.shared.publishes() >= self.publishes:
                 break
             kind = turn % TURNS_PER_ROUND

@@ -19,7 +19,6 @@ class Shared:
         self.lanes = lanes
         self._numbers = memoryview(mmap.mmap(-1, _BYTES * (1 + _PER_LANE * lanes))).cast("q")
 
-    @property
     def stopping(self) -> bool:
         """Whether lanes are to end after the turn they are at."""
         return bool(self._numbers[0])
