@@ -353,9 +353,10 @@ def _folded(baskets: Baskets, events: _Events, before: pa.Table | None, wanted: 
         for number in range(int(events.first[entity]), int(events.first[entity + 1])):
             lines = range(int(events.offsets[number]), int(events.offsets[number + 1]))
             taken = tuple(
-                (baskets.items[baskets.item[at]], float(baskets.quantity[at]), float(baskets.price[at])) for at in lines
+                (baskets.items[baskets.item[n]], float(baskets.quantity[n]), float(baskets.price[n])) for n in lines
             )
-            advanced = advance(row, Event(entity=key, at=int(events.at[number]), lines=taken))
+            at, mark = int(events.at[number]), int(events.mark[number])
+            advanced = advance(row, Event(entity=key, at=at, lines=taken, mark=mark))
             row = advanced.row
             if wanted[number]:
                 found.append({"entity": key, "at": advanced.at, **row})

@@ -39,15 +39,19 @@ class Event:
         entity: its key.
         at: microseconds since 1970.
         lines: item, quantity and price of each.
+        mark: its hash, where that is known.
     """
 
     entity: str
     at: int
     lines: tuple[tuple[str, float, float], ...]
+    mark: int | None = None
 
     @property
     def hash(self) -> int:
         """64 bits that say which event it is, by what it says."""
+        if self.mark is not None:
+            return self.mark
         amounts = np.array([[line[1], line[2]] for line in self.lines], np.float64).T.reshape(2, -1)
         items = key_hashes([line[0] for line in self.lines])
         offsets = np.array([0, len(self.lines)], np.int64)

@@ -44,10 +44,20 @@ class Nights:
         config: dict[str, str | bool | int | float | list[str]]
         config = {"memory_limit": MEMORY, "temp_directory": str(temporary), "preserve_insertion_order": False}
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:", config=config)
-        held = ", ".join(map(quoted_path, files))  # DuckDB takes no parameters in a view
-        columns = 'entity, item, price, epoch_us("at") AS moment, event'
-        query = f"CREATE VIEW lines AS SELECT {columns} FROM read_parquet([{held}]) WHERE quantity > 0"  # noqa: S608
-        self._connection.execute(query)
+        held = ", ".join(map(quoted_path, files))  # DuckDB takes no parameters in a table's definition
+        self._connection.execute(
+            f"CREATE VIEW read AS SELECT * FROM read_parquet([{held}]) WHERE quantity > 0"  # noqa: S608
+        )
+        self._connection.execute(
+            "CREATE TABLE names AS SELECT name, row_number() OVER (ORDER BY name)::INTEGER AS item "
+            "FROM (SELECT DISTINCT item AS name FROM read)"
+        )
+        # A basket has an item once; its moment and its entity are the event's.
+        self._connection.execute(
+            "CREATE TABLE lines AS SELECT names.item AS item, event, any_value(hash(entity)) AS who, "
+            'any_value(epoch_us("at")) AS moment, max(price) AS price '
+            "FROM read JOIN names ON name = read.item GROUP BY names.item, event"
+        )
 
     def close(self) -> None:
         """Give back what DuckDB holds."""
@@ -64,13 +74,13 @@ class Nights:
             ),
             recent AS (
                 SELECT item,
-                    count(DISTINCT event) FILTER (moment >= $1 - 7 * $2) AS sold_7d,
-                    count(DISTINCT event) FILTER (moment >= $1 - 30 * $2) AS sold_30d,
-                    count(DISTINCT event) AS sold_90d,
-                    count(DISTINCT entity) FILTER (moment >= $1 - 30 * $2) AS buyers_30d
+                    count(*) FILTER (moment >= $1 - 7 * $2) AS sold_7d,
+                    count(*) FILTER (moment >= $1 - 30 * $2) AS sold_30d,
+                    count(*) AS sold_90d,
+                    count(DISTINCT who) FILTER (moment >= $1 - 30 * $2) AS buyers_30d
                 FROM before WHERE moment >= $1 - 90 * $2 GROUP BY item
             )
-            SELECT item,
+            SELECT name AS item,
                 coalesce(sold_7d, 0)::FLOAT AS sold_7d,
                 coalesce(sold_30d, 0)::FLOAT AS sold_30d,
                 coalesce(sold_90d, 0)::FLOAT AS sold_90d,
@@ -79,7 +89,7 @@ class Nights:
                 (($1 - first) / $2::DOUBLE)::FLOAT AS days_on_sale,
                 (($1 - last) / $2::DOUBLE)::FLOAT AS days_since_sold,
                 (last >= $1 - $3)::INTEGER::FLOAT AS available
-            FROM newest JOIN paid USING (item) LEFT JOIN recent USING (item) ORDER BY item
+            FROM newest JOIN paid USING (item) JOIN names USING (item) LEFT JOIN recent USING (item) ORDER BY name
         """
         within = declared.available_for // timedelta(microseconds=1)
         return self._asked(query, [end, DAY, within])
@@ -116,30 +126,25 @@ class Nights:
         geometric mean of either's.
         """
         query = f"""
-            WITH held AS (
-                SELECT DISTINCT event, dense_rank() OVER (ORDER BY item) AS number, item
-                FROM lines WHERE moment < $1 AND moment >= $1 - {TOGETHER_DAYS} * $2
-            ),
-            basket AS (
-                SELECT event, number FROM held
+            WITH basket AS (
+                SELECT event, item FROM lines WHERE moment < $1 AND moment >= $1 - {TOGETHER_DAYS} * $2
                 QUALIFY count(*) OVER (PARTITION BY event) BETWEEN 2 AND {BASKET_ITEMS_MAX}
             ),
-            names AS (SELECT DISTINCT number, item FROM held),
-            counts AS (SELECT number, count(*) AS baskets FROM basket GROUP BY number),
+            counts AS (SELECT item, count(*) AS baskets FROM basket GROUP BY item),
             pairs AS (
-                SELECT a.number AS one, b.number AS other, count(*) AS common
-                FROM basket a JOIN basket b ON a.event = b.event AND a.number <> b.number
+                SELECT a.item AS one, b.item AS other, count(*) AS common
+                FROM basket a JOIN basket b ON a.event = b.event AND a.item <> b.item
                 GROUP BY ALL HAVING common >= {TOGETHER_BASKETS_MIN}
             ),
             weighed AS (
                 SELECT one, other, (common / sqrt(c.baskets * d.baskets::DOUBLE))::FLOAT AS weight
-                FROM pairs JOIN counts c ON c.number = one JOIN counts d ON d.number = other
+                FROM pairs JOIN counts c ON c.item = one JOIN counts d ON d.item = other
                 QUALIFY row_number() OVER (PARTITION BY one ORDER BY weight DESC, other) <= {TOGETHER_MAX}
             )
-            SELECT n.item AS item, list(m.item ORDER BY weight DESC, other) AS together_items,
+            SELECT n.name AS item, list(m.name ORDER BY weight DESC, other) AS together_items,
                 list(weight ORDER BY weight DESC, other) AS together_weights
-            FROM weighed JOIN names n ON n.number = one JOIN names m ON m.number = other
-            GROUP BY n.item ORDER BY n.item
+            FROM weighed JOIN names n ON n.item = one JOIN names m ON m.item = other
+            GROUP BY n.name ORDER BY n.name
         """  # noqa: S608 - numbers of our own
         return self._asked(query, [micros(night), DAY])
 

@@ -18,6 +18,7 @@ from almanac.errors import AlmanacError
 from almanac.interactions import Interactions
 from almanac.partitioning import Partitioning
 from features.interactions import ANY_ITEM
+from features.interactions_codes import coded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -176,8 +177,8 @@ def _without_duplicates(lines: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
     """Lines in the order of time, each once; and which rows of those given were there before."""
     import pyarrow as pa
 
-    names = ("at", "entity", "item", "quantity", "price")
-    codes = [np.unique(lines[name].to_numpy(), return_inverse=True)[1] for name in names]
+    texts = [coded(lines[name])[0] for name in ("entity", "item")]
+    codes = [lines["at"].to_numpy().astype(np.int64), *texts, *(lines[n].to_numpy() for n in ("quantity", "price"))]
     order = np.lexsort(codes[::-1])
     same = np.ones(len(order), bool)
     same[:1] = False

@@ -91,7 +91,7 @@ def test_each_row_has_one_fate_and_the_counts_add_up() -> None:
     assert all(reason in {r for r, _ in DIRTY} for reason in REASONS), "a reason that no row here has"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(range(len(DIRTY))), min_size=1, max_size=30))
 def test_counts_add_up_whatever_comes_in_whichever_order(chosen: list[int]) -> None:
     found = pass_gates(table_of([DIRTY[at][1] for at in chosen]), declared(), shop.partitions)
