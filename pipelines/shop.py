@@ -20,6 +20,18 @@ from almanac.pipeline import (
 )
 from almanac.ranking_declared import ANY_ITEM
 
+# A file of purchases, a line a row: what its columns are called, and which of its lines are no items.
+_purchases = Interactions(
+    since=datetime(2010, 1, 1, tzinfo=UTC),
+    columns=Columns(
+        entity="CustomerID", item="Description", quantity="Quantity", price="UnitPrice", time="InvoiceDate"
+    ),
+    time_zone="Europe/London",
+    not_items=("POSTAGE", "DOTCOM POSTAGE", "CARRIAGE", "MANUAL", "DISCOUNT", "SAMPLES", "BANK CHARGES"),
+    history="customer_history",
+)
+_lines = Lines(item="item_id", values={"quantity": (-100_000, 100_000), "price": (0, 100_000)})
+
 shop = Pipeline(
     name="shop",
     entity="customer_id",
@@ -29,25 +41,8 @@ shop = Pipeline(
     model="shop@champion",
     schedule="0 3 * * *",
     freshness=Freshness(fresh_for=hours(36), usable_for=days(7)),
-    source=Interactions(
-        item="item_id",
-        since=datetime(2010, 1, 1, tzinfo=UTC),
-        columns=Columns(
-            entity="CustomerID", item="Description", quantity="Quantity", price="UnitPrice", time="InvoiceDate"
-        ),
-        time_zone="Europe/London",
-        not_items=("POSTAGE", "DOTCOM POSTAGE", "CARRIAGE", "MANUAL", "DISCOUNT", "SAMPLES", "BANK CHARGES"),
-        history="customer_history",
-    ),
-    ranking=Ranking(
-        item="item_id",
-        features="shop_items_v1",
-        length=10,
-        kept=30,
-        candidates_max=50,
-        available="available",
-        attributes=("price",),
-    ),
+    source=_purchases,
+    ranking=Ranking(item="item_id", features="shop_items_v1", available="available", attributes=("price",)),
     training=Training(
         objective="lambdarank",
         window=days(150),
@@ -57,10 +52,7 @@ shop = Pipeline(
         learning_rate=0.06,
         challenger=Challenger(schedule="30 4 * * 1"),
     ),
-    stream=Stream(
-        topic="shop.purchases",
-        lines=Lines(item="item_id", values={"quantity": (-100_000, 100_000), "price": (0, 100_000)}),
-    ),
+    stream=Stream(topic="shop.purchases", lines=_lines),
     fresh=Fresh(deadline=timedelta(milliseconds=500)),
     default=ANY_ITEM,
     description="Items that a customer may want next, ranked.",

@@ -27,3 +27,8 @@ def test_nothing_in_the_engine_names_a_pipeline() -> None:
         if re.search(names, line, re.IGNORECASE)
     ]
     assert not found, "\n".join(found)
+
+
+def test_a_pipeline_of_lists_is_declared_in_thirty_lines() -> None:
+    text = (ROOT / "pipelines" / "shop.py").read_text()
+    assert len(text[text.index("shop = Pipeline(") :].splitlines()) <= 30
