@@ -73,7 +73,7 @@ def judge(gates: Challenger, challenger: Measures, champion: Measures | None, *,
 
     Args:
         challenger, champion: what was measured of each, on the same rows, by output or by way of asking.
-        champion_id: `shop-v3`; empty if nothing serves.
+        champion_id: `bikes-v3`; empty if nothing serves.
     """
     failed: list[str] = []
     passed: list[str] = []

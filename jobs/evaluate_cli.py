@@ -15,7 +15,7 @@ def evaluate(
     holdout: str = typer.Option(
         "", help="Measure the newest 30d, 720h, …; default: what the model's training held out."
     ),
-    model: str = typer.Option("", help="A version or alias, such as shop@3; default: the declared one."),
+    model: str = typer.Option("", help="A version or alias, such as bikes@3; default: the declared one."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable; no progress."),
 ) -> None:
     """Measure recall and NDCG of a model's lists, nightly and as of each basket, beside lists without a model."""

@@ -31,7 +31,7 @@ class Champion:
     """The model that serves, as it can be compared with.
 
     Args:
-        model_id: `weather-v3`; empty if nothing serves.
+        model_id: `bikes-v3`; empty if nothing serves.
         scorers: the one to measure; none where there is no gate, no champion, or one that cannot score these rows.
     """
 
