@@ -130,13 +130,16 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
 @contextmanager
 def one_look() -> Iterator[None]:
     """Inside, a service is read from the registry once: whoever asks again sees the same definitions, and waits for
-    nothing."""
+    nothing. What else is read comes by the same connection."""
+    from features.store_pool import one_connection
+
     if _looked.get() is not None:
         yield
         return
     token = _looked.set({})
     try:
-        yield
+        with one_connection():
+            yield
     finally:
         _looked.reset(token)
 

@@ -42,7 +42,10 @@ class SparingPool(NullPool):
 
 @contextmanager
 def one_connection() -> Iterator[None]:
-    """Inside, a registry's connection waits for the next question; at the end it is closed."""
+    """Inside, a registry's connection waits for the next question; at the end, of the outermost, it is closed."""
+    if _sparing.get() is not None:
+        yield
+        return
     pools: list[SparingPool] = []
     token = _sparing.set(pools)
     try:

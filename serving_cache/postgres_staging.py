@@ -56,6 +56,7 @@ UPDATE ledger AS l SET state = 'staged', token = %(token)s, block_hash = v.block
 FROM jsonb_to_recordset(%(described)s::jsonb) AS v(partition int, block_hash text, rows int, as_of timestamptz,
     computed_at timestamptz, input_digest text, stats jsonb)
 WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = v.partition
+    AND l.partition = ANY(%(partitions)s)  -- or all of a large generation's would be compared with these few
 """
 
 
@@ -129,9 +130,11 @@ class Staging(Ledger):
             passing("score.claimed")
             described = _write_rows(connection, attempt, columns, claimed)
             passing("score.rows-written")
-            connection.execute(_STAGED, asdict(attempt) | {"described": msgspec.json.encode(described).decode()})
+            staged_now = [part.partition for part in claimed]
+            given = {"described": msgspec.json.encode(described).decode(), "partitions": staged_now}
+            connection.execute(_STAGED, asdict(attempt) | given)
         passing("score.staged")
-        return [part.partition for part in claimed]
+        return staged_now
 
     def reject(self, attempt: Attempt, reason: str) -> None:
         """Give a staged generation up and drop its rows; one already rejected stays as it is.
