@@ -17,6 +17,7 @@ from almanac.ranking import DAY_MICROSECONDS
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings
+from features.store import one_look
 from jobs.fitting import THREADS, Progress
 from jobs.ranker import measure, prepare
 from jobs.ranker_data import held_out_since, moment_of
@@ -97,9 +98,11 @@ def evaluate_lists(
     if since <= int(taken.moments[0]) // DAY_MICROSECONDS * DAY_MICROSECONDS:
         raise FeatureError(f"nothing was taken before the last {span}: give a shorter --holdout, or more interactions")
     progress(f"measuring {version.id} from {format_time(moment_of(since))}")
+    with one_look():
+        lists = measure(asked, settings, (scorer,), taken, since)[0]
     return Evaluated(
         model_id=version.id,
-        lists=measure(asked, settings, (scorer,), taken, since)[0],
+        lists=lists,
         start=moment_of(since),
         end=moment_of(int(taken.moments[-1])),
         warning=_seen(version, moment_of(since)),

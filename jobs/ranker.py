@@ -28,6 +28,7 @@ from almanac.registry import ModelVersion
 from almanac.scoring import Scorer
 from almanac.settings import Settings
 from features.ranked import Taken, ranking_of, taken_between
+from features.store import one_look
 from jobs.convert import Fitted, Floats, Recipe
 from jobs.fitting import Progress, boost, libraries, make
 from jobs.promotion import champion, judged, register
@@ -83,7 +84,8 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
     taken = prepare(pipeline, settings, now=now, progress=progress)
     since = held_out_since(pipeline, int(taken.moments[-1]))
     progress(f"making lists to learn from, before {format_time(moment_of(since))}")
-    learned = _learned(pipeline, settings, taken, since)
+    with one_look():
+        learned = learn_from(pipeline, settings, taken, since)
     recipe = Recipe(inputs=learned.names, differences=())
     progress(f"fitting LambdaRank on {len(learned.inputs):,} pairs of {len(learned.sizes):,} lists")
     fitted = _fit(pipeline, learned)
@@ -93,7 +95,8 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
     made = make(pipeline, recipe, [fitted], table)
     progress("measuring lists of the held-out time")
     rival = champion(pipeline, settings, learned.names)
-    found = measure(pipeline, settings, (made.scorer, *rival.scorers), taken, since)
+    with one_look():
+        found = measure(pipeline, settings, (made.scorer, *rival.scorers), taken, since)
     description = Description(
         features=pipeline.features,
         inputs=tuple(Input(name=name) for name in learned.names),
@@ -199,7 +202,7 @@ def _of_everybody(lists: Ragged, asked: Asked) -> Ragged:
     return Ragged(lists.values, offsets_of(lengths))
 
 
-def _learned(pipeline: Pipeline, settings: Settings, taken: Taken, since: int) -> Learned:
+def learn_from(pipeline: Pipeline, settings: Settings, taken: Taken, since: int) -> Learned:
     """Step 2: pairs of the lists in which a candidate item was taken; the others teach nothing of an order."""
     ranking = ranking_of(pipeline)
     chosen = sample(pipeline, taken, int(taken.moments[0]), since)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.pipeline import Pipeline
-from almanac.ragged import Ragged, Wholes, offsets_of
+from almanac.ragged import Ragged, Wholes, offsets_of, picked
 from almanac.ranking import DAY_MICROSECONDS, Entities, Items
 from almanac.settings import Settings
 from features.ranked import Taken, entities_of, history_at, items_at
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 NIGHTLY, EACH_BASKET = "nightly", "each_basket"
 NIGHTS_MAX = 90
 """Nights whose items are learned from; more are drawn from evenly."""
+LISTS_AT_ONCE = 10_000
+"""Histories in memory together: some tens of megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int)
     order = np.argsort(rows, kind="stable")
     together = Ragged(taken.items.values[order], offsets_of(np.bincount(rows, minlength=len(encoded.dictionary))))
     moments = np.full(len(encoded.dictionary), midnight, np.int64)
-    return _asked(pipeline, settings, encoded.dictionary, moments, together, moment_of(midnight))
+    table = _histories(pipeline, settings, encoded.dictionary, moments)
+    return _asked(pipeline, settings, table, moments, together, moment_of(midnight))
 
 
 def each_basket(pipeline: Pipeline, settings: Settings, taken: Taken, chosen: Wholes) -> Iterator[Asked]:
@@ -80,13 +83,16 @@ def each_basket(pipeline: Pipeline, settings: Settings, taken: Taken, chosen: Wh
     Args:
         chosen: which of `taken`, ascending.
     """
-    days = taken.moments[chosen] // DAY_MICROSECONDS
-    for day in np.unique(days):
-        rows = chosen[days == day]
-        lists = [taken.items.values[taken.items.offsets[row] : taken.items.offsets[row + 1]] for row in rows]
-        night = moment_of(int(day) * DAY_MICROSECONDS)
-        keys = taken.keys.take(rows)
-        yield _asked(pipeline, settings, keys, taken.moments[rows] - 1, Ragged.of(lists, object), night)
+    for start in range(0, len(chosen), LISTS_AT_ONCE):
+        some = chosen[start : start + LISTS_AT_ONCE]
+        table = _histories(pipeline, settings, taken.keys.take(some), taken.moments[some] - 1)
+        days = taken.moments[some] // DAY_MICROSECONDS
+        for day in np.unique(days):
+            places = np.flatnonzero(days == day)
+            lists = picked(taken.items, some[places])[1]
+            night = moment_of(int(day) * DAY_MICROSECONDS)
+            moments = taken.moments[some[places]] - 1
+            yield _asked(pipeline, settings, table.take(places), moments, lists, night)
 
 
 def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:
@@ -113,17 +119,23 @@ def moment_of(micros: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
+def _histories(pipeline: Pipeline, settings: Settings, keys: pa.Array, moments: Wholes) -> pa.Table:
+    import pyarrow as pa
+
+    times = pa.array(moments).cast(pa.timestamp("us", "UTC"))
+    return history_at(pipeline, settings, pa.table({pipeline.entity: keys, "event_timestamp": times}))
+
+
 def _asked(
-    pipeline: Pipeline, settings: Settings, keys: pa.Array, moments: Wholes, lists: Ragged, night: datetime
+    pipeline: Pipeline, settings: Settings, table: pa.Table, moments: Wholes, lists: Ragged, night: datetime
 ) -> Asked:
+    """Lists of the entities of `table`, as of a moment each, with the items of a night."""
     import pyarrow as pa
 
     items = items_at(pipeline, settings, night)
-    times = pa.array(moments).cast(pa.timestamp("us", "UTC"))
-    table = history_at(pipeline, settings, pa.table({pipeline.entity: keys, "event_timestamp": times}))
     known = np.flatnonzero(_present(table, pipeline))
     entities = entities_of(pipeline, table.take(pa.array(known)), items, moments[known])
-    return Asked(entities=entities, items=items, known=known, truth=_distinct(items.places(lists.values), lists))
+    return Asked(entities=entities, items=items, known=known, truth=_distinct(items, lists))
 
 
 def _present(table: pa.Table, pipeline: Pipeline) -> NDArray[np.bool_]:
@@ -135,11 +147,14 @@ def _present(table: pa.Table, pipeline: Pipeline) -> NDArray[np.bool_]:
     return present
 
 
-def _distinct(places: NDArray[np.int32], lists: Ragged) -> Ragged:
-    """Each place once in a list; what is not known stays, for it was taken all the same."""
+def _distinct(items: Items, lists: Ragged) -> Ragged:
+    """The places of what was taken, each item once in a list; one that is not known is -1, and counts all the same."""
+    import pyarrow as pa
+
     owner = np.repeat(np.arange(len(lists)), lists.lengths)
-    kept = np.ones(len(places), np.bool_)
-    order = np.lexsort((places, owner))
-    same = (owner[order][1:] == owner[order][:-1]) & (places[order][1:] == places[order][:-1])
-    kept[order[1:][same & (places[order][1:] >= 0)]] = False
-    return Ragged(places[kept], offsets_of(np.bincount(owner[kept], minlength=len(lists))))
+    code = pa.array(lists.values, pa.string()).dictionary_encode().indices.to_numpy()
+    order = np.lexsort((code, owner))
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (owner[order][1:] != owner[order][:-1]) | (code[order][1:] != code[order][:-1])
+    kept = np.sort(order[first])
+    return Ragged(items.places(lists.values[kept]), offsets_of(np.bincount(owner[kept], minlength=len(lists))))
