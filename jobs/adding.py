@@ -67,6 +67,7 @@ def add_onnx(
         ModelError: it is not a model that may be used, or does not fit the pipeline; says why.
         FeatureError: the pipeline's features cannot be read.
     """
+    _need_numbers(pipeline)
     given = _read(file)
     check_self_contained(file.name, given)
     data = own_form(file.name, given, pipeline, inputs)
@@ -89,6 +90,7 @@ def add_lightgbm(
         ModelError: a file is no LightGBM model that answers one number, or does not fit the pipeline; says why.
         FeatureError: the pipeline's features cannot be read.
     """
+    _need_numbers(pipeline)
     if set(texts) != set(pipeline.output_names):
         raise UsageError(
             f"LightGBM files are given for {', '.join(sorted(texts)) or 'nothing'}, pipeline {pipeline.name} has the "
@@ -108,6 +110,14 @@ def add_lightgbm(
     rows = newest_rows(pipeline, settings, inputs, now=now, progress=progress)
     made = make(pipeline, recipe, fitted, rows)
     return _register(pipeline, settings, made, f"brought along: {files_named}", now=now)
+
+
+def _need_numbers(pipeline: Pipeline) -> None:
+    if pipeline.ranking is not None:
+        raise UsageError(
+            f"pipeline {pipeline.name} ranks lists, and a model of pairs cannot be proved on rows of its entities: "
+            f"make it with `almanac train {pipeline.name}`"
+        )
 
 
 def _register(pipeline: Pipeline, settings: Settings, made: Made, told: str, *, now: datetime) -> ModelVersion:
