@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from almanac.clock import format_time, utc_now
@@ -17,9 +18,16 @@ from almanac.ragged import Ragged
 from almanac.ranking import Items
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
-from features.rankable import Range
+from features.interactions import HISTORY
+from features.online import open_redis, redis_errors
+from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, read
+from features.packed import Column
+from features.packed_arrow import encode, micros
+from features.packed_store import put_if_newer
+from features.rankable import Range, history_rows
 from pipelines.shop import shop
 from streaming.publish import Outgoing
+from tests.fresh import register_model
 
 LINES = Lines(item="item_id", values={"quantity": (-10_000.0, 10_000.0), "price": (0.0, 100_000.0)}, most=50)
 RANGE = tuple(f"ITEM {number}" for number in range(30))
@@ -70,6 +78,12 @@ class Sums:
         return {"score": total}
 
 
+def register_sums(settings: Settings, pipeline: Pipeline) -> str:
+    """Register and alias a model that ranks by a weighted sum. Returns its id."""
+    weights = tuple(float(weight) for weight, _ in enumerate(Sums.inputs, start=1))
+    return register_model(settings.models_dir, pipeline, weights, Sums.inputs).id
+
+
 class HistoriesInMemory:
     """An online store of histories, for streams whose test is not about the real one."""
 
@@ -84,6 +98,54 @@ class HistoriesInMemory:
     def items(self, histories: Ragged, at: datetime) -> Range:
         """All of them, older than any event."""
         return Range(items(), self.items_at)
+
+
+_KINDS = {"int64": "INT64", "int64s": "INT64_LIST", "strings": "STRING_LIST"}
+_SCALARS = tuple(name for name, kind in HISTORY.items() if not kind.endswith("s"))
+_LISTS = tuple(name for name, kind in HISTORY.items() if kind.endswith("s"))
+
+
+class PackedHistories:
+    """Histories in Redis as the real ones lie there, read and written without Feast; the range is `items`."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        self._redis = open_redis(settings.need("redis_url"))
+        self._entity = pipeline.entity
+        packed = tuple(Column(name, _KINDS[kind]) for name, kind in HISTORY.items())
+        view = View(
+            name=f"{pipeline.name}_history", packed=packed, features=_SCALARS, columns=_SCALARS, observed=True,
+            lists=_LISTS,
+        )  # fmt: skip
+        plan = Plan(
+            version=PLAN_VERSION, layout=LAYOUT, service="baskets", project="tests", join_key=pipeline.entity,
+            key_type="string", views=(view,),
+        )  # fmt: skip
+        self._reader = Reader(plan)
+
+    def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
+        """As `OnlineHistories` does."""
+        with redis_errors():
+            found = read(self._redis, self._reader, list(entities), None)
+        (view,) = found.views
+        assert view.created is not None
+        rows = zip(history_rows(found), view.times.tolist(), view.created.tolist(), strict=True)
+        return {
+            entity: None if row is None else (row, at, created)
+            for entity, (row, at, created) in zip(entities, rows, strict=True)
+        }
+
+    def items(self, histories: Ragged, at: datetime) -> Range:
+        """All of them, older than any event."""
+        return Range(items(), 0)
+
+    def push(self, rows: pa.Table) -> None:
+        """As `OnlineFeatures` does."""
+        (layout,) = self._reader.layouts
+        times, created = (micros(rows[name], layout.view) for name in ("event_timestamp", "created_timestamp"))
+        values = encode(layout, rows, times, created)
+        with redis_errors():
+            keys = self._reader.keys(rows[self._entity].to_pylist())
+            put_if_newer(self._redis, layout, keys, values, ties_replace=True)
 
 
 def purchase(customer: str, lines: Sequence[tuple[str, float, float]], observed_at: datetime | None = None) -> Outgoing:

@@ -54,10 +54,10 @@ def tiny_pipeline(name: str) -> Pipeline:
     )
 
 
-def environment(settings: Settings, name: str) -> dict[str, str]:
+def environment(settings: Settings, name: str, declared: str = DECLARATION) -> dict[str, str]:
     """What a process of this pipeline reads its settings from."""
     declaration = settings.state_dir / "declaration.py"
-    declaration.write_text(DECLARATION.format(name=name))
+    declaration.write_text(declared.format(name=name))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ALMANAC_")}
     urls = {
         "ALMANAC_POSTGRES_URL": settings.postgres_url,
