@@ -24,10 +24,12 @@ PAUSED_TURN, AT_ONCE_TURN, TURNS_PER_ROUND = 1, 2, 12
 PAUSES_TRIED_MAX = 4
 WRONG_MAX = 20
 """A lane in which so much goes wrong ends."""
-UNDECIDED = ("plan.opened", "score.staged", "score.cached", "publish.indexed", "publish.read-back")
-"""Stopped there, an attempt has published nothing, and must find that it lost its token."""
-PUBLISHED = ("publish.committed", "sync.blocks-written", "sync.manifest-written", "sync.pointer-moved", "sync.held")
-STOPPABLE = (*UNDECIDED, *PUBLISHED)
+LOSING = ("plan.opened", "publish.indexed", "publish.read-back")
+"""Stopped there, an attempt must find that it lost its token; one that scores may go on as a new attempt."""
+STOPPABLE = (
+    *LOSING, "score.staged", "score.cached", "publish.committed",
+    "sync.blocks-written", "sync.manifest-written", "sync.pointer-moved", "sync.held",
+)  # fmt: skip
 """Outside of transactions: a process that is stopped within one holds its locks until the server ends it."""
 ALWAYS_PASSED = "publish.committed"
 
@@ -135,11 +137,10 @@ class Lane:
         os.kill(sleeper, signal.SIGCONT)
         status = wait(sleeper)
         self.found.paused += 1
-        if name in UNDECIDED:
-            if was_refused(status, sleeper, self.folder, "Superseded"):
-                self.found.superseded += 1
-            else:
-                self._ended_wrongly(f"an attempt that was paused at {name} and lost its token", sleeper, status)
+        if was_refused(status, sleeper, self.folder, "Superseded"):
+            self.found.superseded += 1
+        elif status or name in LOSING:
+            self._ended_wrongly(f"an attempt that was paused at {name} and outlived", sleeper, status)
 
     def _at_once(self) -> None:
         """Two publishers, of the same run and of the next one; one of them may find itself superseded."""
