@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from almanac.pipeline import Interactions
+
 if TYPE_CHECKING:
     from almanac.pipeline import Pipeline
     from streaming.publish import Outgoing
@@ -81,7 +83,12 @@ def _events(pipeline: Pipeline, file: str | None, hours: int) -> Iterator[Iterat
     from almanac.settings import settings
     from streaming.publish import from_lines, replayed
 
-    if file is None:
+    if file is None and isinstance(pipeline.source, Interactions):
+        from features.sources.lines import open_lines
+        from streaming.replaying import replayed_baskets
+
+        yield replayed_baskets(pipeline, open_lines(pipeline, settings()), utc_now(), hours)
+    elif file is None:
         from features.sources import open_source
 
         yield replayed(pipeline, open_source(pipeline, settings()), utc_now(), hours)
