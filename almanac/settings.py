@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     feature_repo: str = Field(
         "", description="Comma-separated Feast files, or folders of them, besides features/repo in the checkout."
     )
+    dags: Path | None = Field(
+        None, description="Folder with DAG files of your own, which the embedded Airflow runs beside ours."
+    )
     postgres_url: str | None = Field(None, description="postgresql:// URL of the record; unset: embedded.")
     redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")
     kafka_bootstrap: str | None = Field(None, description="host:port[,…] of the brokers; unset: embedded.")

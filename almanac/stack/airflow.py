@@ -110,6 +110,16 @@ def environment(places: Places, port: int, connection: str, program: str) -> dic
     return {"AIRFLOW_HOME": str(home(places)), **{f"AIRFLOW__{name}": str(value) for name, value in options.items()}}
 
 
+def bundles(dags: Path) -> dict[str, str]:
+    """The setting by which Airflow takes DAG files from another folder besides our own."""
+    kind = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    found = [
+        {"name": "dags-folder", "classpath": kind, "kwargs": {}},
+        {"name": "own", "classpath": kind, "kwargs": {"path": str(dags)}},
+    ]
+    return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(found)}
+
+
 def passwords_file(places: Places) -> Path:
     """Where the user's password is, for Airflow and for people (mode 0600)."""
     return home(places) / "passwords.json"

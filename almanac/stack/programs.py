@@ -84,7 +84,7 @@ PASSED_ON = frozenset(
 )
 PASSED_ON_PREFIXES = ("ALMANAC_", "OTEL_")
 QUIET = {"FEAST_USAGE": "False", "GX_ANALYTICS_ENABLED": "False", "DO_NOT_TRACK": "1"}
-PATH_SETTINGS = ("cache_dir",)
+PATH_SETTINGS = ("cache_dir", "dags")
 
 
 class EnvironmentSettings(Settings):
@@ -318,7 +318,8 @@ def airflow_environment(plan: StackPlan, name: str) -> dict[str, str]:
         connection = airflow.database_url(plan.named.postgres_url)
     elif not connection:
         connection = postgres.url(plan.places.state_dir, plan.ports["postgres"], "airflow", "postgresql+psycopg2")
-    return airflow.environment(plan.places, plan.ports["airflow"], connection, name)
+    found = airflow.environment(plan.places, plan.ports["airflow"], connection, name)
+    return found if plan.named.dags is None else found | airflow.bundles(absolute(plan.named.dags))
 
 
 def entry(server: Server) -> dict[str, Any]:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from almanac.airflow_api import AirflowApi
+from almanac.clock import PARTITION_KEY_FORMAT, floor_hour, format_time, utc_now
 from almanac.demo.past import REHEARSED_HOURS, UNTIL_HOURS
 from almanac.registry import Registry
 from almanac.settings import load_settings
+from serving_cache.postgres import PostgresStore
+from serving_cache.records import State
+from tests.streams import eventually
 from tests.style.test_docs import ROOT, commands_in
 
 DEMO_SECONDS_MAX = 900
 COMMAND_SECONDS_MAX = 200
+OPERATIONS = ROOT / "docs" / "operations.md"
 TINY = Path(__file__).with_name("tiny_weather.py")
 NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
 
@@ -29,6 +37,10 @@ NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     state = tmp_path_factory.mktemp("state")
     found = {**os.environ, "ALMANAC_STATE_DIR": str(state), "ALMANAC_PIPELINES": str(TINY)}
+    dags = tmp_path_factory.mktemp("dags")
+    (text,) = re.findall(r"^`after_weather\.py`:\n\n```python\n(.*?)```", OPERATIONS.read_text(), flags=re.S | re.M)
+    (dags / "after_weather.py").write_text(text)
+    found["ALMANAC_DAGS"] = str(dags)
     found.pop("ALMANAC_SOURCE_DATA", None)
     yield found
     subprocess.run(
@@ -176,3 +188,33 @@ def test_a_training_in_airflow_registers_a_challenger_and_says_what_became_of_it
     assert said.against_champion is not None
     assert tasks["promote"] == ("success" if said.passed else "skipped")
     assert registry.aliases("weather")["champion"] == (found.version if said.passed else champion)
+
+
+def test_a_backfill_from_the_ui_is_archived_and_a_dag_scheduled_on_the_asset_follows_with_its_key(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    """What the UI's form sends; the other DAG is the one that the operator's page shows."""
+    assert demo.returncode == 0
+    settings = load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"]))
+    hour = floor_hour(utc_now()) - timedelta(hours=7)
+    key = hour.strftime(PARTITION_KEY_FORMAT)
+    with PostgresStore(settings.need("postgres_url")) as store, AirflowApi(settings) as airflow:
+        before = store.pointer("weather")
+        asked = {"dag_id": "weather", "from_date": format_time(hour), "to_date": format_time(hour)}
+        airflow.call("POST", "/backfills", json={**asked, "max_active_runs": 1, "reprocess_behavior": "none"})
+
+        def followed() -> dict[str, Any] | None:
+            runs = airflow.call("GET", "/dags/after_weather/dagRuns", params={"limit": 100})["dag_runs"]
+            return next((run for run in runs if (run["partition_key"], run["state"]) == (key, "success")), None)
+
+        run = eventually(followed)
+        path = f"/dags/after_weather/dagRuns/{run['dag_run_id']}/taskInstances/tell/xcomEntries/return_value"
+        told = airflow.call("GET", path)["value"]
+        made = store.generation("weather", told["generation"])
+        after = store.pointer("weather")
+    assert made is not None
+    assert (made.state, made.cutoff) == (State.ARCHIVED, hour)
+    assert (told["partition_key"], told["state"]) == (key, "archived")
+    assert before is not None
+    assert after is not None
+    assert after.generation.as_of >= before.generation.as_of
