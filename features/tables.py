@@ -19,6 +19,7 @@ from almanac.errors import FeatureError, UnknownEntity
 from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features import tables_footers
 from features.schemas import Needed, check_schema
 
 if TYPE_CHECKING:
@@ -276,6 +277,10 @@ def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> 
     changing = [table for table in tables if table.ttl is not None] or list(tables)
     newest: list[int] = []
     for table in changing:
+        told = tables_footers.newest(table.files, table.view, table.moment, cutoff)
+        if told is not None:
+            newest.append(told)
+            continue
         with opened(table) as (connection, rows):
             moment = quoted(table.moment)
             found = connection.execute(
@@ -301,6 +306,8 @@ def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
         FeatureError: names view, files and keys.
     """
     for table in tables:
+        if table.created and tables_footers.complete(table.files, table.view, table.key):
+            continue
         with opened(table) as (connection, rows):
             usable, key, moment = _usable(table, as_of), quoted(table.key), quoted(table.moment)
             nulls = connection.execute(
