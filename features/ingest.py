@@ -25,7 +25,16 @@ from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import Settings
 from features import grid as grid_module
 from features.files import locked, replacing
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, STATIC_SINCE, day_file, static_file, view_dir
+from features.layout import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    MADE_FROM,
+    STATIC_SINCE,
+    day_file,
+    made_from,
+    static_file,
+    view_dir,
+)
 from features.sources import Source, grid_of, open_source
 from features.tables import examine
 
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STATIC_VIEWS = ("cell_position",)
-METADATA_KEY = b"almanac"
 CELL_HOURS_AT_ONCE_MAX = 2_000_000  # bounds the memory of one step to about half a gigabyte
 HISTORY = timedelta(hours=grid_module.HISTORY_HOURS)
 DAY = timedelta(days=1)
@@ -147,12 +155,12 @@ class _Files:
         """Remove files made from another source or by other code: features of two kinds must not mix."""
         for folder in self._folders.values():
             for path in folder.glob("*.parquet"):
-                if _metadata(path).get("origin") != self._origin:
+                if made_from(path).get("origin") != self._origin:
                     path.unlink()
 
     def held(self, day: date) -> set[int]:
         """The hours of a day that the files of all views hold."""
-        found = [set(_metadata(day_file(folder, day)).get("hours", ())) for folder in self._hourly.values()]
+        found = [set(made_from(day_file(folder, day)).get("hours", ())) for folder in self._hourly.values()]
         return set.intersection(*found)
 
     def write_day(self, day: date, first: int, last: int) -> int:
@@ -215,7 +223,7 @@ class _Files:
             *(pa.field(name, pa.float32()) for name in self._views[view]),
         ]
         metadata = {"origin": self._origin, "hours": list(hours), "source": self._source.describe()}
-        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata)})
+        return pa.schema(fields, metadata={MADE_FROM: json.dumps(metadata)})
 
     def _table(
         self, view: str, columns: grid_module.Columns, moments: np.ndarray[Any, Any], schema: pa.Schema
@@ -229,18 +237,6 @@ class _Files:
         arrays += [columns[name].reshape(size) for name in self._views[view]]
         fields = zip(arrays, schema, strict=True)
         return pa.table([pa.array(array).cast(field.type) for array, field in fields], schema=schema)
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """What a feature file says of itself; nothing when it is absent or damaged, so that it is made again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (FileNotFoundError, KeyError, ValueError, pa.ArrowException):
-        return {}
-    return found
 
 
 def _replace_all(paths: dict[str, Path], write: Callable[[dict[str, Path]], None]) -> None:

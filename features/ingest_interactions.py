@@ -34,8 +34,8 @@ from features.files import locked, replacing
 from features.interactions import HISTORY, STATS, TOGETHER
 from features.interactions_bulk import Baskets, arrow_type, histories
 from features.interactions_items import Nights, nights
-from features.interactions_lines import DAY, METADATA_KEY, Held, Lines, metadata, micros
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, day_file, view_dir
+from features.interactions_lines import DAY, Held, Lines, micros
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, MADE_FROM, day_file, made_from, view_dir
 from features.sources.lines import LineSource, declared_of, open_lines
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Files:
             self._write(view, day_file(self._views[view], night), rows, known)
 
     def _valid(self, path: Path, day: date) -> bool:
-        known = metadata(path)
+        known = made_from(path)
         return known.get("origin") == self._origin and known.get("lines") == self._held.before(day)
 
     def write_histories(self, first: date, last: date) -> None:
@@ -214,7 +214,7 @@ class _Files:
         return None
 
     def _holds(self, path: Path, day: date) -> bool:
-        known = metadata(path)
+        known = made_from(path)
         return known.get("origin") == self._origin and known.get("lines") == self._held.days.get(day, "")
 
     def _write_base(self, view: Path, day: date) -> None:
@@ -304,7 +304,7 @@ class _Files:
             pa.field(CREATED_TIMESTAMP, stamp, nullable=False),
             *(pa.field(name, arrow_type(kind)) for name, kind in self._columns[view].items()),
         ]
-        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(known)})
+        return pa.schema(fields, metadata={MADE_FROM: json.dumps(known)})
 
     def _write(self, view: str, path: Path, table: pa.Table, known: Mapping[str, Any]) -> None:
         import pyarrow.parquet as pq

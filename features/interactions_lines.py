@@ -27,14 +27,13 @@ from features.files import replacing
 from features.interactions import event_hashes, key_hashes
 from features.interactions_bulk import Baskets
 from features.interactions_codes import coded, ragged_of, starts_of
-from features.layout import EVENT_TIMESTAMP
+from features.layout import EVENT_TIMESTAMP, MADE_FROM, made_from
 from features.sources.lines import COLUMNS, LineSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLDER = "lines"
-METADATA_KEY = b"almanac"
 DAY = timedelta(days=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -79,7 +78,7 @@ class Lines:
         for start, end in _months(source.earliest, until):
             path = self.folder / f"{start:%Y-%m}.parquet"
             through, archived = min(end, until + MICROSECOND), self._archived(start, end)
-            known = metadata(path)
+            known = made_from(path)
             if known.get("origin") != origin or known["through"] < micros(through) or known["archived"] != archived[0]:
                 known = {"origin": origin, "through": micros(through), "archived": archived[0]}
                 table = self._made(source, (start, through), path, archived[1])
@@ -117,7 +116,7 @@ class Lines:
         import pyarrow.parquet as pq
 
         with replacing(path) as temporary:
-            found = table.replace_schema_metadata({METADATA_KEY: json.dumps(known)})
+            found = table.replace_schema_metadata({MADE_FROM: json.dumps(known)})
             pq.write_table(found, temporary, compression="zstd", row_group_size=ROW_GROUP)
 
     def newest(self, until: datetime) -> datetime | None:
@@ -249,18 +248,6 @@ def _months(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetim
         end = datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
         yield start, end
         start = end
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """What a file says of itself; nothing when it is absent or damaged, so that it is made again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (FileNotFoundError, KeyError, ValueError, pa.ArrowException):
-        return {}
-    return found
 
 
 def micros(moment: datetime) -> int:

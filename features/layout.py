@@ -8,16 +8,20 @@ definitions that name them (`features/repo/`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from almanac.settings import Settings, load_settings
 
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
+MADE_FROM = b"almanac"
+"""Key of a file's metadata: JSON of what its rows were made from."""
 STATIC_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 """Event time of rows that hold at all times, such as positions."""
 
@@ -47,6 +51,18 @@ def definitions_for(settings: Settings) -> Iterator[None]:
         yield
     finally:
         _applying.reset(token)
+
+
+def made_from(path: Path) -> dict[str, Any]:
+    """What a feature file says it was made from; nothing when it is absent or damaged, so that it is made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[MADE_FROM])
+    except (FileNotFoundError, KeyError, ValueError, pa.ArrowException):
+        return {}
+    return found
 
 
 def source_path(pipeline: str, view: str) -> str:

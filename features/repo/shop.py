@@ -6,12 +6,11 @@ them to Parquet, and purchases on the stream push the customer's history alone.
 
 from datetime import timedelta
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.data_format import ParquetFormat
+from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
 from feast.types import Array, FeastType, Float32, Int64, String
 
 from features.interactions import HISTORY, STATS, TOGETHER
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, source_path
+from features.view_files import file_of
 
 PIPELINE = "shop"
 TYPES: dict[str, FeastType] = {
@@ -21,16 +20,6 @@ TYPES: dict[str, FeastType] = {
     "float32s": Array(Float32),
     "strings": Array(String),
 }
-
-
-def _file(view: str) -> FileSource:
-    return FileSource(
-        name=f"{view}_file",
-        path=source_path(PIPELINE, view),
-        file_format=ParquetFormat(),
-        timestamp_field=EVENT_TIMESTAMP,
-        created_timestamp_column=CREATED_TIMESTAMP,
-    )
 
 
 def _fields(columns: dict[str, str]) -> list[Field]:
@@ -50,7 +39,7 @@ item = Entity(
 
 purchase_push = PushSource(
     name="shop_purchases",
-    batch_source=_file("customer_history"),
+    batch_source=file_of(PIPELINE, "customer_history"),
     description="Purchases from the Kafka topic shop.purchases, folded into their customer's history.",
 )
 
@@ -67,7 +56,7 @@ item_stats = FeatureView(
     name="item_stats",
     entities=[item],
     schema=_fields(STATS),
-    source=_file("item_stats"),
+    source=file_of(PIPELINE, "item_stats"),
     ttl=timedelta(days=7),
     description="How an item sells.",
 )
@@ -76,7 +65,7 @@ item_together = FeatureView(
     name="item_together",
     entities=[item],
     schema=_fields(TOGETHER),
-    source=_file("item_together"),
+    source=file_of(PIPELINE, "item_together"),
     ttl=timedelta(days=10),  # said anew once a week, and what is popular every night
     description="What is bought together with an item; of '*': what is popular.",
 )

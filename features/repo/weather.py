@@ -6,27 +6,16 @@ to Parquet, and events on the stream push the observation view alone.
 
 from datetime import timedelta
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.data_format import ParquetFormat
+from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
 from feast.types import Float32
 
 from features.grid import VIEWS
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, source_path
+from features.view_files import file_of
 
 PIPELINE = "weather"
 # A row may be used for so long. Longer makes training slower (each row of the past is compared with
 # every hour within it), shorter leaves the stream without features sooner when the batch side is down.
 USABLE_FOR = timedelta(hours=6)
-
-
-def _file(view: str) -> FileSource:
-    return FileSource(
-        name=f"{view}_file",
-        path=source_path(PIPELINE, view),
-        file_format=ParquetFormat(),
-        timestamp_field=EVENT_TIMESTAMP,
-        created_timestamp_column=CREATED_TIMESTAMP,
-    )
 
 
 def _fields(view: str) -> list[Field]:
@@ -42,7 +31,7 @@ cell = Entity(
 
 observation_push = PushSource(
     name="weather_observations",
-    batch_source=_file("cell_observation"),
+    batch_source=file_of(PIPELINE, "cell_observation"),
     description="Observations from the Kafka topic weather.observations.",
 )
 
@@ -59,7 +48,7 @@ cell_history = FeatureView(
     name="cell_history",
     entities=[cell],
     schema=_fields("cell_history"),
-    source=_file("cell_history"),
+    source=file_of(PIPELINE, "cell_history"),
     ttl=USABLE_FOR,
     description="The cell's own values over the hours before.",
 )
@@ -68,7 +57,7 @@ cell_neighbours = FeatureView(
     name="cell_neighbours",
     entities=[cell],
     schema=_fields("cell_neighbours"),
-    source=_file("cell_neighbours"),
+    source=file_of(PIPELINE, "cell_neighbours"),
     ttl=USABLE_FOR,
     description="What the cells around observed.",
 )
@@ -77,7 +66,7 @@ cell_position = FeatureView(
     name="cell_position",
     entities=[cell],
     schema=_fields("cell_position"),
-    source=_file("cell_position"),
+    source=file_of(PIPELINE, "cell_position"),
     ttl=timedelta(0),  # holds at all times
     description="Where the cell is.",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from almanac.clock import utc_now
@@ -10,6 +10,7 @@ from almanac.errors import DeclarationError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
+from features.sources.dated import Dated
 
 if TYPE_CHECKING:
     import xarray
@@ -17,31 +18,8 @@ if TYPE_CHECKING:
 WINDOW_VALUES_MAX = 2_000_000_000
 
 
-class Source(Protocol):
+class Source(Dated, Protocol):
     """Hourly observations of one variable on a pipeline's grid."""
-
-    @property
-    def earliest(self) -> datetime:
-        """The first observed hour."""
-        ...
-
-    @property
-    def clock_shift(self) -> timedelta:
-        """What was added to the observations' own times; zero unless replayed."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Equal for two sources only if they give equal observations at every hour."""
-        ...
-
-    def latest(self, now: datetime) -> datetime:
-        """The last observed hour at or before `now`.
-
-        Raises:
-            SourceError: nothing was observed until then.
-        """
-        ...
 
     def window(self, start: datetime, end: datetime) -> xarray.DataArray:
         """All hours from `start` to `end`, both included: dims (time, row, col), float32, times in UTC without a zone.
@@ -49,10 +27,6 @@ class Source(Protocol):
         Raises:
             SourceError: some hour of the window was not observed.
         """
-        ...
-
-    def describe(self) -> str:
-        """One line for a person: what it is, and whether its clock was shifted."""
         ...
 
 

@@ -6,7 +6,7 @@ Lines have the columns of `SCHEMA`: who, which item, how many at which price, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from almanac.clock import utc_now
@@ -15,6 +15,7 @@ from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.sources.dated import Dated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,23 +23,8 @@ if TYPE_CHECKING:
 COLUMNS = ("entity", "item", "quantity", "price", "at")
 
 
-class LineSource(Protocol):
+class LineSource(Dated, Protocol):
     """Lines of interactions, each with its moment."""
-
-    @property
-    def earliest(self) -> datetime:
-        """The first line's moment."""
-        ...
-
-    @property
-    def clock_shift(self) -> timedelta:
-        """What was added to the lines' own times; zero unless replayed."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Equal for two sources only if they give equal lines at every time."""
-        ...
 
     @property
     def rows(self) -> int | None:
@@ -50,24 +36,12 @@ class LineSource(Protocol):
         """How many rows were not believed, by reason."""
         ...
 
-    def latest(self, now: datetime) -> datetime:
-        """The moment of the last line at or before `now`.
-
-        Raises:
-            SourceError: there is none.
-        """
-        ...
-
     def lines(self, start: datetime, end: datetime) -> pa.Table:
         """The lines from `start` up to `end`, which is excluded, in the order of time: the columns `COLUMNS`."""
         ...
 
     def kept_aside(self) -> pa.Table | None:
         """The rows that were set aside, as they were read, with a column `reason`; None where there are none."""
-        ...
-
-    def describe(self) -> str:
-        """One line for a person: what it is, and whether its clock was shifted."""
         ...
 
 
