@@ -45,6 +45,8 @@ ENTITIES_AT_ONCE = 100_000
 """Entities whose histories are made at once: bounds the memory of a step to some hundred megabytes."""
 WEEK_DAYS = 7
 """Days between nights that say anew what goes together; what is popular is said every night."""
+KEPT_DAYS = 400
+"""Days with rows of their own before those that are asked for; then what was before is taken together anew."""
 BASE = "before-"
 SET_ASIDE = "set_aside"
 
@@ -200,22 +202,21 @@ class _Files:
         if stale:
             self._write_days(view, stale[0], last)
         for path in view.glob("*.parquet"):
-            if path.stem.removeprefix(BASE) < str(base) or (
-                path.stem.startswith(BASE) and path.stem != f"{BASE}{base}"
-            ):
+            another = path.stem.startswith(BASE) and path.stem != f"{BASE}{base}"
+            if another or path.stem.removeprefix(BASE) < str(base):
                 path.unlink()
 
     def _base(self, view: Path, first: date) -> date | None:
         """The day before which the newest rows are kept, if they are those of the lines and early enough."""
         for path in sorted(view.glob(f"{BASE}*.parquet"), reverse=True):
             day = date.fromisoformat(path.stem.removeprefix(BASE))
-            if day <= first and self._valid(path, day):
+            if first - timedelta(days=KEPT_DAYS) <= day <= first and self._valid(path, day):
                 return day
         return None
 
     def _holds(self, path: Path, day: date) -> bool:
-        known = made_from(path)
-        return known.get("origin") == self._origin and known.get("lines") == self._held.days.get(day, "")
+        # A day goes on from the days before: it is of all lines up to its end.
+        return self._valid(path, day + DAY)
 
     def _write_base(self, view: Path, day: date) -> None:
         import pyarrow.parquet as pq
@@ -249,7 +250,7 @@ class _Files:
         ]
         table = pa.concat_tables(made) if made else None
         for day in _days(first, last):
-            known = {"origin": self._origin, "lines": self._held.days.get(day, "")}
+            known = {"origin": self._origin, "lines": self._held.before(day + DAY)}
             path = day_file(view, day)
             if table is None:
                 self._write(view.name, path, self._schema(view.name, known).empty_table(), known)

@@ -262,6 +262,27 @@ def test_a_death_in_between_leaves_whole_files_and_the_next_run_mends(
         refresh(SMALL, settings, THIRD, window=2 * DAY)
     monkeypatch.undo()
     refresh(SMALL, settings, THIRD, window=2 * DAY)
+    known = events_of(settings, THIRD)
+    assert {key: {name: row[name] for name in HISTORY} for key, row in newest(settings).items()} == folded(known)
+    # An event that comes late changes its day and all after it: not one of them may count as done too early.
+    late = Event(entity=known[0].entity, at=micros(THIRD - 36 * DAY / 24), lines=(("A NEW ITEM", 1.0, 9.0),))
+    archived(settings, [late])
+    calls = -2
+    monkeypatch.setattr(ingest_interactions._Files, "_write", dies)
+    with pytest.raises(Died):
+        refresh(SMALL, settings, THIRD, window=2 * DAY)
+    monkeypatch.undo()
+    refresh(SMALL, settings, THIRD, window=2 * DAY)
+    wanted = folded([*known, late])
+    assert {key: {name: row[name] for name in HISTORY} for key, row in newest(settings).items()} == wanted
+
+
+def test_what_was_long_before_is_taken_together(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh(SMALL, settings, THIRD - 12 * DAY, window=timedelta(0))
+    monkeypatch.setattr(ingest_interactions, "KEPT_DAYS", 5)
+    refresh(SMALL, settings, THIRD, window=DAY)
+    folder = settings.features_dir / "shop" / "customer_history"
+    assert sorted(path.stem for path in folder.glob("*.parquet")) == ["2026-03-19", "before-2026-03-19"]
     assert {key: {name: row[name] for name in HISTORY} for key, row in newest(settings).items()} == folded(
         events_of(settings, THIRD)
     )
