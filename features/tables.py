@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,11 @@ class Table:
     features: tuple[str, ...]
     ttl: timedelta | None
     lists: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> Table:
+        """The same view with its numbers alone."""
+        return replace(self, features=tuple(name for name in self.features if name not in self.lists), lists=())
 
     @property
     def files(self) -> list[str]:
@@ -258,7 +263,7 @@ def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
             key=table.key,
             whole_keys=pipeline.partitions.key_type is int,
             moments=(table.moment, *([table.created] if table.created else [])),
-            numbers=tuple(name for name in table.features if name not in table.lists),
+            numbers=table.numbers.features,
             others=table.lists,
         )
         for file in table.files:

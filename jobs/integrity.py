@@ -65,7 +65,8 @@ def check_features(
     from jobs.features_page import write_page
 
     began, now = time.monotonic(), need_utc(now)
-    tables = tables_of(pipeline, settings)  # step 1
+    # Step 1. Of a view with lists its numbers are checked; one that has no others is not.
+    tables = tuple(table.numbers for table in tables_of(pipeline, settings) if table.numbers.features)
     pushed = pushed_views(pipeline, settings)
     newest = {table.view: newest_of(table, now) for table in tables}
     if not any(newest.values()):
