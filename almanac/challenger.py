@@ -57,7 +57,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         passed: whether it may be promoted.
         reasons: a sentence for each gate, those that were not passed first.
-        champion: the model it was compared with; empty if there was none that could be.
+        champion: the model that served; empty if none did.
         against_champion, against_baseline: the quotients; None where there was nothing to compare with.
     """
 
@@ -99,7 +99,7 @@ def judge(gates: Challenger, challenger: Measures, champion: Measures | None, *,
     return Judged(
         passed=not failed,
         reasons=(*failed, *passed),
-        champion=champion_id if champion is not None else "",
+        champion=champion_id,
         against_champion=against,
         against_baseline=baseline,
     )

@@ -199,8 +199,14 @@ class Registry:
             _write_folder(folder / _folder_name(version), {**files, MANIFEST_FILE: text})
         return self._load(name, version)
 
-    def set_alias(self, name: str, alias: str, version: int) -> None:
+    def set_alias(self, name: str, alias: str, version: int, *, instead_of: int | None = None) -> bool:
         """Let an alias name a version from now on; readers see the old or the new one.
+
+        Args:
+            instead_of: only if the alias names this version, 0 if none; None whatever it names.
+
+        Returns:
+            Whether it was done: not where the alias names another version than `instead_of`.
 
         Raises:
             UnknownModel: there is no such version.
@@ -211,8 +217,12 @@ class Registry:
         self.resolve(f"{name}@{version}")
         folder = self._folder(name)
         with _locked(folder):
-            text = msgspec.json.format(msgspec.json.encode({**self.aliases(name), alias: version}), indent=2)
+            aliases = self.aliases(name)
+            if instead_of is not None and aliases.get(alias, 0) != instead_of:
+                return False
+            text = msgspec.json.format(msgspec.json.encode({**aliases, alias: version}), indent=2)
             _replace(folder / ALIASES_FILE, text)
+        return True
 
     def _folder(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

@@ -130,11 +130,11 @@ def promote(pipeline: Pipeline, settings: Settings, version: int, *, overrule: b
         stays = f"{pipeline.model_name}-v{serving} stays" if serving else f"{pipeline.model} names no version yet"
         told = f"{found.id} not promoted: {reasons}. {stays}; see `almanac models {pipeline.model_name}`"
         return Promoted(version=version, promoted=False, told=told)
-    compared = f"{pipeline.model_name}-v{serving}" if serving else ""
-    if serving and said.champion and said.champion != compared:
-        told = f"{found.id} not promoted: compared with {said.champion}, but {compared} serves by now; train again"
-        return Promoted(version=version, promoted=False, told=told)
-    registry.set_alias(pipeline.model_name, pipeline.model_alias, version)
+    serves = f"{pipeline.model_name}-v{serving}" if serving else ""
+    name, alias = pipeline.model_name, pipeline.model_alias
+    if said.champion != serves or not registry.set_alias(name, alias, version, instead_of=serving or 0):
+        compared = f"compared with {said.champion or 'no model'}, but {serves or 'another'} serves by now"
+        return Promoted(version=version, promoted=False, told=f"{found.id} not promoted: {compared}; train again")
     return Promoted(version=version, promoted=True, told=f"{found.id} promoted: {reasons}")
 
 

@@ -171,6 +171,8 @@ def test_a_challenger_that_passed_is_promoted_once_and_only_over_the_champion_it
     late = promote(CHALLENGED, settings, third)
     assert not late.promoted
     assert "compared with weather-v1, but weather-v2 serves by now" in late.told
+    blind = promote(CHALLENGED, settings, version(Judged(passed=True, reasons=("nothing serves yet",))))
+    assert "compared with no model, but weather-v2 serves by now" in blind.told
     assert not promote(CHALLENGED, settings, version(None)).promoted
     assert registry.aliases("weather")["champion"] == second
     with pytest.raises(UsageError, match="declares no challenger"):

@@ -56,6 +56,7 @@ def test_without_a_champion_the_baselines_alone_decide() -> None:
     said = judge(Challenger(), {"out": error(0.9)}, None, champion_id="m-v1")
     assert said.passed
     assert said.reasons[-1] == "m-v1 could not be measured here"
+    assert (said.champion, said.against_champion) == ("m-v1", None)
     assert not judge(Challenger(), {"out": error(1.2)}, None, champion_id="").passed
     assert not judge(Challenger(), {}, None, champion_id="").passed
     other = judge(Challenger(), {"out": error(0.9)}, {"other": error(0.9)}, champion_id="m-v1")

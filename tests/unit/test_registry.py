@@ -170,3 +170,14 @@ def test_an_alias_cannot_be_taken_for_a_version(registry: Registry, alias: str) 
     registry.register("weather", FILES, DESCRIPTION, now=NOW)
     with pytest.raises(UsageError, match="must match"):
         registry.set_alias("weather", alias, 1)
+
+
+def test_an_alias_is_moved_only_from_what_it_is_thought_to_name(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    first, second = (registry.register("weather", FILES, DESCRIPTION, now=NOW).version for _ in range(2))
+    assert not registry.set_alias("weather", "champion", second, instead_of=first)
+    assert registry.aliases("weather") == {}
+    assert registry.set_alias("weather", "champion", first, instead_of=0)
+    assert not registry.set_alias("weather", "champion", second, instead_of=0)
+    assert registry.set_alias("weather", "champion", second, instead_of=first)
+    assert registry.aliases("weather") == {"champion": second}
