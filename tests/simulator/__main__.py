@@ -98,7 +98,7 @@ def one(seed: int, bug: str | None) -> int:
     except Violation as violation:
         print(violation, file=sys.stderr)
         return 1
-    print("\n".join(world.hub.trace))
+    print("\n".join(world.hub.told()))
     return 0
 
 

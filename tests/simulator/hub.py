@@ -61,7 +61,7 @@ class Hub:
         self.random = random.Random(seed)
         self.chances = chances
         self.seconds = 0.0
-        self.trace: list[str] = []
+        self.trace: list[tuple[float, str, str]] = []
         self.kills = 0
         self._actors: list[_Actor] = []
         self._running: _Actor | None = None
@@ -70,6 +70,15 @@ class Hub:
     def now(self) -> datetime:
         """The virtual time."""
         return START + timedelta(seconds=self.seconds)
+
+    def note(self, who: str, what: str) -> None:
+        """Remember a step. It is put into words by `told`: a seed has thousands, and few are ever looked at."""
+        self.trace.append((self.seconds, who, what))
+
+    def told(self, last: int | None = None) -> list[str]:
+        """The steps, or the last ones, a line each."""
+        steps = self.trace if last is None else self.trace[-last:]
+        return [f"{seconds:.2f} {who} {what}" for seconds, who, what in steps]
 
     def spawn(
         self,
@@ -132,15 +141,15 @@ class Hub:
         actor = self._running
         if actor is None:
             return  # the test itself
-        self.trace.append(f"{self.seconds:.2f} {actor.name} {operation}")
+        self.note(actor.name, operation)
         chance = self.random.random() / actor.luck
         faults = self.chances
         if chance < faults.pause:
             actor.wakes_at = self.seconds + self.random.uniform(0, actor.pause_seconds_max)
-            self.trace.append(f"{self.seconds:.2f} {actor.name} is paused for {actor.wakes_at - self.seconds:.0f} s")
+            self.note(actor.name, f"is paused for {actor.wakes_at - self.seconds:.0f} s")
         self._give_way()
         if faults.pause <= chance < faults.pause + faults.lost_request:
-            self.trace.append(f"{self.seconds:.2f} {actor.name} {operation}: request lost")
+            self.note(actor.name, f"{operation}: request lost")
             raise Unavailable(f"{operation}: the request was lost")
         self._perhaps_kill(actor, operation)
 
@@ -155,13 +164,13 @@ class Hub:
         if actor is None:
             return
         if self.random.random() < self.chances.lost_answer * actor.luck:
-            self.trace.append(f"{self.seconds:.2f} {actor.name} {operation}: answer lost")
+            self.note(actor.name, f"{operation}: answer lost")
             raise Unavailable(f"{operation}: the answer was lost")
         self._perhaps_kill(actor, operation)
 
     def _perhaps_kill(self, actor: _Actor, operation: str) -> None:
         if actor.killable and self.random.random() < self.chances.kill:
-            self.trace.append(f"{self.seconds:.2f} {actor.name} {operation}: killed")
+            self.note(actor.name, f"{operation}: killed")
             raise Killed
 
     def _give_way(self) -> None:

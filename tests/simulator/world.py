@@ -223,7 +223,7 @@ class World:
         """Once in a while, between any two commands, Redis loses everything."""
         if self.hub.chances is not CALM and self.random.random() < EMPTIED:
             self.emptied_at = self.hub.seconds
-            self.hub.trace.append(f"{self.hub.seconds:.2f} redis is emptied")
+            self.hub.note("redis", "is emptied")
             self.cache.keys.clear()
 
     def _damaged(self, data: bytes) -> bytes:
@@ -248,7 +248,7 @@ class World:
         """A pointer's move is being committed: judge it, and remember what readers must see from now on."""
         generations = self.record.generations_by_number
         last = max(self.moves, default=0)
-        self.hub.trace.append(f"{self.hub.seconds:.2f} epoch {move.epoch}: {move.kind} {move.generation}")
+        self.hub.note(f"epoch {move.epoch}:", f"{move.kind} {move.generation}")
         if move.epoch != last + 1:
             raise Violation(f"epoch {move.epoch} follows {last}")
         if move.kind == "publish":
@@ -384,6 +384,6 @@ def simulate(seed: int, chances: Chances | None = None) -> World:
     try:
         world.run()
     except Violation as violation:
-        steps = "\n  ".join(world.hub.trace[-30:])
+        steps = "\n  ".join(world.hub.told(30))
         raise Violation(f"seed {seed}: {violation}\n  {steps}") from None
     return world
