@@ -22,6 +22,7 @@ from almanac.settings import Settings, load_settings
 from features.materialize import materialize
 from features.ranked import entities_of, items_at
 from jobs.check import gate_features, gate_predictions
+from jobs.integrity import check_features
 from jobs.plan import Plan, plan
 from jobs.publish import publish
 from jobs.score import score_shard
@@ -161,9 +162,13 @@ def test_a_partition_with_a_hole_in_its_features_is_quarantined_alone(made: Libr
     write_rows(made.folder / "history.parquet", whole)
 
 
-def test_materialization_brings_entities_and_items(made: Library) -> None:
+def test_materialization_brings_entities_and_items_and_numbers_are_checked(made: Library) -> None:
     assert materialize(made.pipeline, made.settings, MOMENT) == 40 + len(BOOKS) + len([*BOOKS, "*"])
     assert materialize(made.pipeline, made.settings, MOMENT) == 0
+    checked = check_features(made.pipeline, made.settings, now=utc_now())
+    assert [(one.feature, one.skew and (one.skew.compared, one.skew.unequal)) for one in checked.features] == [
+        ("visits", (40, 0))
+    ]
 
 
 def test_the_gate_on_predictions_sees_how_long_lists_are(made: Library) -> None:
