@@ -7,14 +7,15 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast simulate crash feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast parity simulate crash feast-tests chaos lint types imports bench lock clean
 
 help:
-	@echo "make demo [DATA=file.grib] [KEEP=1]  set up, run the whole thing, print what it proved"
+	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
 	@echo "make test                            set up, run every test"
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
+	@echo "make parity [CUSTOMERS=10000] [SEED=…]  batch, stream and fresh computation give the same bits"
 	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
@@ -34,7 +35,8 @@ $(VENV)/.ready: $(LOCK) requirements/bootstrap.txt pyproject.toml
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m almanac.demo $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
+	@$(BIN)/python -m almanac.demo $(if $(PIPELINE),--pipeline "$(PIPELINE)") $(if $(DATA),--data "$(DATA)") \
+	  $(if $(KEEP),--keep)
 
 test: setup
 	@$(BIN)/python -m pytest
@@ -44,6 +46,9 @@ test-fast: setup
 
 feast-tests: setup
 	@FEAST_REPO="$(FEAST_REPO)" $(BIN)/python -m tests.universal $(if $(STORE),$(STORE),offline) $(ARGS)
+
+parity: setup
+	@$(BIN)/python -m tests.parity $(if $(CUSTOMERS),--customers $(CUSTOMERS)) $(if $(SEED),--seed $(SEED))
 
 simulate: setup
 	@$(BIN)/python -m tests.simulator $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))

@@ -1,4 +1,4 @@
-"""`python -m almanac.demo [--data FILE] [--keep]`: what `make demo` runs."""
+"""`python -m almanac.demo [--pipeline shop] [--data FILE] [--keep]`: what `make demo` runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from almanac.demo import past, stages
+from almanac.demo import lists, past, stages
 from almanac.demo.report import DemoFailed, Report
 from almanac.demo.world import World
 from almanac.errors import AlmanacError
@@ -20,7 +20,8 @@ STATE_DIR = ".almanac-demo"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every stage; 0 only if every claim held."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--data", type=Path, help="GRIB or Parquet file of real observations")
+    parser.add_argument("--pipeline", choices=("weather", "shop"), default="weather", help="which one to show")
+    parser.add_argument("--data", type=Path, help="file of real observations: GRIB or Parquet; of shop's purchases")
     parser.add_argument("--keep", action="store_true", help="leave the stack running and print the addresses")
     options = parser.parse_args(arguments)
     data = options.data.resolve() if options.data else None
@@ -28,10 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"almanac: {options.data} is not a file: give DATA=<GRIB or Parquet file>", file=sys.stderr)
         return 2
     state_dir = Path(os.environ.get("ALMANAC_STATE_DIR") or PROJECT_ROOT / STATE_DIR).resolve()
-    world = World(state_dir=state_dir, data=data, report=Report())
+    declared = lists.DECLARED if options.pipeline == "shop" else None
+    world = World(state_dir=state_dir, data=data, report=Report(), pipeline=options.pipeline, declared=declared)
     failure: str | None = None
     try:
-        show(world)
+        (lists.show if options.pipeline == "shop" else show)(world)
     except AlmanacError as error:
         failure = str(error)
     except KeyboardInterrupt:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             world.report.stage("almanac down")
             world.run("down", check=False)
     world.report.print_table()
-    if data is not None and failure is None:
+    if data is not None and failure is None and options.pipeline == "weather":
         print_accuracy(world)
     if failure:
         print(f"almanac: the demonstration stopped: {failure}", file=sys.stderr)
@@ -99,7 +101,10 @@ def print_addresses(world: World) -> None:
         world.run("status", show=True, check=False)
         found = world.settings
         print(f"  Airflow UI   {found.airflow_url}  (user {found.airflow_username}, password in endpoints.json)")
-        print(f"  lookup       {found.lookup_url}/v1/weather/point?lat=51.5&lon=-0.1")
+        example = (
+            "weather/point?lat=51.5&lon=-0.1" if world.pipeline == "weather" else f"{world.pipeline}/entities/nobody"
+        )
+        print(f"  lookup       {found.lookup_url}/v1/{example}")
     except (AlmanacError, DemoFailed) as error:
         print(f"  {error}")
     print("  almanac down stops it")

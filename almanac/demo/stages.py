@@ -24,25 +24,30 @@ WARMER_KELVIN = 4.0
 MALFORMED = '{"cell_id": "not a cell", "t2m":'
 
 
-def batch(world: World) -> str:
-    """Trigger the DAG through Airflow's API, follow it, and return the generation's number."""
+def ran(world: World, pipeline: str) -> tuple[str, int]:
+    """Trigger a DAG through Airflow's API and follow it: how the run ended, and how many shards it had."""
     report = world.report
-    pipeline = declared("weather")
     key = floor_hour(utc_now()).strftime(PARTITION_KEY_FORMAT)
     with AirflowApi(world.settings) as airflow:
-        world.wait_for(
-            "Airflow parsing the DAG", lambda: airflow.has_dag("weather") or None, seconds=DAG_PARSED_SECONDS
-        )
-        run = airflow.trigger("weather", partition_key=key, note="make demo")
+        world.wait_for("Airflow parsing the DAG", lambda: airflow.has_dag(pipeline) or None, seconds=DAG_PARSED_SECONDS)
+        run = airflow.trigger(pipeline, partition_key=key, note="make demo")
         report.say(f"triggered {run} for {key} through {world.settings.airflow_url}")
         final = "unknown"
-        for step in airflow.follow("weather", run, timeout_seconds=RUN_TIMEOUT_SECONDS):
+        for step in airflow.follow(pipeline, run, timeout_seconds=RUN_TIMEOUT_SECONDS):
             if isinstance(step, str):
                 final = step
             else:
                 report.say(f"{step.state or '?':>15}  {step.title}")
-        shards = [task for task in airflow.tasks("weather", run) if task.task == "score"]
+        shards = [task for task in airflow.tasks(pipeline, run) if task.task == "score"]
     report.claim(final == "success", "Airflow ran the batch", f"run {final}, {len(shards)} mapped shards")
+    return final, len(shards)
+
+
+def batch(world: World) -> str:
+    """Have Airflow precompute the grid, and return the generation's number."""
+    report = world.report
+    pipeline = declared("weather")
+    final, _ = ran(world, "weather")
     if final != "success":
         raise DemoFailed(
             "the batch run failed: open its failed task in the Airflow UI (make demo KEEP=1 leaves it running)"
@@ -63,7 +68,7 @@ def batch(world: World) -> str:
 
 def features_online(world: World) -> None:
     """Airflow brings the features of the batch run into the online store, in a DAG of their own."""
-    dag = "weather_features"
+    dag = f"{world.pipeline}_features"
     with AirflowApi(world.settings) as airflow:
         runs = world.wait_for(
             f"a run of {dag} that brings the features online",

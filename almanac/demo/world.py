@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -32,13 +33,18 @@ class World:
     state_dir: Path
     data: Path | None
     report: Report
+    pipeline: str = "weather"
+    declared: Path | None = None
+    """A file that declares the pipeline; None for those of the checkout."""
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of every command: this state directory, this source."""
         found = {**os.environ, "ALMANAC_STATE_DIR": str(self.state_dir)}
         if self.data is not None:
-            found["ALMANAC_SOURCE_DATA"] = f"weather={self.data}"
+            found["ALMANAC_SOURCE_DATA"] = f"{self.pipeline}={self.data}"
+        if self.declared is not None:
+            found.setdefault("ALMANAC_PIPELINES", str(self.declared))
         return found
 
     @property
@@ -82,15 +88,15 @@ class World:
             f"{self.settings.need('lookup_url')}{path}", params=parameters or None, timeout=REQUEST_TIMEOUT_SECONDS
         )
 
-    def answer(self, entity: int) -> dict[str, Any]:
-        """The answer for one cell.
+    def answer(self, entity: int | str, **parameters: Any) -> dict[str, Any]:
+        """The answer for one entity.
 
         Raises:
             DemoFailed: the service refused.
         """
-        found = self.ask(f"/v1/weather/entities/{entity}")
+        found = self.ask(f"/v1/{self.pipeline}/entities/{quote(str(entity), safe='')}", **parameters)
         if found.status_code != 200:
-            raise DemoFailed(f"lookup of cell {entity} was refused ({found.status_code}): {found.text[:300]}")
+            raise DemoFailed(f"lookup of {entity} was refused ({found.status_code}): {found.text[:300]}")
         return dict(found.json())
 
     def answers(self, cells: int) -> dict[int, dict[str, Any]]:
