@@ -1,10 +1,10 @@
-"""From entities and items to ranked lists: the one way for stream and fresh computation, and what batch is held to."""
+"""From entities and items to ranked lists: the one way of batch, stream and fresh computation."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,22 @@ class Scores(Protocol):
         """One: the score."""
         ...
 
-    def score(self, features: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
-        """One array per output."""
+    def score_matrix(self, matrix: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+        """One array per output, of the input columns side by side."""
         ...
+
+
+def best(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> Lists:
+    """The items of each entity's list, best first, and their scores.
+
+    Raises:
+        FeatureError: a column or list that is needed is not there, or not finite.
+        PredictionError: the model answers NaN or infinity.
+    """
+    pairs = candidates(entities, items, ranking)
+    inputs = matrix(entities, items, pairs, scorer.inputs)
+    scores = scorer.score_matrix(inputs)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
+    return top(scores, pairs, ranking.kept)
 
 
 def rank(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> list[RankedList]:
@@ -40,11 +53,7 @@ def rank(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> 
         FeatureError: a column or list that is needed is not there.
         PredictionError: the model answers NaN or infinity.
     """
-    pairs = candidates(entities, items, ranking)
-    made = matrix(entities, items, pairs, scorer.inputs)
-    columns = {name: made[:, at] for at, name in enumerate(scorer.inputs)}
-    scores = scorer.score(columns)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
-    return ranked(top(scores, pairs, ranking.kept), items, ranking.attributes)
+    return ranked(best(entities, items, scorer, ranking), items, ranking.attributes)
 
 
 def rank_each(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> list[RankedList | PredictionError]:

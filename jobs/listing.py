@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from almanac.clock import utc_now
 from almanac.errors import FeatureError, PredictionError
 from almanac.list_blocks import ListBlock, empty_block
+from almanac.list_scoring import best
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
-from almanac.ranking import candidates, matrix, top
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
 from jobs.digests import PARTITION, UNCOUNTED, spans_of
@@ -181,10 +181,7 @@ def _ranked(listed: Listed, scorer: Scorer, table: pa.Table) -> tuple[NDArray[An
 
     moments = np.full(table.num_rows, int(listed.moment.timestamp()) * 1_000_000 + listed.moment.microsecond, np.int64)
     entities = entities_of(listed.pipeline, table, listed.items, moments)
-    pairs = candidates(entities, listed.items, listed.ranking)
-    inputs = matrix(entities, listed.items, pairs, scorer.inputs)
-    scores = scorer.score_matrix(inputs)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
-    lists = top(scores, pairs, listed.ranking.kept)
+    lists = best(entities, listed.items, scorer, listed.ranking)
     return np.diff(lists.offsets), lists.item_index, lists.scores
 
 

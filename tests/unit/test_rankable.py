@@ -40,11 +40,11 @@ class Sums:
     )  # fmt: skip
     outputs = ("score",)
 
-    def score(self, features: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+    def score_matrix(self, matrix: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
         """Weighted, added in one order."""
-        total = np.zeros(len(features["price"]), np.float32)
-        for weight, name in enumerate(self.inputs, start=1):
-            total += np.float32(weight) * features[name].astype(np.float32)
+        total = np.zeros(len(matrix), np.float32)
+        for weight, column in enumerate(matrix.T, start=1):
+            total += np.float32(weight) * column
         return {"score": total}
 
 
