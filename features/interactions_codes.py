@@ -22,10 +22,11 @@ def coded(column: pa.ChunkedArray | pa.Array) -> tuple[Wholes, list[str]]:
         column = column.unify_dictionaries().combine_chunks() if len(column) else pa.array([], pa.string())
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     keys: list[str] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    place = np.empty(len(keys), np.int64)
-    place[order] = np.arange(len(keys))
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    there = np.bincount(codes, minlength=len(keys)) > 0  # a dictionary may know more than the rows that are left
+    order = sorted(np.flatnonzero(there).tolist(), key=keys.__getitem__)
+    place = np.empty(len(keys), np.int64)
+    place[order] = np.arange(len(order))
     return place[codes], [keys[at] for at in order]
 
 
