@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 import warnings
+from typing import Any
 
 from tests.parity.cells import Cells
 from tests.parity.shoppers import World
@@ -19,10 +20,13 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     wrong = 0
-    for name, made in (("lists", World.of), ("numbers", Cells.of)):
+    ways: tuple[tuple[str, Any], ...] = (("lists", World.of), ("numbers", Cells.of))
+    for name, made in ways:
         began = time.monotonic()
         world = made(given.customers, given.seed)
-        batch, stream, fresh = world.batch(), world.stream(), world.fresh()
+        batch: dict[Any, Any] = dict(world.batch())
+        stream: dict[Any, Any] = dict(world.stream())
+        fresh: dict[Any, Any] = dict(world.fresh())
         for way, found in (("stream", stream), ("fresh computation", fresh)):
             unlike = [key for key in batch.keys() | found.keys() if batch.get(key) != found.get(key)]
             wrong += len(unlike)

@@ -89,7 +89,7 @@ class Cells:
         for at in sorted({at for _, at in self.chosen}):
             places = [place for place, (_, moment) in enumerate(self.chosen) if moment == at]
             table = self.table.take(pa.array(places))
-            records = []
+            records: list[Consumed] = []
             for row in table.select([PIPELINE.entity, "t2m"]).to_pylist():
                 body = {"cell_id": row["cell_id"], "observed_at": at.isoformat(), "t2m": row["t2m"]}
                 value = json.dumps(body).encode()

@@ -119,8 +119,8 @@ class World:
         rows = [(place[b.entity], item[x[0]], b.at, b.hash, x[1], x[2]) for b in ordered for x in b.lines]
         columns = list(zip(*rows, strict=True))
         wholes = [np.array(column, np.int64) for column in columns[:4]]
-        amounts = [np.array(column, np.float64) for column in columns[4:]]
-        return histories(Baskets(entities, items, *wholes, *amounts), None, 0, newest_only=True)
+        quantity, price = (np.array(column, np.float64) for column in columns[4:])
+        return histories(Baskets(entities, items, *wholes, quantity, price), None, 0, newest_only=True)
 
     def batch(self) -> Lists:
         """As a batch run does it: all items, rows out of files, pieces of customers."""
@@ -154,7 +154,7 @@ class World:
             done = folding.handle(sort(records, PIPELINE, Duplicates(), NOW), "parity-v1", self.scorer, NOW)
             assert done.dead_letters == ()
             for record in done.features:
-                folding.delivered(None, _Delivered(record.key))  # type: ignore[arg-type]
+                folding.delivered(None, _Delivered(record.key))
             folding.committed()
             for record in done.predictions:
                 value = Consumed(topic="p", partition=0, offset=0, key=record.key, value=record.value)
