@@ -19,8 +19,16 @@ def tally(block: AnyBlock) -> dict[str, Tally]:
     A list counts once, with how many items it has, and with the score and attributes of its best; an empty one has
     nulls in their place.
     """
-    columns = _of_lists(block) if isinstance(block, ListBlock) else block.columns
-    return {name: _of(column) for name, column in columns.items()}
+    if isinstance(block, ListBlock):
+        return {name: _of(column) for name, column in _of_lists(block).items()}
+    if block.rows and block.columns:
+        together = np.stack(list(block.columns.values()))
+        with np.errstate(invalid="ignore"):  # both infinities have no sum
+            least, most, sums = together.min(axis=1), together.max(axis=1), together.sum(axis=1, dtype=np.float64)
+        if not np.isnan(least).any():  # which one would be where any value is
+            numbers = zip(least.tolist(), most.tolist(), sums.tolist(), strict=True)
+            return {name: (*found, 0) for name, found in zip(block.columns, numbers, strict=True)}
+    return {name: _of(column) for name, column in block.columns.items()}
 
 
 def _of(column: NDArray[Any]) -> Tally:

@@ -36,42 +36,53 @@ def grouped(parts: Sequence[StagedPartition]) -> Iterator[list[StagedPartition]]
         yield group
 
 
-def copied(generation: int, parts: Sequence[StagedPartition]) -> Iterator[bytes | memoryview]:
-    """The rows (generation, partition, entity, each output) of partitions with equal columns, some thousands at a time.
+class Packing:
+    """Packs rows (generation, partition, entity, each output) of one generation, some thousands at a time.
 
-    Args:
-        parts: those without rows give none.
+    What is the same in every row is written once: what was packed must be sent before the next is.
     """
-    filled = [part for part in parts if part.block.rows]
-    if not filled:
-        return
-    owners = np.repeat([part.partition for part in filled], [part.block.rows for part in filled])
-    keys = np.concatenate([part.block.keys for part in filled])
-    columns = [np.concatenate([part.block.columns[name] for part in filled]) for name in filled[0].block.columns]
-    for start in range(0, len(keys), ROWS_PER_WRITE):
-        step = slice(start, start + ROWS_PER_WRITE)
-        yield _stream(generation, owners[step], keys[step], [column[step] for column in columns])
 
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self._blank: dict[np.dtype[Any], NDArray[Any]] = {}
 
-def _stream(
-    generation: int, owners: NDArray[Any], keys: NDArray[Any], columns: list[NDArray[Any]]
-) -> bytes | memoryview:
-    text = keys.dtype.kind == "S"
-    rows = np.empty(len(keys), dtype=_row(keys.dtype.str if text else ">i8", len(columns)))
-    rows["fields"] = 3 + len(columns)
-    rows["generation_size"], rows["generation"] = 8, generation
-    rows["partition_size"], rows["partition"] = 4, owners
-    rows["key_size"], rows["key"] = np.char.str_len(keys) if text else 8, keys
-    for number, column in enumerate(columns):
-        rows[f"size_{number}"], rows[f"value_{number}"] = 4, column
-    if not text:
-        return rows.data.cast("B")
-    packed = rows.view(np.uint8).reshape(len(rows), -1)
-    kept = np.ones(packed.shape, dtype=bool)
-    start = rows.dtype.fields["key"][1]
-    width = keys.dtype.itemsize
-    kept[:, start : start + width] = np.arange(width) < rows["key_size"][:, None]
-    return packed[kept].tobytes()
+    def packed(self, parts: Sequence[StagedPartition]) -> Iterator[bytes | memoryview]:
+        """The rows of partitions with equal columns; those without rows give none."""
+        filled = [part for part in parts if part.block.rows]
+        if not filled:
+            return
+        owners = np.repeat([part.partition for part in filled], [part.block.rows for part in filled])
+        keys = np.concatenate([part.block.keys for part in filled])
+        columns = [np.concatenate([part.block.columns[name] for part in filled]) for name in filled[0].block.columns]
+        for start in range(0, len(keys), ROWS_PER_WRITE):
+            step = slice(start, start + ROWS_PER_WRITE)
+            yield self._stream(owners[step], keys[step], [column[step] for column in columns])
+
+    def _stream(self, owners: NDArray[Any], keys: NDArray[Any], columns: list[NDArray[Any]]) -> bytes | memoryview:
+        text = keys.dtype.kind == "S"
+        rows = self._rows(_row(keys.dtype.str if text else ">i8", len(columns)), len(columns))[: len(keys)]
+        rows["partition"], rows["key"] = owners, keys
+        for number, column in enumerate(columns):
+            rows[f"value_{number}"] = column
+        if not text:
+            return rows.data.cast("B")
+        rows["key_size"] = np.char.str_len(keys)
+        packed = rows.view(np.uint8).reshape(len(rows), -1)
+        kept = np.ones(packed.shape, dtype=bool)
+        width, offsets = keys.dtype.itemsize, rows.dtype.fields
+        assert offsets is not None  # noqa: S101  (it is structured)
+        start = offsets["key"][1]
+        kept[:, start : start + width] = np.arange(width) < rows["key_size"][:, None]
+        return packed[kept].tobytes()
+
+    def _rows(self, kind: np.dtype[Any], columns: int) -> NDArray[Any]:
+        if kind not in self._blank:
+            rows = self._blank[kind] = np.zeros(ROWS_PER_WRITE, dtype=kind)
+            rows["fields"], rows["generation_size"], rows["generation"] = 3 + columns, 8, self._generation
+            rows["partition_size"], rows["key_size"] = 4, 8
+            for number in range(columns):
+                rows[f"size_{number}"] = 4
+        return self._blank[kind]
 
 
 @lru_cache(maxsize=64)

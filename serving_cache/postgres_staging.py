@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -19,7 +20,7 @@ from almanac.pipeline import Pipeline
 from almanac.tallies import tally
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
-from serving_cache.postgres_copying import HEADER, TRAILER, copied, grouped
+from serving_cache.postgres_copying import HEADER, TRAILER, Packing, grouped
 from serving_cache.postgres_ledger import Ledger, shortened
 from serving_cache.postgres_lists import are_lists, copied_lists, summary_selects
 from serving_cache.postgres_packing import read_rows
@@ -43,7 +44,7 @@ STAGE_ROWS_MAX = 8_000_000
 # token with its successor, and must not bring back what a gate has thrown out meanwhile.
 _CLAIM = """
 SELECT partition FROM ledger
-WHERE pipeline = %s AND generation = %s AND partition = ANY(%s)
+WHERE pipeline = %s AND generation = %s AND partition = ANY(%s::int[])
     AND (state = 'planned' OR state = 'quarantined' AND token < %s)
 ORDER BY partition FOR UPDATE
 """
@@ -56,7 +57,7 @@ UPDATE ledger AS l SET state = 'staged', token = %(token)s, block_hash = v.block
 FROM jsonb_to_recordset(%(described)s::jsonb) AS v(partition int, block_hash text, rows int, as_of timestamptz,
     computed_at timestamptz, input_digest text, stats jsonb)
 WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = v.partition
-    AND l.partition = ANY(%(partitions)s)  -- or all of a large generation's would be compared with these few
+    AND l.partition = ANY(%(partitions)s::int[])  -- or all of a large generation's would be compared with these few
 """
 
 
@@ -332,11 +333,12 @@ def _write_rows(
         sql.SQL(", ").join(map(sql.Identifier, names)),
     )
     described: list[dict[str, Any]] = []
-    rows_of = copied_lists if are_lists(columns.outputs) else copied
+    lists = are_lists(columns.outputs)
+    rows_of = partial(copied_lists, attempt.generation) if lists else Packing(attempt.generation).packed
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(HEADER)
         for group in grouped(parts):
-            for data in rows_of(attempt.generation, group):
+            for data in rows_of(group):
                 copy.write(data)
             described += [_described(attempt, part) for part in group]
         copy.write(TRAILER)

@@ -313,6 +313,11 @@ def test_rollback_moves_the_pointer_and_no_data(store: PostgresStore, postgres_u
     ("change", "error", "match"),
     [
         (lambda b: Block(b.keys, {**b.columns, "t2m_6h": np.full(4, np.nan, np.float32)}), PredictionError, "4 of 4"),
+        (
+            lambda b: Block(b.keys, {**b.columns, "t2m_6h": np.array([1, np.inf, 2, -np.inf], np.float32)}),
+            PredictionError,
+            "2 of 4",
+        ),
         (lambda b: Block(b.keys, {"t2m_1h": b.columns["t2m_1h"]}), BlockError, "t2m_6h"),
         (lambda b: Block(np.sort(b.keys.astype("S8")), b.columns), BlockError, "whole numbers"),
     ],
