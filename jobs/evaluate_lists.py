@@ -99,7 +99,7 @@ def evaluate_lists(
         raise FeatureError(f"nothing was taken before the last {span}: give a shorter --holdout, or more interactions")
     progress(f"measuring {version.id} from {format_time(moment_of(since))}")
     with one_look():
-        lists = measure(asked, settings, (scorer,), taken, since)[0]
+        lists = measure(asked, settings, (scorer,), taken, since, by_night=True)[0]
     return Evaluated(
         model_id=version.id,
         lists=lists,

@@ -33,6 +33,7 @@ from jobs.convert import Fitted, Floats, Recipe
 from jobs.fitting import Progress, boost, libraries, make
 from jobs.promotion import champion, judged, register
 from jobs.ranker_data import (
+    BY_NIGHT,
     EACH_BASKET,
     NIGHTLY,
     Asked,
@@ -137,7 +138,13 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
 
 
 def measure(
-    pipeline: Pipeline, settings: Settings, scorers: Sequence[Scorer], taken: Taken, since: int
+    pipeline: Pipeline,
+    settings: Settings,
+    scorers: Sequence[Scorer],
+    taken: Taken,
+    since: int,
+    *,
+    by_night: bool = False,
 ) -> list[dict[str, ListMetric]]:
     """Recall and NDCG of each scorer's lists in the held-out time, in both ways of asking, beside the baselines.
 
@@ -147,6 +154,7 @@ def measure(
     Args:
         taken: until the end of the held-out time.
         since: its first midnight, microseconds since 1970.
+        by_night: a third way besides: each basket's list as of the midnight before.
     """
     ranking = ranking_of(pipeline)
     held_out = np.flatnonzero(taken.moments >= since)
@@ -163,6 +171,8 @@ def measure(
         NIGHTLY: [nightly(pipeline, settings, whole, since)],
         EACH_BASKET: each_basket(pipeline, settings, whole, chosen),
     }
+    if by_night:
+        ways[BY_NIGHT] = each_basket(pipeline, settings, whole, chosen, by_night=True)
     found: list[dict[str, ListMetric]] = [{} for _ in scorers]
     for way, parts in ways.items():
         tally = Tally(ranking.length)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NIGHTLY, EACH_BASKET = "nightly", "each_basket"
+BY_NIGHT = "each_basket_by_last_night"
+"""The baskets of `EACH_BASKET`, answered as of the midnight before: beside it, what the stream is worth."""
 NIGHTS_MAX = 90
 """Nights whose items are learned from; more are drawn from evenly."""
 LISTS_AT_ONCE = 10_000
@@ -77,22 +79,25 @@ def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int)
     return _asked(pipeline, settings, table, moments, together, moment_of(midnight))
 
 
-def each_basket(pipeline: Pipeline, settings: Settings, taken: Taken, chosen: Wholes) -> Iterator[Asked]:
+def each_basket(
+    pipeline: Pipeline, settings: Settings, taken: Taken, chosen: Wholes, *, by_night: bool = False
+) -> Iterator[Asked]:
     """Lists as of just before some of the times that something was taken, a day at a time.
 
     Args:
         chosen: which of `taken`, ascending.
+        by_night: as of the midnight before instead: what is answered without a stream.
     """
     for start in range(0, len(chosen), LISTS_AT_ONCE):
         some = chosen[start : start + LISTS_AT_ONCE]
-        table = _histories(pipeline, settings, taken.keys.take(some), taken.moments[some] - 1)
         days = taken.moments[some] // DAY_MICROSECONDS
+        as_of = days * DAY_MICROSECONDS if by_night else taken.moments[some] - 1
+        table = _histories(pipeline, settings, taken.keys.take(some), as_of)
         for day in np.unique(days):
             places = np.flatnonzero(days == day)
             lists = picked(taken.items, some[places])[1]
             night = moment_of(int(day) * DAY_MICROSECONDS)
-            moments = taken.moments[some[places]] - 1
-            yield _asked(pipeline, settings, table.take(places), moments, lists, night)
+            yield _asked(pipeline, settings, table.take(places), as_of[places], lists, night)
 
 
 def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:
