@@ -76,7 +76,7 @@ partition key (UTC), all published at once or not at all. The DAG `{pipeline.nam
 |---|---|---|
 {outputs}
 
-Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
+{_ranked(pipeline)}Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
 
 **To run past hours**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
 are archived, never current. **One past hour**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
@@ -86,6 +86,17 @@ than the current generation is archived too. **To see beforehand** what a run wo
 **When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
 `plan`.
 """
+
+
+def _ranked(pipeline: Pipeline) -> str:
+    ranking = pipeline.ranking
+    if ranking is None:
+        return ""
+    return (
+        f"Each prediction is a **list**: of at most {ranking.candidates_max} candidate items the best {ranking.kept} by "
+        f"`{pipeline.output_names[0]}` are kept, and {ranking.length} answered. Features of items: "
+        f"`{ranking.features}`.\n\n"
+    )
 
 
 def build(pipeline: Pipeline) -> DAG:
