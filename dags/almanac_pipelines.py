@@ -93,7 +93,7 @@ def _ranked(pipeline: Pipeline) -> str:
     if ranking is None:
         return ""
     return (
-        f"Each prediction is a **list**: of at most {ranking.candidates_max} candidate items the best {ranking.kept} by "
+        f"Each prediction is a **list**: of {ranking.candidates_max} candidate items the best {ranking.kept} by "
         f"`{pipeline.output_names[0]}` are kept, and {ranking.length} answered. Features of items: "
         f"`{ranking.features}`.\n\n"
     )
