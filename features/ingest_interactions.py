@@ -45,6 +45,9 @@ ENTITIES_AT_ONCE = 100_000
 """Entities whose histories are made at once: bounds the memory of a step to some hundred megabytes."""
 WEEK_DAYS = 7
 """Days between nights that say anew what goes together; what is popular is said every night."""
+ARCHIVE_LAG = timedelta(minutes=1)
+"""What the archive may lack of what the stream did: rows are dated back by it, so that one which the stream wrote
+since, of the same moment but with an event that came late, stays online."""
 KEPT_DAYS = 400
 """Days with rows of their own before those that are asked for; then what was before is taken together anew."""
 BASE = "before-"
@@ -80,6 +83,7 @@ def refresh_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetim
     folder = settings.features_dir / pipeline.name
     origin = origin_of(source, declared)
     with locked(folder / "ingest.lock"):
+        known_at = utc_now() - ARCHIVE_LAG
         source.latest(cutoff)
         lines = Lines(folder)
         held = lines.bring_up(source, origin, cutoff)
@@ -91,7 +95,7 @@ def refresh_interactions(pipeline: Pipeline, settings: Settings, cutoff: datetim
                 f"{format_time(source.earliest)} ({source.describe()}): ask for a later time"
             )
         start = max((cutoff - window).date(), first_night)
-        files = _Files(pipeline, settings, lines, held, origin)
+        files = _Files(pipeline, settings, lines, held, (origin, known_at))
         files.write_nights(start, cutoff.date())
         files.write_histories(start, as_of.date())
         keep_aside(source, folder / SET_ASIDE)
@@ -140,9 +144,12 @@ def keep_aside(source: LineSource, folder: Path) -> None:
 class _Files:
     """The views' files of one pipeline; the caller holds the lock."""
 
-    def __init__(self, pipeline: Pipeline, settings: Settings, lines: Lines, held: Held, origin: str) -> None:
+    def __init__(
+        self, pipeline: Pipeline, settings: Settings, lines: Lines, held: Held, made: tuple[str, datetime]
+    ) -> None:
         _, self._declared = declared_of(pipeline)
-        self._pipeline, self._lines, self._held, self._origin = pipeline, lines, held, origin
+        self._pipeline, self._lines, self._held = pipeline, lines, held
+        self._origin, self._known_at = made
         self._folder = settings.features_dir / pipeline.name
         self._views = {
             name: view_dir(settings.features_dir, pipeline.name, name)
@@ -283,7 +290,7 @@ class _Files:
         import pyarrow as pa
 
         stamp = pa.timestamp("us", tz="UTC")
-        created = pa.repeat(pa.scalar(utc_now(), stamp), table.num_rows)
+        created = pa.repeat(pa.scalar(self._known_at, stamp), table.num_rows)
         times = pa.array(moments, pa.int64()).view(stamp)
         arrays = [table[key], times, created, *(table[name] for name in self._columns[view])]
         found = pa.table(

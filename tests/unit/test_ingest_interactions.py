@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from almanac.clock import utc_now
 from almanac.errors import SourceError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions, Pipeline
@@ -232,6 +233,14 @@ def test_items_go_together_that_share_baskets(settings: Settings) -> None:
     assert found["LEFT"]["together_items"] == ["RIGHT", "LAMP"]
     assert found["LEFT"]["together_weights"] == pytest.approx([3 / (4 * 3) ** 0.5, 2 / (4 * 2) ** 0.5])
     assert found["RIGHT"]["together_items"] == ["LEFT"]  # one basket with the lamp is none
+
+
+def test_rows_are_as_old_as_what_was_known_of_events(settings: Settings) -> None:
+    before = utc_now()
+    refresh(SMALL, settings, THIRD, window=timedelta(0))
+    for path in (settings.features_dir / "shop" / "customer_history").glob("*.parquet"):
+        for created in pq.ParquetFile(path).read()["created_timestamp"].to_pylist():
+            assert created <= before  # a row that the stream wrote since may know more
 
 
 def test_too_early_a_time_is_refused(settings: Settings) -> None:
