@@ -62,4 +62,5 @@ def count_up(lengths: Wholes) -> Wholes:
 
 
 def offsets_of(lengths: Wholes) -> Wholes:
+    """Where lists of these lengths begin, and where the last ends: int64 (lists + 1,)."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

@@ -127,11 +127,20 @@ class Entities:
 
 
 def places_of(known: Mapping[str, int], keys: Sequence[str] | NDArray[Any]) -> Places:
+    """The place of each key, int32; -1 for one that is not known."""
     get = known.get
     return np.fromiter((get(key, -1) for key in keys), np.int32, len(keys))
 
 
 def list_of(lists: Mapping[str, Ragged], name: str, whose: str) -> Ragged:
+    """One of the lists.
+
+    Args:
+        whose: `entity` or `item`, for the error.
+
+    Raises:
+        FeatureError: it is not there.
+    """
     if name not in lists:
         raise FeatureError(f"the list {name} of each {whose} is needed to rank: add it to a view, or declare another")
     return lists[name]
@@ -140,7 +149,14 @@ def list_of(lists: Mapping[str, Ragged], name: str, whose: str) -> Ragged:
 def aligned(
     lists: Mapping[str, Ragged], left: str, right: str, whose: str, keys: Sequence[Any]
 ) -> tuple[Ragged, Ragged]:
-    """Two lists whose entries belong together."""
+    """Two lists whose entries belong together.
+
+    Args:
+        whose: `entity` or `item`, for the error; `keys` are theirs.
+
+    Raises:
+        FeatureError: one is not there, or they differ in length.
+    """
     one, other = list_of(lists, left, whose), list_of(lists, right, whose)
     differ = np.flatnonzero(one.lengths != other.lengths) if len(one) == len(other) else np.array([-1])
     if len(differ):
