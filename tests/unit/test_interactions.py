@@ -78,7 +78,7 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("limits")
 def test_the_bulk_form_makes_the_rows_of_the_fold_at_once_and_night_by_night() -> None:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(baskets_of(), st.sampled_from([START, START + 1, START + DAY, START + 90 * DAY]))
     def check(events: list[Event], night: int) -> None:
         wanted = folded(events)
@@ -96,7 +96,7 @@ def test_the_bulk_form_makes_the_rows_of_the_fold_at_once_and_night_by_night() -
     check()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(baskets_of(returns=False), st.randoms(use_true_random=False))
 def test_events_may_come_twice_and_in_any_order(events: list[Event], random: Any) -> None:
     wanted, found = {}, {}
@@ -141,7 +141,7 @@ def test_an_event_older_than_what_a_history_knows_is_not_folded_again(monkeypatc
     assert not any(advance(row, event).folded for event in events)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(baskets_of(returns=False), st.integers(0, 120))
 def test_windows_count_the_baskets_of_their_days(events: list[Event], days: int) -> None:
     moment = START + 200 * DAY + days * DAY + DAY // 3
