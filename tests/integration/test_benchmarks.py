@@ -9,7 +9,7 @@ import pytest
 
 from almanac.settings import load_settings
 from almanac.stack.server import free_port
-from benchmarks import answer, batch, features_historical, features_sdk, lookup, stream
+from benchmarks import answer, batch, batch_shop, features_historical, features_sdk, lookup, stream
 from benchmarks.features_parts import Bench
 from benchmarks.load import drive
 from benchmarks.measuring import Cores, Options
@@ -45,6 +45,14 @@ def test_batch(world: World) -> None:
     assert all(size > 0 for size in batch.stored(world).values())
     with pytest.raises(Exception, match="the peer answers 0 on average"):
         batch.check_same(floor.means, dict.fromkeys(floor.means, 0))
+
+
+def test_batch_that_ranks(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
+    settings = load_settings(state_dir=tmp_path, postgres_url=postgres_url, redis_url=redis_url)
+    lists = batch_shop.make_world(settings, 200, trees=2)
+    found = batch.Job(lists, rows=200, scoring="score_matrix").run()
+    assert (found["scored"], found["stages"]["scoring"] > 0) == (200, True)
+    assert batch_shop.Floor(lists, 100).run()["rate"] > 0
 
 
 def test_lookup(world: World) -> None:

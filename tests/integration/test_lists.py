@@ -129,9 +129,10 @@ def test_every_entity_has_the_list_that_the_ranking_gives(
 
 
 def test_only_partitions_whose_inputs_changed_are_scored(made: Library, store: PostgresStore) -> None:
-    first = run(made, "unchanged before").generation
-    again = run(made, "unchanged after")
-    assert set(origins(store, made.pipeline.name).values()) <= set(range(1, first + 1))
+    if store.pointer(made.pipeline.name) is None:  # this test alone
+        run(made, "before")
+    again = run(made, "unchanged").generation
+    assert again not in origins(store, made.pipeline.name).values()
     rows = pq.read_table(made.folder / "history.parquet").to_pylist()
     borrower = rows[3]["member"]
     rows[3] = history_of(borrower, MOMENT, BOOKS[20:25])
@@ -143,7 +144,6 @@ def test_only_partitions_whose_inputs_changed_are_scored(made: Library, store: P
     write_rows(made.folder / "together.parquet", together_rows(MOMENT, popular=BOOKS[10:19]))
     fourth = run(made, "others are popular")
     assert set(origins(store, made.pipeline.name).values()) == {fourth.generation}
-    assert again.generation == first + 1
 
 
 def test_a_partition_with_a_hole_in_its_features_is_quarantined_alone(made: Library, store: PostgresStore) -> None:
