@@ -136,11 +136,6 @@ def _paths() -> dict[str, Any]:
     name = _parameter("name", "path", {"type": "string", "examples": ["bikes"]}, "A declared pipeline.")
     entity = _parameter("entity", "path", {"type": "string", "minLength": 1, "examples": ["17"]}, _FIELDS["entity"])
     stale = _parameter("max_stale", "query", {"$ref": "#/components/schemas/Duration"}, _DURATION_TEXT, required=False)
-    chosen = (
-        _parameter("limit", "query", {"type": "integer", "minimum": 1}, _LIMIT, required=False),
-        _parameter("exclude", "query", {"type": "string", "examples": ["85123A,22423"]}, _EXCLUDE, required=False),
-        _parameter("filter", "query", {"type": "string", "examples": ["price<3"]}, _FILTER, required=False),
-    )
     lat = _parameter("lat", "query", {"type": "number", "minimum": -90, "maximum": 90}, "Degrees north.")
     lon = _parameter("lon", "query", {"type": "number", "minimum": -360, "maximum": 360}, "Degrees east.")
     answer = {**_ok("The answer.", "Answer"), "headers": _cache_headers()}
@@ -149,23 +144,6 @@ def _paths() -> dict[str, Any]:
         "headers": _cache_headers(),
     }
     looked_up = {"200": answer, "304": unchanged, **_errors(400, 404, 503)}
-    many = {
-        "type": "object",
-        "properties": {
-            "entities": {
-                "type": "array",
-                "minItems": 1,
-                "maxItems": ENTITIES_MAX,
-                "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
-            },
-            "max_stale": {"anyOf": [{"$ref": "#/components/schemas/Duration"}, {"type": "null"}]},
-            "limit": {"type": ["integer", "null"], "minimum": 1, "description": _LIMIT},
-            "exclude": {**_TEXTS, "description": _EXCLUDE},
-            "filter": {**_TEXTS, "description": _FILTER},
-        },
-        "required": ["entities"],
-        "additionalProperties": False,
-    }
     return {
         "/v1/pipelines": {
             "get": _get("pipelines", "The declared pipelines", {"200": _ok("All of them."), **_errors(400)})
@@ -179,7 +157,7 @@ def _paths() -> dict[str, Any]:
             )
         },
         "/v1/{name}/entities/{entity}": {
-            "get": _get("entity", "One entity's prediction", looked_up, name, entity, stale, *chosen)
+            "get": _get("entity", "One entity's prediction", looked_up, name, entity, stale, *_choosing())
         },
         "/v1/{name}/point": {"get": _get("point", "The cell nearest to a point", looked_up, name, lat, lon, stale)},
         "/v1/{name}/entities:lookup": {
@@ -190,7 +168,10 @@ def _paths() -> dict[str, Any]:
                 "requestBody": {
                     "required": True,
                     "content": {
-                        "application/json": {"schema": many, "examples": {"cells": {"value": {"entities": [17, 18]}}}}
+                        "application/json": {
+                            "schema": _many(),
+                            "examples": {"cells": {"value": {"entities": [17, 18]}}},
+                        }
                     },
                 },
                 "responses": {
@@ -207,6 +188,36 @@ def _paths() -> dict[str, Any]:
         },
         "/openapi.json": {"get": _get("openapi", "This document", {"200": _ok("OpenAPI 3.1."), **_errors(400)})},
     }
+
+
+def _many() -> dict[str, Any]:
+    """The body of a lookup of many entities."""
+    return {
+        "type": "object",
+        "properties": {
+            "entities": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": ENTITIES_MAX,
+                "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+            },
+            "max_stale": {"anyOf": [{"$ref": "#/components/schemas/Duration"}, {"type": "null"}]},
+            "limit": {"type": ["integer", "null"], "minimum": 1, "description": _LIMIT},
+            "exclude": {**_TEXTS, "description": _EXCLUDE},
+            "filter": {**_TEXTS, "description": _FILTER},
+        },
+        "required": ["entities"],
+        "additionalProperties": False,
+    }
+
+
+def _choosing() -> tuple[dict[str, Any], ...]:
+    """What of a list is wanted."""
+    return (
+        _parameter("limit", "query", {"type": "integer", "minimum": 1}, _LIMIT, required=False),
+        _parameter("exclude", "query", {"type": "string", "examples": ["85123A,22423"]}, _EXCLUDE, required=False),
+        _parameter("filter", "query", {"type": "string", "examples": ["price<3"]}, _FILTER, required=False),
+    )
 
 
 def _get(operation: str, text: str, responses: dict[str, Any], *parameters: dict[str, Any]) -> dict[str, Any]:
