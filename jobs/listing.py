@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.block_layout import KEY_BYTES_MAX
 from almanac.clock import utc_now
 from almanac.errors import FeatureError, PredictionError
 from almanac.list_blocks import ListBlock, empty_block
@@ -112,8 +113,23 @@ def listed(pipeline: Pipeline, settings: Settings, moment: datetime) -> Listed |
     if state and _held and _held[0][0] == asked:
         return _held[0][1]
     found = Listed(pipeline, pipeline.ranking, items_at(pipeline, settings, moment), moment)
+    check_keys(found.items.keys)
     _held[:] = [(asked, found)]
     return found
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Refuse items that no block can name.
+
+    Raises:
+        FeatureError: a key is empty, too long, or has a NUL.
+    """
+    for key in keys:
+        if not 1 <= len(key.encode()) <= KEY_BYTES_MAX or "\0" in key:
+            raise FeatureError(
+                f"the item {key[:40]!r} has a key that is empty, longer than {KEY_BYTES_MAX} bytes or has a NUL: "
+                "leave it out of the items' views"
+            )
 
 
 def staged_lists(

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from almanac.errors import BlockError, DeclarationError, PredictionError, UsageError
+from almanac.errors import BlockError, DeclarationError, FeatureError, PredictionError, UsageError
 from almanac.ladder import Answer, Candidate, Candidates, Refusal, Rung, Source, Terms, climb
 from almanac.list_blocks import empty_block
 from almanac.pipeline import Output, Ranking
@@ -19,6 +19,7 @@ from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import load_settings
 from almanac.tallies import tally
 from jobs.adding import add_onnx
+from jobs.listing import check_keys
 from serving_cache.layout import decode_overlay, encode_overlay
 from tests.generations import NOON, bucket_pipeline, grid_pipeline, list_of, list_pipeline, lists_of, overlay_of
 
@@ -134,3 +135,10 @@ def test_a_model_of_pairs_is_not_brought_along(tmp_path: Any) -> None:
             now=NOON,
             progress=print,
         )
+
+
+@pytest.mark.parametrize("key", ["", "x" * 257, "é" * 129, "a\0b"])
+def test_an_item_that_no_block_can_name_is_refused_before_anything_is_written(key: str) -> None:
+    check_keys(["fine", "é" * 128])
+    with pytest.raises(FeatureError, match="leave it out of the items' views"):
+        check_keys(["fine", key])
