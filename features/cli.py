@@ -38,7 +38,8 @@ def register(app: typer.Typer) -> None:
 
         typer.echo(str(found["source"]))
         if found["rows"] is not None:
-            for name, count in ("rows read", found["rows"]), *found["set_aside"].items(), ("lines", found["lines"]):
+            aside = [(reason, count) for reason, count in found["set_aside"].items() if count]
+            for name, count in ("rows read", found["rows"]), *aside, ("lines", found["lines"]):
                 typer.echo(f"{count:>12,}  {name}{f': {REASONS[name]}' if name in REASONS else ''}")
             typer.echo(f"The rows that were set aside, each with its reason: {found['kept']}")
 

@@ -33,7 +33,7 @@ REASONS: Mapping[str, str] = {
     "no-entity": "nothing says who",
     "bad-entity": "who it was cannot be a key: no whole number, control characters, or too long",
     "not-a-number": "quantity or price is missing, or no finite number",
-    "return": "a return: the quantity is below zero",
+    "return": "the quantity is below zero",
     "bad-quantity": "the quantity is not within what can be true",
     "free": "the price is zero or less",
     "bad-price": "the price is not within what can be true",
