@@ -121,3 +121,18 @@ def test_a_wrong_value_is_quoted_unless_it_may_be_a_secret(monkeypatch: pytest.M
         load_settings(airflow_password=["hunter2"])
     assert "ALMANAC_AIRFLOW_PASSWORD" in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def test_each_pipelines_source_may_have_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALMANAC_SOURCE_DATA", " weather=/data/t2m.grib, shop = /data/a=b.parquet,")
+    found = load_settings()
+    assert found.data_of("weather") == Path("/data/t2m.grib")
+    assert found.data_of("shop") == Path("/data/a=b.parquet")
+    assert found.data_of("bikes") is None
+
+
+@pytest.mark.parametrize("value", ["/data/t2m.grib", "weather=", "=/data", "weather=a,weather=b", "Weather=a"])
+def test_files_that_name_no_pipeline_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("ALMANAC_SOURCE_DATA", value)
+    with pytest.raises(UsageError, match="ALMANAC_SOURCE_DATA is not usable .*give each pipeline one file"):
+        load_settings()
