@@ -134,5 +134,5 @@ def test_each_pipelines_source_may_have_a_file(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("value", ["/data/t2m.grib", "weather=", "=/data", "weather=a,weather=b", "Weather=a"])
 def test_files_that_name_no_pipeline_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ALMANAC_SOURCE_DATA", value)
-    with pytest.raises(UsageError, match="ALMANAC_SOURCE_DATA is not usable .*give each pipeline one file"):
+    with pytest.raises(UsageError, match=r"ALMANAC_SOURCE_DATA is not usable .*give each pipeline one file"):
         load_settings()
