@@ -12,19 +12,28 @@ import pyarrow as pa
 import pytest
 import redis
 
+from almanac.errors import FeatureError
 from almanac.interactions import Simulated
+from almanac.list_scoring import rank
 from almanac.pipeline import Interactions
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
 from features.interactions import ANY_ITEM, HISTORY, STATS, TOGETHER, windows_at
+from features.interactions_fold import Event, advance
 from features.materialize import materialize
+from features.materialize_watermarks import put_token, token_key
 from features.offline import historical
-from features.online import OnlineFeatures
+from features.online import OnlineFeatures, observation_row
+from features.online_histories import OnlineHistories
 from features.online_reading import MISSING, PRESENT
+from features.rankable import entities_of, history_lists, placed
 from features.ranked import items_at, ragged_of
 from features.sources.lines import open_lines
 from features.tables import entities, examine, tables_of
 from pipelines.shop import shop
+from streaming.records import FeatureRow, Folded
+from streaming.sink import pushed_row
+from tests.baskets import Sums
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -134,3 +143,51 @@ def test_items_online_are_the_items_of_the_night(stored: Stored) -> None:
 
 def test_definitions_with_lists_are_sound_for_who_keeps_files_up(stored: Stored) -> None:
     assert examine(SMALL, stored.settings, CUTOFF) == stored.as_of
+
+
+def test_a_worker_reads_histories_folds_an_event_in_and_of_two_rows_of_one_moment_the_later_made_one_stays(
+    stored: Stored,
+) -> None:
+    online, customer = OnlineHistories(SMALL, stored.settings), stored.customers[0]
+    held = online.read([customer])[customer]
+    assert held is not None
+    row, at, created = held
+    folded = advance(row, Event(entity=customer, at=at + 1_000_000, lines=(("A NEW ITEM", 2.0, 1.5),)))
+
+    def push(history: dict[str, Any], made: int) -> None:
+        said = Folded(row=history, at=folded.at, created=made)
+        found = FeatureRow(
+            entity=customer, observed_at=CUTOFF, value={}, topic="t", kafka_partition=0, kafka_offset=0, trace=None,
+            folded=said,
+        )  # fmt: skip
+        online.push(pa.Table.from_pylist([dict(pushed_row(SMALL, found, observation_row))]))
+
+    push(folded.row, created + 5)
+    assert online.read([customer])[customer] == (folded.row, folded.at, created + 5)
+    push(row, created + 4)  # a zombie's, of the same moment
+    assert online.read([customer])[customer] == (folded.row, folded.at, created + 5)
+
+
+def test_an_entity_without_a_row_is_new_only_where_its_partition_was_materialized(stored: Stored) -> None:
+    online, name = OnlineHistories(SMALL, stored.settings), SMALL.name
+    with pytest.raises(FeatureError, match="the online store has no customer_history of bucket"):
+        online.read(["nobody has seen me"])
+    with redis.Redis.from_url(stored.settings.need("redis_url")) as client:
+        put_token(client, name, "customer_history", range(SMALL.partitions.count), "done")
+        assert online.read(["nobody has seen me"]) == {"nobody has seen me": None}
+        client.delete(token_key(name))
+
+
+def test_lists_of_items_that_were_asked_for_are_those_of_all_items_offline(stored: Stored) -> None:
+    ranking = shop.ranking
+    assert ranking is not None
+    online = OnlineHistories(SMALL, stored.settings)
+    rows = [held[0] for held in online.read(stored.customers[1:]).values() if held is not None]
+    columns, lists = history_lists(rows)
+    found = online.items(lists["bought_items"], stored.as_of)
+    every = items_at(SMALL, stored.settings, stored.as_of)
+    moments = np.full(len(rows), int(stored.as_of.timestamp()) * 1_000_000)
+    entities = entities_of(SMALL, stored.customers[1:], moments, columns, lists)
+    asked = rank(placed(entities, found.items), found.items, Sums(), ranking)
+    assert asked == rank(placed(entities, every), every, Sums(), ranking)
+    assert min(len(one.items) for one in asked) == min(ranking.kept, int(every.answerable("available").sum()))
