@@ -25,7 +25,7 @@ from features.ranked import Taken, items_at, taken_between
 from jobs.evaluate_lists import evaluate_lists, span_of
 from jobs.promotion import promote
 from jobs.ranker import learn_from
-from jobs.ranker_data import each_basket, held_out_since, moment_of, nightly, sample
+from jobs.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, moment_of, nightly, sample
 from jobs.train import train
 from pipelines.shop import shop
 
@@ -131,7 +131,9 @@ def test_a_registered_model_is_measured_again_with_the_same_figures(
 
     settings = trained.settings
     found = evaluate_lists(SMALL, settings, model="shop@1", holdout=None, now=NOW, progress=progress)
-    assert found.lists == trained.version.manifest.lists
+    by_night = found.lists[BY_NIGHT]
+    assert found.lists == {**trained.version.manifest.lists, BY_NIGHT: by_night}
+    assert by_night.rows == found.lists[EACH_BASKET].rows
     assert found.warning == ""
     longer = evaluate_lists(SMALL, settings, model="shop@1", holdout=days(6), now=NOW, progress=progress)
     assert "flatters it" in longer.warning
