@@ -88,7 +88,7 @@ class Ledger(StoreBase):
         with self._client.session() as connection:  # nothing is held: `stage` looks again
             row = connection.execute(
                 "SELECT fencing_token, state, ARRAY(SELECT partition FROM ledger WHERE pipeline = g.pipeline "
-                "AND generation = g.generation AND partition = ANY(%s) "
+                "AND generation = g.generation AND partition = ANY(%s::int[]) "
                 "AND (state = 'planned' OR state = 'quarantined' AND token < %s)) "
                 "FROM generations g WHERE pipeline = %s AND generation = %s",
                 (list(partitions), attempt.token, attempt.pipeline, attempt.generation),

@@ -83,7 +83,7 @@ def _read(
     keys = [sql.SQL("array_agg({0} ORDER BY {0})" if whole else "array_agg(octet_length({0}) ORDER BY {0})")]
     if not whole:
         keys.append(sql.SQL("string_agg({0}, '' ORDER BY {0})"))
-    chosen = sql.SQL("" if partitions is None else "WHERE partition = ANY(%s) ")
+    chosen = sql.SQL("" if partitions is None else "WHERE partition = ANY(%s::int[]) ")
     statement = sql.SQL("SELECT partition, {} FROM {} {}GROUP BY partition ORDER BY partition").format(
         sql.SQL(", ").join([*(part.format(entity) for part in keys), *selects]), sql.Identifier(child), chosen
     )
