@@ -101,6 +101,7 @@ def environment(places: Places, port: int, connection: str, program: str) -> dic
         "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 30,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,  # up to which each task of a run waits for its turn
         **RECOVERY,
         "LOGGING__BASE_LOG_FOLDER": places.logs / "airflow",
         "LOGGING__COLORED_CONSOLE_LOG": False,
