@@ -34,8 +34,8 @@ from tests.baskets import RANGE, PackedHistories, basket_pipeline, items, purcha
 from tests.generations import new_name
 from tests.streams import BEGUN, ROOT, environment, eventually, read_topic
 
-KILLS = 3
-EVENTS = 200
+KILLS = 2
+EVENTS = 150
 CUSTOMERS = 6
 STOP_SECONDS_MAX = 30
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from tests.parity.shoppers import World
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
-CUSTOMERS, CELLS = 150, 150
+CUSTOMERS, CELLS = 100, 100
 
 
 def test_lists_are_the_same_whoever_makes_them() -> None:
