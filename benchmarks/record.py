@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("batch", "lookup", "stream", "answer", "rollback", "features", "join")
+NAMES = ("batch", "growth", "rerun", "lookup", "stream", "answer", "rollback", "features", "join")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 RUN_SECONDS_MAX = 3_600
 LINE_MAX = 118
