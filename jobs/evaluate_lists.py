@@ -105,12 +105,12 @@ def evaluate_lists(
         lists=lists,
         start=moment_of(since),
         end=moment_of(int(taken.moments[-1])),
-        warning=_seen(version, moment_of(since)),
+        warning=flattered(version, moment_of(since)),
     )
 
 
-def _seen(version: ModelVersion, start: datetime) -> str:
-    """What to say of a model that learned from the time it is measured on."""
+def flattered(version: ModelVersion, start: datetime) -> str:
+    """What to say of a model that learned from the time it is measured on, which begins at `start`; empty of others."""
     window = version.manifest.training
     if window is None or window.end < start:
         return ""
