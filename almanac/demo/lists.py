@@ -84,7 +84,7 @@ def wishes(world: World, customer: str) -> None:
     """What of a list a caller may want, and a wish that cannot be met."""
     whole = _items(world.answer(customer))
     three = _items(world.answer(customer, limit=3))
-    first = f'"{whole[0]}"'
+    first = '"' + whole[0].replace('"', '""') + '"'
     without = _items(world.answer(customer, exclude=first, limit=9))
     cheap = world.answer(customer, filter=f"price<{CHEAP:g}")["outputs"]["score"]["items"]
     world.report.claim(
