@@ -39,7 +39,7 @@ def test_batch(world: World) -> None:
     assert set(found["stages"]) == {*batch.STAGES, *batch.GATES}
     assert all(seconds >= 0 for seconds in found["stages"].values())
     assert 0 < found["rate_with_gates"] < found["rate"]
-    floor = batch.Floor(world)
+    floor = batch.Floor(world, world.grid.cells)
     assert floor.run()["rate"] > 0
     assert set(floor.means) == set(world.pipeline.output_names)
     assert all(size > 0 for size in batch.stored(world).values())
