@@ -19,7 +19,7 @@ from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View
 from features.packed import NUMBERS
 from features.packed_lists import KINDS
 from features.packed_views import layout_of
-from features.store import REGISTRY_SCHEMA
+from features.store import REGISTRY_SCHEMA, registry_errors
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
@@ -88,9 +88,12 @@ def write_plans(store: FeatureStore, settings: Settings, services: Iterable[Feat
         Unavailable: Postgres does not answer.
     """
     plans: dict[str, bytes] = {}
-    for service in store.list_feature_services() if services is None else services:
+    with registry_errors():
+        asked = list(store.list_feature_services() if services is None else services)
+    for service in asked:
         try:
-            plans[service.name] = encode_plan(plan_of(store, service))
+            with registry_errors():
+                plans[service.name] = encode_plan(plan_of(store, service))
         except FeatureError as error:
             logger.warning("lookups of %s cannot compute fresh predictions: %s", service.name, error)
     if settings.postgres_url:

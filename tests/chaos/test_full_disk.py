@@ -47,8 +47,9 @@ def test_postgres_without_room_stages_nothing_and_then_everything(postgres: Harm
     first = list(range(WIDE.partitions.count))
     with PostgresStore(postgres.url) as store:
         attempt = store.begin_generation(WIDE, start_of(WIDE, "first"), now=NOON)
-        with postgres.full_disk(WAL_FILE_BYTES), pytest.raises(Unavailable, match="File too large"):
-            store.stage(attempt, staged_parts(WIDE, 281.0))
+    full = pytest.raises(Unavailable, match="File too large")
+    with postgres.full_disk(WAL_FILE_BYTES), PostgresStore(postgres.url) as store, full:
+        store.stage(attempt, staged_parts(WIDE, 281.0))
     with PostgresStore(postgres.url) as store:  # the server was started anew: the old connection is gone
         assert store.pending(attempt, first) == first
         assert store.pointer(WIDE.name) is None

@@ -97,8 +97,9 @@ def feasts_store(settings: Settings) -> tuple[Any, Any]:
 
 def fill_feasts_own(settings: Settings) -> None:
     """Write the same rows by Feast's means alone."""
-    store, _ = feasts_store(settings)
-    store.materialize(datetime(1999, 1, 1, tzinfo=UTC), AS_OF)
+    store, service = feasts_store(settings)
+    views = [projection.name for projection in service.feature_view_projections]
+    store.materialize(datetime(1999, 1, 1, tzinfo=UTC), AS_OF, feature_views=views)
     row = observation_row(TINY, 3, PUSHED, 285.5)
     store.push("weather_observations", pd.DataFrame([{**row, "created_timestamp": PUSHED}]))
 
