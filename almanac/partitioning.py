@@ -15,7 +15,7 @@ from typing import Literal
 from almanac.checking import need_number
 from almanac.errors import DeclarationError, UnknownEntity
 
-CELLS_MAX = 4_000_000
+CELLS_MAX = 64_000_000
 BUCKETS_MAX = 65_536
 
 EntityKey = int | str

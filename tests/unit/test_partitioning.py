@@ -71,7 +71,7 @@ def test_buckets_do_not_depend_on_the_process() -> None:
     [
         {"rows": 0, "cols": 1, "tile": 1},
         {"rows": 1, "cols": 1, "tile": 0},
-        {"rows": 3000, "cols": 3000, "tile": 8, "step": 0.01},
+        {"rows": 9000, "cols": 9000, "tile": 8, "step": 0.01},
         {"rows": 10, "cols": 1, "tile": 1, "step": 30},
         {"rows": 1, "cols": 1, "tile": 1, "step": 0},
     ],
