@@ -159,7 +159,11 @@ def airflow_of(world: World, stack: ExitStack) -> Settings:
         shutil.copy(file, dags)
     port = urlsplit(settings.need("postgres_url")).port or 0
     database = postgres.url(settings.state_dir, port, "airflow", "postgresql+psycopg2")
-    variables = {**world.environment(), "BENCH_PARTITIONS": str(world.pipeline.partitions.count)}
+    variables = {
+        **world.environment(),
+        "BENCH_PARTITIONS": str(world.pipeline.partitions.count),
+        "AIRFLOW__CORE__MAX_MAP_LENGTH": str(world.pipeline.partitions.count),  # 1,024 unless the peer is let have more
+    }
     return stack.enter_context(running_airflow(settings, database, dags, variables))
 
 
