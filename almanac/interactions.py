@@ -10,8 +10,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
 from almanac.errors import DeclarationError
 
-LINES_MAX_DEFAULT = 1_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:

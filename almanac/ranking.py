@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from almanac.errors import FeatureError, PredictionError
 from almanac.ragged import Ragged as Ragged
 from almanac.ragged import Wholes, count_up, offsets_of, picked
-from almanac.ranking_rows import ANY_ITEM as ANY_ITEM
 from almanac.ranking_rows import Entities as Entities
 from almanac.ranking_rows import Floats, Places, aligned, list_of
 from almanac.ranking_rows import Items as Items

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from almanac.errors import FeatureError
 from almanac.ragged import Ragged, Wholes, picked
+from almanac.ranking_declared import ANY_ITEM
 
-ANY_ITEM = "*"
-"""The key that stands for any item: its neighbours are what is popular."""
 NEIGHBOURS, NEIGHBOUR_WEIGHTS = "together_items", "together_weights"
 """Of an item: the items that go with it, closest first, and how closely, above 0."""
 ITEMS_MAX = 1 << 20

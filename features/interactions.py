@@ -54,9 +54,6 @@ STATS = {
 TOGETHER = {"together_items": "strings", "together_weights": "float32s"}
 """Columns of the items that go together with one, closest first."""
 
-ANY_ITEM = "*"
-"""The key that stands for any item: what goes together with it is what is popular."""
-
 WINDOWS_DAYS = (7, 30, 90)
 BOUGHT_MAX = 100
 """Items of an entity's history."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from almanac.interactions import Interactions
-from features.interactions import ANY_ITEM, DAY, POPULAR_MAX, TOGETHER_MAX
+from almanac.ranking_declared import ANY_ITEM
+from features.interactions import DAY, POPULAR_MAX, TOGETHER_MAX
 from features.interactions_lines import micros
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from almanac.pipeline import Interactions, Pipeline
 from almanac.ragged import Ragged, Wholes
 from almanac.ranking import HISTORY_MAX, SEEDS_MAX
 from almanac.ranking import NEIGHBOURS_MAX as SEED_NEIGHBOURS_MAX
-from almanac.ranking_rows import ANY_ITEM, NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items
+from almanac.ranking_declared import ANY_ITEM
+from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items
 from features.interactions import HISTORY as HISTORY_COLUMNS
 from features.interactions import empty_history, windows_at
 from features.online_reading import NEVER, PRESENT, Features

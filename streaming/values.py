@@ -15,12 +15,11 @@ from typing import Any
 
 from almanac.errors import EventError
 from almanac.events_declared import Lines, ValueRange
+from almanac.ranking_declared import ANY_ITEM
 
 SHOWN_CHARS_MAX = 60
 ITEM_BYTES_MAX = 256
 """Size of an item's name, as of an entity's."""
-ANY_ITEM = "*"
-"""Key that stands for any item where items are described; no event may name it."""
 
 Line = dict[str, float | str]
 """The item and the values of one line, by field."""

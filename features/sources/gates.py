@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from almanac.errors import AlmanacError
 from almanac.interactions import Interactions
 from almanac.partitioning import Partitioning
-from features.interactions import ANY_ITEM
+from almanac.ranking_declared import ANY_ITEM
 from features.interactions_codes import coded
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from almanac.errors import FeatureError
 from almanac.interactions import Simulated
 from almanac.list_scoring import rank
 from almanac.pipeline import Interactions
+from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
-from features.interactions import ANY_ITEM, HISTORY, STATS, TOGETHER, windows_at
+from features.interactions import HISTORY, STATS, TOGETHER, windows_at
 from features.interactions_fold import Event, advance
 from features.materialize import materialize
 from features.materialize_watermarks import put_token, token_key

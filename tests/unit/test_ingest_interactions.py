@@ -16,12 +16,13 @@ from almanac.clock import utc_now
 from almanac.errors import SourceError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions, Pipeline
+from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings, load_settings
 from features import ingest_interactions
 from features.archive import Archive, Archived
 from features.archive_lines import EVENTS, archived_lines, event_columns
 from features.ingest import reach, refresh
-from features.interactions import ANY_ITEM, HISTORY, STATS, TOGETHER
+from features.interactions import HISTORY, STATS, TOGETHER
 from features.interactions_fold import Event, advance
 from features.interactions_lines import Lines
 from features.layout import EVENT_TIMESTAMP

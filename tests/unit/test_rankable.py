@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from almanac.errors import FeatureError
 from almanac.list_scoring import rank
 from almanac.ragged import Ragged
-from almanac.ranking_declared import Ranking
-from almanac.ranking_rows import ANY_ITEM, Items
+from almanac.ranking_declared import ANY_ITEM, Ranking
+from almanac.ranking_rows import Items
 from features.interactions import DAY, HISTORY
 from features.interactions_fold import Event, advance
 from features.online_reading import MISSING, NEVER, PRESENT, Features, View, ViewRows
