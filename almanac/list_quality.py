@@ -85,17 +85,16 @@ def baselines(history: Ragged, counts: Ragged, items: Items, ranking: Ranking) -
         counts: how often each was taken.
     """
     usable = items.answerable(ranking.available)
-    liked = items.popular[items.popular >= 0]
-    popular: Wholes = liked[usable[liked]].astype(np.int64)
+    popular: Wholes = items.liked(ranking.available).astype(np.int64)
     owner, place, at = history.rows(int(history.lengths.max(initial=0)))
     item, count = history.values[at].astype(np.int64), counts.values[at]
     kept = item >= 0
     kept[kept] &= usable[item[kept]]
     owner, place, item, count = owner[kept], place[kept], item[kept], count[kept]
-    number = len(history)
+    number, often = len(history), np.lexsort((place, -count, owner))
     return {
         POPULAR: _filled(owner[:0], item[:0], popular, number, ranking.length),
-        BOUGHT_AGAIN: _filled(*_by(owner, item, np.lexsort((place, -count, owner))), popular, number, ranking.length),
+        BOUGHT_AGAIN: _filled(owner[often], item[often], popular, number, ranking.length),
         BOUGHT_LATELY: _filled(owner, item, popular, number, ranking.length),
     }
 
@@ -107,18 +106,12 @@ def as_lists(made: Lists) -> Ragged:
 
 def filled_up(lists: Ragged, items: Items, ranking: Ranking) -> Ragged:
     """Lists that are empty become that of what is popular, which is what a lookup answers in their place."""
-    usable = items.answerable(ranking.available)
-    popular = items.popular[items.popular >= 0]
-    popular = popular[usable[popular]][: ranking.length]
+    popular = items.liked(ranking.available)[: ranking.length]
     rows = np.where(lists.lengths > 0, np.arange(len(lists)), len(lists))
     with_popular = Ragged(
         np.concatenate([lists.values, popular]), np.append(lists.offsets, lists.offsets[-1] + len(popular))
     )
     return picked(with_popular, rows)[1]
-
-
-def _by(owner: Wholes, item: Wholes, order: Wholes) -> tuple[Wholes, Wholes]:
-    return owner[order], item[order]
 
 
 def _filled(owner: Wholes, item: Wholes, popular: Wholes, entities: int, length: int) -> Ragged:

@@ -23,9 +23,8 @@ class Ragged:
     def of(cls, lists: Sequence[Sequence[Any] | NDArray[Any]], dtype: Any) -> Ragged:
         """Python's lists, or arrays, as one."""
         lengths = np.fromiter((len(one) for one in lists), np.int64, len(lists))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         values = np.concatenate([np.asarray(one, dtype=dtype) for one in lists]) if lists else np.empty(0, dtype)
-        return cls(values.astype(dtype, copy=False), offsets)
+        return cls(values.astype(dtype, copy=False), offsets_of(lengths))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

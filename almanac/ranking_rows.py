@@ -95,6 +95,16 @@ class Items:
                 whole &= values > 0
         return whole
 
+    def liked(self, available: str | None) -> Places:
+        """Places of what is popular and may be in a list, best first, each once.
+
+        Raises:
+            FeatureError: there is no such column.
+        """
+        known = self.popular[self.popular >= 0]
+        usable = known[self.answerable(available)[known]]
+        return np.fromiter(dict.fromkeys(usable.tolist()), np.int32)
+
 
 @dataclass(frozen=True, eq=False)
 class Entities:

@@ -11,6 +11,7 @@ import numpy as np
 from almanac.blocks import Block
 from almanac.clock import utc_now
 from almanac.errors import FeatureError, PredictionError
+from almanac.list_blocks import empty_block
 from almanac.pipeline import Pipeline
 from jobs.digests import partition_digests, spans_of
 from jobs.plan import Plan
@@ -85,6 +86,5 @@ def _empty(pipeline: Pipeline, plan: Plan, partition: int) -> StagedPartition:
     """A bucket that nobody falls into: covered, with nothing in it."""
     from serving_cache.records import StagedPartition
 
-    keys = np.empty(0, dtype=np.int64 if pipeline.partitions.key_type is int else "S1")
-    block = Block(keys=keys, columns={name: np.empty(0, dtype=np.float32) for name in pipeline.output_names})
+    block = empty_block(pipeline.stored_columns, whole_keys=pipeline.partitions.key_type is int)
     return StagedPartition(partition=partition, block=block, as_of=plan.moment, computed_at=utc_now())

@@ -21,9 +21,11 @@ from almanac.errors import FeatureError, PredictionError
 from almanac.list_blocks import ListBlock, empty_block
 from almanac.list_scoring import best
 from almanac.pipeline import Pipeline
+from almanac.ragged import offsets_of
 from almanac.ranked import RankedList
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
+from jobs.building import keys_of
 from jobs.digests import PARTITION, UNCOUNTED, spans_of
 from jobs.plan import Plan
 
@@ -82,9 +84,7 @@ class Listed:
 
     def default(self) -> RankedList:
         """What is popular and available, for entities that have no list; scores fall evenly from 1."""
-        usable = self.items.answerable(self.ranking.available)
-        known = dict.fromkeys(int(place) for place in self.items.popular if place >= 0 and usable[place])
-        places = list(known)[: self.ranking.kept]
+        places = self.items.liked(self.ranking.available)[: self.ranking.kept].tolist()
         return RankedList(
             items=tuple(self.items.keys[place] for place in places),
             scores=tuple(1 - number / len(places) for number in range(len(places))),
@@ -176,8 +176,6 @@ def block_of(listed: Listed, scorer: Scorer, table: pa.Table) -> ListBlock:
         FeatureError: a feature is null, or a column that the model needs is nobody's.
         PredictionError: the model answers NaN or infinity.
     """
-    from jobs.building import keys_of
-
     keys = keys_of(table, listed.pipeline)
     if not bool(np.all(keys[1:] > keys[:-1])):
         order = np.argsort(keys, kind="stable")
@@ -187,8 +185,7 @@ def block_of(listed: Listed, scorer: Scorer, table: pa.Table) -> ListBlock:
     step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
     parts = [_ranked(listed, scorer, features.slice(start, step)) for start in range(0, len(keys), step)]
     lengths, places, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return ListBlock.of(keys, offsets, listed.keys, listed.attributes, places, scores)
+    return ListBlock.of(keys, offsets_of(lengths), listed.keys, listed.attributes, places, scores)
 
 
 def _ranked(listed: Listed, scorer: Scorer, table: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
