@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import HOUR, format_time
 from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
 from almanac.settings import Settings
 from features.sources.gates import REASONS, Believed, described, pass_gates
-from features.sources.replay import CLOCK_FILE, settle_clock
+from features.sources.recorded import CLOCK_FILE, Replayed, settle_clock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,6 +48,11 @@ class LinesRecording:
         import pyarrow as pa
 
         return np.asarray(self.believed.lines["at"].cast(pa.int64()).to_numpy())
+
+    @property
+    def first(self) -> datetime:
+        """Its first moment, on its own clock."""
+        return _moment(int(self.times[0]))
 
     @property
     def last(self) -> datetime:
@@ -139,22 +143,8 @@ def open_baskets(
     return Baskets(recording, settle_clock(settings.features_dir / CLOCK_FILE, name, recording, now))
 
 
-class Baskets:
+class Baskets(Replayed[LinesRecording]):
     """A `LineSource` of real interactions from a file, on a shifted clock."""
-
-    def __init__(self, recording: LinesRecording, shift: timedelta) -> None:
-        self._recording = recording
-        self.clock_shift = shift
-
-    @property
-    def earliest(self) -> datetime:
-        """The file's first moment, shifted."""
-        return _moment(int(self._recording.times[0])) + self.clock_shift
-
-    @property
-    def identity(self) -> str:
-        """The file's content and the shift."""
-        return f"file sha256={self._recording.digest} shift_hours={self.clock_shift // HOUR}"
 
     @property
     def rows(self) -> int:
@@ -168,24 +158,13 @@ class Baskets:
 
     def describe(self) -> str:
         """One line for a person."""
-        lines = self._recording.believed.lines
-        text = (
-            f"{self._recording.path.name}, {lines.num_rows:,} lines, "
-            f"{_moment(int(self._recording.times[0])):%Y-%m-%d %H:%M} to {self._recording.last:%Y-%m-%d %H:%M}"
-        )
-        if not self.clock_shift:
-            return text
-        return f"{text}; replayed with the clock shifted by {self.clock_shift // HOUR} hours"
+        return self._told(f"{self._recording.believed.lines.num_rows:,} lines")
 
     def latest(self, now: datetime) -> datetime:
         """The moment of the last line at or before `now`; see `LineSource.latest`."""
         until = self._until(now + timedelta(microseconds=1))
         if not until:
-            shifted = " on its shifted clock" if self.clock_shift else ""
-            raise SourceError(
-                f"{self._recording.path} has nothing at or before {format_time(now)}: "
-                f"it begins at {format_time(self.earliest)}{shifted}; ask for a later time"
-            )
+            raise self._nothing_until(now)
         return _moment(int(self._recording.times[until - 1])) + self.clock_shift
 
     def lines(self, start: datetime, end: datetime) -> pa.Table:

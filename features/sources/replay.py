@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,14 +15,11 @@ from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
-from features.files import locked, replacing
 from features.sources import grid_of
+from features.sources.recorded import CLOCK_FILE, Replayed, settle_clock
 
 if TYPE_CHECKING:
     import xarray
-
-CLOCK_FILE = "clock.json"
-LIVE_WITHIN = timedelta(hours=24)  # a file that ends later than this before now is live: its clock is its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +37,11 @@ class Recording:
     digest: str
     times: np.ndarray[Any, np.dtype[np.datetime64]]
     values: np.ndarray[Any, np.dtype[np.float32]]
+
+    @property
+    def first(self) -> datetime:
+        """Its first hour, on its own clock."""
+        return _aware(self.times[0])
 
     @property
     def last(self) -> datetime:
@@ -116,107 +117,22 @@ def open_replay(pipeline: Pipeline, settings: Settings, path: Path, now: datetim
     return Replay(recording, grid, observed, shift)
 
 
-class Recorded(Protocol):
-    """A file of the past whose clock may be shifted."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its bytes."""
-        ...
-
-    @property
-    def last(self) -> datetime:
-        """Its last moment, on its own clock."""
-        ...
-
-
-def settle_clock(path: Path, name: str, recording: Recorded, now: datetime) -> timedelta:
-    """The shift of a recording's clock: decided at its first use, kept in `path`, the same ever after.
-
-    A whole number of hours, so that the last moment becomes one of the hour that
-    ends at `now`. It may turn the hour of day: training and serving read the
-    same shifted clock, so the daily cycle is learnt where it then lies.
-    """
-    with locked(path.with_suffix(".lock")):
-        known = _read_clocks(path)
-        entry = known.get(name)
-        if entry is not None and entry["sha256"] == recording.digest:
-            return timedelta(hours=entry["shift_hours"])
-        shift = clock_shift(recording.last, now)
-        known[name] = {
-            "file": recording.path.name,
-            "sha256": recording.digest,
-            "shift_hours": shift // HOUR,
-            "settled_at": format_time(now),
-        }
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-        return shift
-
-
-def _read_clocks(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        for entry in found.values():
-            entry["sha256"], entry["shift_hours"] = str(entry["sha256"]), int(entry["shift_hours"])
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"{path} cannot be read ({error!r}): remove it, and the replayed clock is settled anew"
-        ) from None
-
-
-def clock_shift(last: datetime, now: datetime) -> timedelta:
-    """What to add to times: none for a live recording, else whole hours that bring its last moment up to now."""
-    if timedelta(0) <= now - last <= LIVE_WITHIN:
-        return timedelta(0)
-    return (now - last) // HOUR * HOUR
-
-
-class Replay:
+class Replay(Replayed[Recording]):
     """A `Source` of real observations from a file, on a shifted clock."""
 
     def __init__(self, recording: Recording, grid: Grid, observed: GridObservations, shift: timedelta) -> None:
-        self._recording, self._grid, self._observed = recording, grid, observed
-        self.clock_shift = shift
-
-    @property
-    def earliest(self) -> datetime:
-        """The file's first hour, shifted."""
-        return _aware(self._recording.times[0]) + self.clock_shift
-
-    @property
-    def identity(self) -> str:
-        """The file's content and the shift."""
-        return f"file sha256={self._recording.digest} shift_hours={self.clock_shift // HOUR}"
+        super().__init__(recording, shift)
+        self._grid, self._observed = grid, observed
 
     def describe(self) -> str:
         """One line for a person."""
-        first, last = _aware(self._recording.times[0]), self._recording.last
-        text = (
-            f"{self._recording.path.name}, {len(self._recording.times)} hours of {self._observed.variable}, "
-            f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
-        )
-        if not self.clock_shift:
-            return text
-        return f"{text}; replayed with the clock shifted by {self.clock_shift // HOUR} hours"
+        return self._told(f"{len(self._recording.times)} hours of {self._observed.variable}")
 
     def latest(self, now: datetime) -> datetime:
         """The last observed hour at or before `now`; see `Source.latest`."""
         latest = min(self._recording.last + self.clock_shift, floor_hour(now))
         if latest < self.earliest:
-            shifted = " on its shifted clock" if self.clock_shift else ""
-            raise SourceError(
-                f"{self._recording.path} has nothing at or before {format_time(now)}: "
-                f"it begins at {format_time(self.earliest)}{shifted}; ask for a later time"
-            )
+            raise self._nothing_until(now)
         return latest
 
     def window(self, start: datetime, end: datetime) -> xarray.DataArray:

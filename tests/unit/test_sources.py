@@ -24,7 +24,7 @@ from almanac.settings import PROJECT_ROOT, Settings, load_settings
 from features.grid import grid_features
 from features.sources import open_source
 from features.sources.atmosphere import SimulatedAtmosphere
-from features.sources.replay import clock_shift
+from features.sources.recorded import clock_shift
 from pipelines.weather import weather
 
 GRID = Grid(rows=6, cols=7, tile=4)
