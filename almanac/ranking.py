@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,8 @@ ENTITIES_MAX = 1 << 16
 """Entities at once. The numbers of an entity (16 bits), of an item (20) and of a source row (26) share a sort key, and
 so do those of an entity, a score (32) and a place (GROUPS_BITS)."""
 DAY_MICROSECONDS = 86_400_000_000
+NEVER = -(1 << 62)
+"""In place of a moment that there is not."""
 
 MATRIX_ROWS = 2_048
 """Rows of a matrix that are filled together, column by column: what a core's cache holds."""
@@ -74,6 +77,10 @@ class Limits(Protocol):
     @property
     def leave_out(self) -> tuple[str, ...]:
         """Lists of the entity whose items are never in its list."""
+
+    @property
+    def leave_out_for(self) -> timedelta | None:
+        """How long after an item was taken it is left out; None for as long as such a list has it."""
 
     @property
     def available(self) -> str | None:
@@ -138,7 +145,7 @@ def candidates(entities: Entities, items: Items, limits: Limits) -> Pairs:
     for which, most, half in ((0, OWN_PRIOR, OWN_HALF), (2, POPULAR_PRIOR, POPULAR_HALF)):
         at, place = groups[which][::-1], asked[which].place[::-1].astype(np.float32)
         prior[at] = prior[at] + np.float32(most) / (1 + place / np.float32(half))
-    allowed = np.flatnonzero(_allowed(keys, entities, limits.leave_out, bits))
+    allowed = np.flatnonzero(_allowed(keys, entities, own, limits, bits))
     offsets = np.searchsorted(keys[allowed], np.arange(len(entities) + 1) << bits)
     kept = np.sort(allowed[_best(prior[allowed], offsets, limits.candidates_max)])
     slot = np.full(len(keys), -1, np.int64)
@@ -284,18 +291,46 @@ def _price_to_own(items: Items, own: _Rows, pairs: Pairs, entities: int) -> Floa
     return np.divide(clean[pairs.item_index], mean, out=np.zeros(len(mean)), where=mean > 0).astype(np.float32)
 
 
-def _allowed(keys: Wholes, entities: Entities, leave_out: Sequence[str], bits: int) -> NDArray[np.bool_]:
+def _allowed(keys: Wholes, entities: Entities, own: _Rows, limits: Limits, bits: int) -> NDArray[np.bool_]:
     """Which pairs have an item that is in none of the entity's lists that are left out."""
     allowed = np.ones(len(keys), np.bool_)
-    for name in leave_out:
+    for name in limits.leave_out:
         values = list_of(entities.lists, name, "entity")
         owner = np.repeat(np.arange(len(values)), values.lengths)
         known = values.values >= 0
         out = (owner[known] << bits) | values.values[known]
+        if limits.leave_out_for is not None:
+            out = out[_lately(out, entities, own, limits.leave_out_for // timedelta(microseconds=1), bits)]
         at = np.searchsorted(keys, out)
         inside = at < len(keys)
         allowed[at[inside][keys[at[inside]] == out[inside]]] = False
     return allowed
+
+
+def _lately(pairs: Wholes, entities: Entities, own: _Rows, span: int, bits: int) -> NDArray[np.bool_]:
+    """Which pairs' item was taken less than `span` microseconds before the moment.
+
+    When, the history says; what it does not name counts as taken with the newest that it has.
+    """
+    times = entities.lists[HISTORY_TIMES]
+    newest = np.full(len(entities), NEVER)
+    some = np.flatnonzero(times.lengths)
+    newest[some] = times.values[times.offsets[some]]
+    active = entities.moments - newest < span
+    late = active[pairs >> bits]
+    if not late.any():
+        return late
+    held = own.where(active[own.owner])
+    known = (held.owner << bits) | held.item
+    order = np.argsort(known, kind="stable")  # of an item that stands there twice the newest comes first
+    asked = pairs[late]
+    place = np.minimum(np.searchsorted(known[order], asked), len(order) - 1)
+    taken = newest[asked >> bits]
+    if len(order):
+        named = known[order][place] == asked
+        taken[named] = times.values[held.at][order][place[named]]
+    late[late] = entities.moments[asked >> bits] - taken < span
+    return late
 
 
 def _best(scores: Floats, offsets: Wholes, most: int) -> Wholes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from almanac.checking import need_all, need_name, need_number
+from almanac.checking import need_all, need_duration, need_name, need_number
 from almanac.errors import DeclarationError
 from almanac.ranked import ITEMS_MAX
 
@@ -34,6 +35,8 @@ class Ranking:
         kept: items that are stored of a list, so that enough are left once a caller leaves some out.
         candidates_max: items that are scored for one entity.
         leave_out: list features of the entity whose items are never answered, such as `basket_items`.
+        leave_out_for: how long after it was taken an item of these lists stays out, counted to the moment that the
+            list speaks as of; None for as long as they have it.
         available: the item feature that is 0 once an item has left the range; None where none ever does.
         attributes: item features that an answer carries, and by which a lookup filters.
     """
@@ -44,6 +47,7 @@ class Ranking:
     kept: int = 30
     candidates_max: int = 50
     leave_out: tuple[str, ...] = ()
+    leave_out_for: timedelta | None = None
     available: str | None = None
     attributes: tuple[str, ...] = ()
 
@@ -65,6 +69,13 @@ class Ranking:
                 need_name(f"a name of Ranking.{field}", name)
             if len(set(names)) != len(names):
                 raise DeclarationError(f"Ranking.{field} repeats a name ({', '.join(names)}): name each once")
+        if self.leave_out_for is not None:
+            need_duration("Ranking.leave_out_for", self.leave_out_for)
+            if self.leave_out_for <= timedelta(0) or not self.leave_out:
+                raise DeclarationError(
+                    f"Ranking.leave_out_for is {self.leave_out_for} with leave_out {self.leave_out}: give more than "
+                    "no time, and name in leave_out the lists whose items stay out for so long"
+                )
         if self.available is not None:
             need_name("Ranking.available", self.available)
         taken = RESERVED & set(self.attributes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ KEYS = [f"item {number:02d}" for number in range(40)]
 class Limits:
     candidates_max: int = 12
     leave_out: tuple[str, ...] = ("basket_items",)
+    leave_out_for: timedelta | None = None
     available: str | None = "available"
 
 
@@ -197,6 +199,34 @@ def test_an_item_without_a_number_is_not_answered_and_a_range_without_items_answ
     pairs = candidates(entities([customer], nothing), nothing, Limits())
     assert len(pairs) == 0
     assert len(top(np.empty(0, np.float32), pairs, 10)) == 1
+
+
+@given(st.lists(customers, min_size=1, max_size=6), st.integers(1, 400))
+def test_an_item_is_left_out_for_so_long_after_it_was_taken(found: list[Customer], span_days: int) -> None:
+    for one in found:
+        one.at.sort(reverse=True)
+    whole = Limits(candidates_max=1_000, leave_out=())
+    names = ("bought_items", "basket_items")
+    timed = Limits(candidates_max=1_000, leave_out=names, leave_out_for=timedelta(days=span_days))
+    asked = entities(found)
+    every, left = _named(candidates(asked, ITEMS, whole)), _named(candidates(asked, ITEMS, timed))
+    for number, one in enumerate(found):
+        newest = max(one.at, default=None)
+        taken = dict(reversed(list(zip(one.bought, one.at, strict=True))))
+        lately = {
+            item
+            for item in (*one.bought, *one.basket)
+            if (at := taken.get(item, newest)) is not None and NOW - at < span_days * DAY
+        }
+        assert left.get(number, set()) == every.get(number, set()) - lately
+
+
+def _named(pairs: Pairs) -> dict[int, set[str]]:
+    """The keys of each entity's candidate items."""
+    named: dict[int, set[str]] = {}
+    for owner, item in zip(pairs.entity_index.tolist(), pairs.item_index.tolist(), strict=True):
+        named.setdefault(owner, set()).add(ITEMS.keys[item])
+    return named
 
 
 def test_what_cannot_be_ranked_is_refused_by_name() -> None:
