@@ -27,6 +27,7 @@ from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
+from almanac.rungs import span
 
 TASK_TIMEOUT = timedelta(minutes=30)
 SHARDS_IN_PARALLEL = 2
@@ -54,9 +55,9 @@ DEFAULTS: dict[str, Any] = {
 def doc_of(pipeline: Pipeline) -> str:
     """The DAG's page in the UI, in Markdown, from the declaration."""
     outputs = "\n".join(
-        f"| `{o.name}` | {o.unit or '–'} | {'–' if o.horizon is None else o.horizon} |" for o in pipeline.outputs
+        f"| `{o.name}` | {o.unit or '–'} | {'–' if o.horizon is None else span(o.horizon)} |" for o in pipeline.outputs
     )
-    fresh, usable = pipeline.freshness.fresh_for, pipeline.freshness.usable_for
+    fresh, usable = span(pipeline.freshness.fresh_for), span(pipeline.freshness.usable_for)
     return f"""### {pipeline.name}: {pipeline.description}
 
 Every run makes one **generation**: the predictions of all {pipeline.partitions.count} partitions as of the run's
@@ -67,8 +68,7 @@ partition key (UTC), all published at once or not at all. The DAG `{pipeline.nam
 | `plan` | brings observations and features up to the cutoff, checks the model, opens the generation |
 | `gate_features` | Great Expectations on the inputs; failing partitions are quarantined |
 | `score` | one mapped task per shard: Feast features, ONNX Runtime, rows and blocks staged |
-| `gate_predictions` | Great Expectations on what was scored |
-| `outcomes` | compares what was served before with what has been observed since; `almanac quality` shows it |
+| `gate_predictions` | Great Expectations on what was scored |{_outcomes(pipeline)}
 | `publish` | moves the pointer in one transaction; Redis follows; the asset `{pipeline.asset_uri}` is emitted |
 | `clean_up` | rejects what a failed run left staged |
 
@@ -78,14 +78,19 @@ partition key (UTC), all published at once or not at all. The DAG `{pipeline.nam
 
 {_ranked(pipeline)}Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
 
-**To run past hours**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
-are archived, never current. **One past hour**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
+**To run past times**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
+are archived, never current. **One past time**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
 than the current generation is archived too. **To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
 **To score everything**, what did not change too: trigger with *Score everything anew*.
 **To run after it**: a DAG scheduled on the asset with `PartitionedAssetTimetable` gets the same partition key.
 **When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
 `plan`.
 """
+
+
+def _outcomes(pipeline: Pipeline) -> str:
+    text = "compares what was served before with what has been observed since; `almanac quality` shows it"
+    return f"\n| `outcomes` | {text} |" if has_outcomes(pipeline) else ""
 
 
 def _ranked(pipeline: Pipeline) -> str:
@@ -95,7 +100,7 @@ def _ranked(pipeline: Pipeline) -> str:
     return (
         f"Each prediction is a **list**: of {ranking.candidates_max} candidate items the best {ranking.kept} by "
         f"`{pipeline.output_names[0]}` are kept, and {ranking.length} answered. Features of items: "
-        f"`{ranking.features}`.\n\n"
+        f"`{ranking.features}`. In Postgres the view `{pipeline.name}_current` has a row for each {pipeline.entity}.\n\n"
     )
 
 
@@ -255,11 +260,16 @@ def features_of(pipeline: Pipeline) -> Asset:
     return Asset(name=f"{pipeline.name}_features", uri=f"almanac://{pipeline.name}/features", group="almanac")
 
 
+def _services(pipeline: Pipeline) -> str:
+    named = [pipeline.features, *([pipeline.ranking.features] if pipeline.ranking is not None else [])]
+    return " and ".join(f"`{name}`" for name in named)
+
+
 def features_doc_of(pipeline: Pipeline) -> str:
     """The page of the features' DAG in the UI, in Markdown, from the declaration."""
     return f"""### {pipeline.name}: features online
 
-Brings what is new of the offline features `{pipeline.features}` into the online store, where the stream and fresh
+Brings what is new of the offline features {_services(pipeline)} into the online store, where the stream and fresh
 computations read them. A run begins whenever `plan` of the DAG `{pipeline.name}` has brought the offline features up.
 
 | step | what it does |
