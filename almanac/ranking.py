@@ -317,7 +317,7 @@ def _lately(pairs: Wholes, entities: Entities, own: _Rows, span: int, bits: int)
     some = np.flatnonzero(times.lengths)
     newest[some] = times.values[times.offsets[some]]
     active = entities.moments - newest < span
-    late = active[pairs >> bits]
+    late: NDArray[np.bool_] = active[pairs >> bits]
     if not late.any():
         return late
     held = own.where(active[own.owner])
