@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from almanac.errors import PredictionError
 from almanac.ranked import RankedList
-from almanac.ranking import Entities, Items, Lists, candidates, matrix, top
+from almanac.ranking import Entities, Items, Lists, Pairs, candidates, matrix, top
 from almanac.ranking_declared import Ranking
+from almanac.ranking_rows import Floats
 
 
 class Scores(Protocol):
@@ -33,6 +35,41 @@ class Scores(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Entities before they are scored: their pairs, and what the model is to be asked of each.
+
+    Args:
+        inputs: float32 (pairs, columns of the model); entity i has the rows `pairs.offsets[i]` up to
+            `pairs.offsets[i + 1]`, and nothing else decides what its list will be.
+    """
+
+    pairs: Pairs
+    inputs: Floats
+
+
+def prepared(entities: Entities, items: Items, columns: Sequence[str], ranking: Ranking) -> Prepared:
+    """Steps 1 and 2: the candidate items of each entity, and the model's columns of each pair.
+
+    Raises:
+        FeatureError: a column or list that is needed is not there.
+    """
+    pairs = candidates(entities, items, ranking)
+    return Prepared(pairs, matrix(entities, items, pairs, columns))
+
+
+def scored(asked: Prepared, scorer: Scores, kept: int) -> Lists:
+    """Steps 3 and 4: a score for each pair, and the best of each entity in order.
+
+    Raises:
+        FeatureError: an input is not finite.
+        PredictionError: the model answers NaN or infinity.
+    """
+    pairs = asked.pairs
+    scores = scorer.score_matrix(asked.inputs)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
+    return top(scores, pairs, kept)
+
+
 def best(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> Lists:
     """The items of each entity's list, best first, and their scores.
 
@@ -40,10 +77,7 @@ def best(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> 
         FeatureError: a column or list that is needed is not there, or not finite.
         PredictionError: the model answers NaN or infinity.
     """
-    pairs = candidates(entities, items, ranking)
-    inputs = matrix(entities, items, pairs, scorer.inputs)
-    scores = scorer.score_matrix(inputs)[scorer.outputs[0]] if len(pairs) else np.empty(0, np.float32)
-    return top(scores, pairs, ranking.kept)
+    return scored(prepared(entities, items, scorer.inputs, ranking), scorer, ranking.kept)
 
 
 def rank(entities: Entities, items: Items, scorer: Scores, ranking: Ranking) -> list[RankedList]:

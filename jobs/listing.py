@@ -6,7 +6,7 @@ All items are in memory once; candidate items of all entities never are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +19,7 @@ from almanac.block_layout import KEY_BYTES_MAX
 from almanac.clock import utc_now
 from almanac.errors import FeatureError, PredictionError
 from almanac.list_blocks import ListBlock, empty_block
-from almanac.list_scoring import best
+from almanac.list_scoring import Prepared, prepared, scored
 from almanac.pipeline import Pipeline
 from almanac.ragged import offsets_of
 from almanac.ranked import RankedList
@@ -32,7 +32,7 @@ from jobs.plan import Plan
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from almanac.ranking import Items
+    from almanac.ranking import Items, Lists
     from almanac.scoring import Scorer
     from serving_cache.records import StagedPartition
 
@@ -176,26 +176,52 @@ def block_of(listed: Listed, scorer: Scorer, table: pa.Table) -> ListBlock:
         FeatureError: a feature is null, or a column that the model needs is nobody's.
         PredictionError: the model answers NaN or infinity.
     """
+    keys, features = ordered(listed, table)
+    parts = [scored(some, scorer, listed.ranking.kept) for some in asked(listed, scorer.inputs, features)]
+    return block_with(listed, keys, parts)
+
+
+def ordered(listed: Listed, table: pa.Table) -> tuple[NDArray[Any], pa.Table]:
+    """A partition's entities as its block has them, ascending, and their features in that order, all there.
+
+    Raises:
+        FeatureError: a feature is null.
+    """
     keys = keys_of(table, listed.pipeline)
     if not bool(np.all(keys[1:] > keys[:-1])):
         order = np.argsort(keys, kind="stable")
         keys, table = keys[order], table.take(order)
     features = table.drop_columns([PARTITION]) if PARTITION in table.column_names else table
     _need_whole(listed.pipeline, features)
-    step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
-    parts = [_ranked(listed, scorer, features.slice(start, step)) for start in range(0, len(keys), step)]
-    lengths, places, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return ListBlock.of(keys, offsets_of(lengths), listed.keys, listed.attributes, places, scores)
+    return keys, features
 
 
-def _ranked(listed: Listed, scorer: Scorer, table: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of some entities: how long each list is, places of the items, and their scores."""
+def asked(listed: Listed, columns: Sequence[str], features: pa.Table) -> Iterator[Prepared]:
+    """What the model is to be asked of a partition's entities, some of these at a time, in their order.
+
+    Args:
+        columns: the model's inputs.
+
+    Raises:
+        FeatureError: a column that the model needs is nobody's.
+    """
     from features.ranked import entities_of
 
-    moments = np.full(table.num_rows, int(listed.moment.timestamp()) * 1_000_000 + listed.moment.microsecond, np.int64)
-    entities = entities_of(listed.pipeline, table, listed.items, moments)
-    lists = best(entities, listed.items, scorer, listed.ranking)
-    return np.diff(lists.offsets), lists.item_index, lists.scores
+    moment = int(listed.moment.timestamp()) * 1_000_000 + listed.moment.microsecond
+    step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
+    for start in range(0, features.num_rows, step):
+        some = features.slice(start, step)
+        moments = np.full(some.num_rows, moment, np.int64)
+        yield prepared(entities_of(listed.pipeline, some, listed.items, moments), listed.items, columns, listed.ranking)
+
+
+def block_with(listed: Listed, keys: NDArray[Any], parts: Sequence[Lists]) -> ListBlock:
+    """The block of a partition's entities, whose lists are given one after another."""
+    lengths, places, scores = (
+        np.concatenate(column)
+        for column in zip(*[(np.diff(part.offsets), part.item_index, part.scores) for part in parts], strict=True)
+    )
+    return ListBlock.of(keys, offsets_of(lengths), listed.keys, listed.attributes, places, scores)
 
 
 def _need_whole(pipeline: Pipeline, table: pa.Table) -> None:
