@@ -100,7 +100,8 @@ def _ranked(pipeline: Pipeline) -> str:
     return (
         f"Each prediction is a **list**: of {ranking.candidates_max} candidate items the best {ranking.kept} by "
         f"`{pipeline.output_names[0]}` are kept, and {ranking.length} answered. Features of items: "
-        f"`{ranking.features}`. In Postgres the view `{pipeline.name}_current` has a row for each {pipeline.entity}.\n\n"
+        f"`{ranking.features}`. In Postgres the view `{pipeline.name}_current` has them, a row for each "
+        f"{pipeline.entity}.\n\n"
     )
 
 
