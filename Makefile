@@ -7,7 +7,7 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast parity simulate crash feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast parity replay simulate crash feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
@@ -16,6 +16,7 @@ help:
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
 	@echo "make parity [CUSTOMERS=10000] [SEED=…]  batch, stream and fresh computation give the same bits"
+	@echo "make replay [DATA=file] [DAYS=30]    the held-out days through Kafka: streamed lists beside nightly ones"
 	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
@@ -49,6 +50,9 @@ feast-tests: setup
 
 parity: setup
 	@$(BIN)/python -m tests.parity $(if $(CUSTOMERS),--customers $(CUSTOMERS)) $(if $(SEED),--seed $(SEED))
+
+replay: setup
+	@$(BIN)/python -W ignore -m benchmarks replay $(if $(DATA),--data "$(DATA)") $(if $(DAYS),--days $(DAYS)) $(ARGS)
 
 simulate: setup
 	@$(BIN)/python -m tests.simulator $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))

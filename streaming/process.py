@@ -20,6 +20,7 @@ from almanac import logs, metrics
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, settings
+from almanac.steady import SystemClock
 from streaming.pause import Pause
 from streaming.report import Report
 
@@ -68,9 +69,12 @@ class Crew:
         return not any(thread.is_alive() for thread in self.threads)
 
 
-def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> None:
-    """Start the worker and the sinks of one pipeline."""
-    from almanac.steady import SystemClock
+def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew, clock: SystemClock | None = None) -> None:
+    """Start the worker and the sinks of one pipeline.
+
+    Args:
+        clock: what the worker takes for now; default: the machine's.
+    """
     from features.archive import open_archive
     from features.online import OnlineFeatures, observation_row
     from features.online_histories import OnlineHistories
@@ -80,12 +84,12 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew) -> N
     from streaming.sink import Features, Hold, Overlays, Sink, Target
     from streaming.worker import Surroundings, Worker
 
-    clock = SystemClock()  # a step of the wall clock must not make events of now look like the future's
+    steady = clock or SystemClock()  # a step of the wall clock must not make events of now look like the future's
     around = Surroundings(
         online=partial(OnlineFeatures, dated=True),
         observation_row=observation_row,
         histories=OnlineHistories if pipeline.lines is not None else None,
-        now=lambda: clock.now().now,
+        now=lambda: steady.now().now,
     )
     worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
