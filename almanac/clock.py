@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from operator import index
+from typing import SupportsIndex
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""What whole numbers of microseconds are counted from."""
+MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+DAY_MICROSECONDS = DAY // MICROSECOND
 PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
 """How an Airflow run's partition key names its moment, in UTC."""
 
@@ -26,6 +33,24 @@ def need_utc(when: datetime) -> datetime:
         raise ValueError(f"{when.isoformat()} has no time zone: give one, such as +00:00")
     moment = when.astimezone(UTC)
     return datetime.combine(moment.date(), moment.time(), tzinfo=UTC)
+
+
+def micros_of(when: datetime) -> int:
+    """Whole microseconds since 1970, exactly; what is finer, as in pandas' times, is rounded down.
+
+    Raises:
+        ValueError: the time has no zone, so it names no moment.
+    """
+    return (need_utc(when) - EPOCH) // MICROSECOND
+
+
+def at_micros(micros: SupportsIndex) -> datetime:
+    """The moment so many whole microseconds after 1970 began, exactly: the inverse of `micros_of`.
+
+    Raises:
+        OverflowError: it lies outside the years 1 to 9999, so no `datetime` names it.
+    """
+    return EPOCH + timedelta(microseconds=index(micros))
 
 
 def parse_time(text: str) -> datetime:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import DAY_MICROSECONDS
 from almanac.errors import FeatureError, PredictionError
 from almanac.ragged import Ragged as Ragged
 from almanac.ragged import Wholes, count_up, offsets_of, picked
@@ -41,7 +42,6 @@ GROUPS_BITS = 10
 ENTITIES_MAX = 1 << 16
 """Entities at once. The numbers of an entity (16 bits), of an item (20) and of a source row (26) share a sort key, and
 so do those of an entity, a score (32) and a place (GROUPS_BITS)."""
-DAY_MICROSECONDS = 86_400_000_000
 NEVER = -(1 << 62)
 """In place of a moment that there is not."""
 

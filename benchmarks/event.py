@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import HOUR
 from almanac.declarations import pipeline as declared
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
@@ -35,8 +35,6 @@ from features.sources.replay import read_recording
 from jobs.convert import Fitted, Recipe, to_onnx
 from jobs.dataset import Split, sample
 from jobs.train import boost, reference_for
-
-HOUR = timedelta(hours=1)
 
 Fields = dict[str, NDArray[np.float32]]
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from almanac.clock import micros_of
 from almanac.errors import StackError
 from benchmarks.features_parts import Bench, Part, beside
 from benchmarks.measuring import median, ratio, say
@@ -49,7 +50,7 @@ def write_source(path: Path, keys: int, hours: int, features: tuple[str, ...] = 
 
     random = np.random.default_rng(SEED)
     stamp = pa.timestamp("us", tz="UTC")
-    began = int(BEGAN.timestamp()) * 1_000_000
+    began = micros_of(BEGAN)
     writer = None
     for hour in range(hours):
         times = began + hour * HOUR_US + np.sort(random.integers(0, HOUR_US, keys))
@@ -67,7 +68,7 @@ def entity_rows(rows: int, keys: int, hours: int) -> pa.Table:
     import pyarrow as pa
 
     random = np.random.default_rng(SEED + 1)
-    moments = int(BEGAN.timestamp()) * 1_000_000 + random.integers(0, hours * HOUR_US, rows)
+    moments = micros_of(BEGAN) + random.integers(0, hours * HOUR_US, rows)
     stamps = pa.array(moments).cast(pa.timestamp("us", tz="UTC"))
     return pa.table({KEY: random.integers(0, keys, rows), MOMENT: stamps, ROW: np.arange(rows)})
 

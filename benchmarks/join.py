@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from almanac.clock import micros_of
 from almanac.errors import StackError
 from benchmarks.measuring import Cores, finish, machine, options, profiled, run, say
 
@@ -34,7 +35,7 @@ ENTITY_SHARE = 100  # source rows for each entity row
 FILE_ROWS = 2_000_000
 FEATURES = tuple(f"feature_{number}" for number in range(10))
 KEY, MOMENT = "entity_id", "event_timestamp"
-BEGAN_US = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+BEGAN_US = micros_of(datetime(2020, 1, 1, tzinfo=UTC))
 HOUR_US = 3_600_000_000
 TTL = timedelta(days=2)
 MEMORY_MB_MAX, SECONDS_MAX = 4_096, 600

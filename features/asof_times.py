@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from almanac.clock import MICROSECOND, at_micros, micros_of
 from almanac.errors import FeatureError
 from features.asof_keys import Ints
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 LEAST, GREATEST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 
 
 def unit_of(kind: pa.DataType, what: str) -> str:
@@ -71,14 +70,14 @@ def converted(values: Ints, unit: str, wanted: str, *, up: bool) -> Ints:
 
 def of_moment(moment: datetime, unit: str) -> int:
     """An aware time as a whole number."""
-    return (moment - EPOCH) // MICROSECOND * (PER_SECOND[unit] // PER_SECOND["us"])
+    return micros_of(moment) * (PER_SECOND[unit] // PER_SECOND["us"])
 
 
 def to_moment(value: int, unit: str, *, up: bool = False) -> datetime | None:
     """A whole number as an aware time, rounded down, or up; None beyond what a `datetime` holds."""
     finer = PER_SECOND[unit] // PER_SECOND["us"]
     try:
-        return EPOCH + timedelta(microseconds=-(-value // finer) if up else value // finer)
+        return at_micros(-(-value // finer) if up else value // finer)
     except OverflowError:
         return None
 

@@ -18,13 +18,13 @@ Pure NumPy, but for `bring_table_forward`. docs/model.md has what it is worth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import need_utc
+from almanac.clock import EPOCH, HOUR, need_utc
 from features.grid import CARRIED, CARRIED_LAGS_HOURS, HISTORY, HISTORY_HOUR, LAGS_HOURS, MEAN_HOURS, NEIGHBOURS
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ FORWARD_HOURS_MAX = 6.0
 KNOWN_LAGS_HOURS = tuple(sorted({*LAGS_HOURS, *CARRIED_LAGS_HOURS}))
 
 Floats = NDArray[np.float64]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def bring_forward(columns: Mapping[str, NDArray[Any]], hours: Floats, variable: str) -> dict[str, NDArray[np.float32]]:
@@ -109,7 +108,7 @@ def bring_table_forward(table: pa.Table, moments: Sequence[datetime], variable: 
     if not table.num_rows or not set(needed) <= set(table.column_names):
         return table
     columns = {name: table[name].to_numpy() for name in needed}
-    hours = np.array([(need_utc(moment) - _EPOCH) / timedelta(hours=1) for moment in moments], np.float64)
+    hours = np.array([(need_utc(moment) - EPOCH) / HOUR for moment in moments], np.float64)
     for name, values in bring_forward(columns, hours, variable).items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, name, pa.array(values, pa.float32(), from_pandas=True))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from almanac.clock import HOUR, floor_hour, format_time, need_utc, utc_now
+from almanac.clock import DAY, HOUR, floor_hour, format_time, need_utc, utc_now
 from almanac.errors import SourceError
 from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import Settings
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 STATIC_VIEWS = ("cell_position",)
 CELL_HOURS_AT_ONCE_MAX = 2_000_000  # bounds the memory of one step to about half a gigabyte
 HISTORY = timedelta(hours=grid_module.HISTORY_HOURS)
-DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from almanac.clock import format_time, utc_now
+from almanac.clock import DAY, format_time, micros_of, utc_now
 from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.pipeline import Pipeline
@@ -34,7 +34,7 @@ from features.files import locked, replacing
 from features.interactions import HISTORY, STATS, TOGETHER
 from features.interactions_bulk import Baskets, arrow_type, histories
 from features.interactions_items import Nights, nights
-from features.interactions_lines import DAY, Held, Lines, micros
+from features.interactions_lines import Held, Lines
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, MADE_FROM, day_file, made_from, view_dir
 from features.sources.lines import LineSource, declared_of, open_lines
 
@@ -252,7 +252,7 @@ class _Files:
             earlier = pc.unique(before["bought_items"].combine_chunks().flatten()).to_pylist()
             baskets = self._lines.baskets(start, end, earlier)
         made = [
-            histories(part, before.filter(pc.is_in(before["entity"], pa.array(part.entities))), micros(start))
+            histories(part, before.filter(pc.is_in(before["entity"], pa.array(part.entities))), micros_of(start))
             for part in _parts(baskets)
         ]
         table = pa.concat_tables(made) if made else None
@@ -263,7 +263,7 @@ class _Files:
                 self._write(view.name, path, self._schema(view.name, known).empty_table(), known)
                 continue
             at = table["at"].to_numpy()
-            mine = table.filter(pa.array((at >= micros(_midnight(day))) & (at < micros(_midnight(day + DAY)))))
+            mine = table.filter(pa.array((at >= micros_of(_midnight(day))) & (at < micros_of(_midnight(day + DAY)))))
             rows = self._rows(view.name, mine, "entity", mine["at"].to_numpy())
             self._write(view.name, path, rows, known)
 

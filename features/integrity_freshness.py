@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-from almanac.clock import need_utc
+from almanac.clock import at_micros, need_utc
 from almanac.feature_checks import words
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
@@ -16,7 +16,6 @@ from features.tables import Table, literal, opened, quoted, tables_of
 
 ENTITIES_MAX = 100
 """Entities that are asked for at once."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def why_lacking(
@@ -55,4 +54,4 @@ def _newest(table: Table, entities: list[EntityKey], moment: datetime) -> dict[E
             f"AND {key} IN (SELECT unnest(?)) GROUP BY {key}",
             [files, entities],
         ).fetchall()
-    return {entity: _EPOCH + timedelta(microseconds=micros) for entity, micros in found}
+    return {entity: at_micros(micros) for entity, micros in found}

@@ -13,12 +13,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import format_time, need_utc
+from almanac.clock import MICROSECOND, at_micros, format_time, micros_of
 from almanac.feature_checks import BINS, Bounds, Learned, Profile, stability_index, words
 from features.layout import EVENT_TIMESTAMP
 from features.tables import Table, literal, opened, quoted
@@ -86,7 +86,7 @@ def newest_of(table: Table, now: datetime) -> datetime | None:
             f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(now)}",  # noqa: S608
             [table.files],
         ).fetchone()
-    return None if not found or found[0] is None else _moment(found[0])
+    return None if not found or found[0] is None else at_micros(found[0])
 
 
 def values_of(table: Table, since: datetime | None, until: datetime) -> Values:
@@ -143,7 +143,7 @@ def learn(
         drift_max: that is allowed in any case.
     """
     start, end = span
-    index = (values.moments - _microseconds(start)) // max(1, round(part.total_seconds() * 1_000_000))
+    index = (values.moments - micros_of(start)) // max(1, part // MICROSECOND)
     parts = [found for one in np.unique(index) if len(found := np.flatnonzero(index == one)) >= ROWS_MIN]
     return Learned(
         view=table.view,
@@ -230,15 +230,3 @@ def drift_of(bounds: Bounds, now: Profile) -> float | None:
     if min(now.rows, bounds.profile.rows) < ROWS_MIN:
         return None
     return stability_index(bounds.profile.shares, now.shares)
-
-
-def _microseconds(moment: datetime) -> int:
-    return round(need_utc(moment).timestamp() * 1_000_000)
-
-
-def _moment(microseconds: Any) -> datetime:
-    from datetime import UTC
-
-    return datetime.fromtimestamp(int(microseconds) // 1_000_000, UTC) + timedelta(
-        microseconds=int(microseconds) % 1_000_000
-    )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import DAY_MICROSECONDS
 from almanac.ragged import Ragged
 
 HISTORY = {
@@ -65,8 +66,6 @@ TOGETHER_MAX = 20
 """Items that go together with one."""
 POPULAR_MAX = 100
 """Items that are popular."""
-DAY = 86_400_000_000
-"""A day in microseconds."""
 NEVER = -(2**62)
 """In place of a moment that there is not."""
 
@@ -102,7 +101,7 @@ def windows_at(
     """
     moments = np.asarray(moments, np.int64)
     days = lists["days"]
-    age = np.repeat(moments // DAY, days.lengths) - days.values.astype(np.int64)
+    age = np.repeat(moments // DAY_MICROSECONDS, days.lengths) - days.values.astype(np.int64)
     found: dict[str, NDArray[np.float32]] = {}
     sums: dict[str, Wholes] = {}
     for window in WINDOWS_DAYS:
@@ -114,7 +113,7 @@ def windows_at(
             found[f"{what}_{window}d"] = (total / 100 if what == "spend" else total).astype(np.float32)
     for name, column in (("days_since_last", "basket_at"), ("days_since_first", "first_at")):
         since = np.asarray(scalars[column], np.int64)
-        found[name] = np.where(since > NEVER, (moments - since) / DAY, -1.0).astype(np.float32)
+        found[name] = np.where(since > NEVER, (moments - since) / DAY_MICROSECONDS, -1.0).astype(np.float32)
     found["orders_ever"] = np.asarray(scalars["orders"]).astype(np.float32)
     found["items_known"] = lists["bought_items"].lengths.astype(np.float32)
     found["basket_size"] = lists["basket_items"].lengths.astype(np.float32)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import DAY_MICROSECONDS
 from almanac.ragged import Ragged, Wholes, offsets_of
-from features.interactions import BOUGHT_MAX, DAY, DAYS_KEPT, HISTORY, NEVER, SEEN_MAX, hundredths
+from features.interactions import BOUGHT_MAX, DAYS_KEPT, HISTORY, NEVER, SEEN_MAX, hundredths
 from features.interactions_codes import among, list_array, ragged_of, ranges, starts_of
 from features.interactions_fold import TILES, Event, advance
 
@@ -285,7 +286,7 @@ def _tiles(baskets: Baskets, events: _Events, prior: _Prior, chosen: Wholes) -> 
     running = np.concatenate([np.zeros((len(TILES), 1), np.int64), np.cumsum(per_line, axis=1)], axis=1)
     values = running[:, events.offsets[1:]] - running[:, events.offsets[:-1]]
     values[0] = 1
-    own = events.at // DAY
+    own = events.at // DAY_MICROSECONDS
     owner = np.repeat(np.arange(len(baskets.entities)), prior.days.lengths)
     low = min(prior.days.values.min(initial=0), own.min(initial=0))
     width = max(prior.days.values.max(initial=0), own.max(initial=0)) - low + DAYS_KEPT + 2

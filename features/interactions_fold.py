@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from almanac.clock import DAY_MICROSECONDS
 from features.interactions import (
     BOUGHT_MAX,
-    DAY,
     DAYS_KEPT,
     NEVER,
     SEEN_MAX,
@@ -134,10 +134,10 @@ def _tiles(old: Mapping[str, Any], at: int, lines: Sequence[tuple[str, float, fl
         amounts = np.array([[line[1], line[2]] for line in lines], np.float64)
         taken = int((amounts[:, 0] > 0).sum())
         units, spend = np.rint(amounts[:, 0]).astype(np.int64), hundredths(amounts[:, 0], amounts[:, 1])
-        tile = tiles.setdefault(at // DAY, [0, 0, 0, 0])
+        tile = tiles.setdefault(at // DAY_MICROSECONDS, [0, 0, 0, 0])
         for place, more in enumerate((int(taken > 0), taken, int(units.sum()), int(spend.sum()))):
             tile[place] += more
-    kept = sorted(day for day in tiles if day > newest // DAY - DAYS_KEPT)
+    kept = sorted(day for day in tiles if day > newest // DAY_MICROSECONDS - DAYS_KEPT)
     return {"days": kept, **{name: [tiles[day][place] for day in kept] for place, name in enumerate(TILES)}}
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from almanac.clock import DAY_MICROSECONDS, MICROSECOND, micros_of
 from almanac.interactions import Interactions
 from almanac.ranking_declared import ANY_ITEM
-from features.interactions import DAY, POPULAR_MAX, TOGETHER_MAX
-from features.interactions_lines import micros
+from features.interactions import POPULAR_MAX, TOGETHER_MAX
 
 if TYPE_CHECKING:
     import duckdb
@@ -66,7 +66,7 @@ class Nights:
 
     def stats(self, night: datetime, declared: Interactions) -> pa.Table:
         """The columns of `STATS` for each item that was ever taken before a midnight: `item`, then these."""
-        end = micros(night)
+        end = micros_of(night)
         query = """
             WITH before AS (SELECT * FROM lines WHERE moment < $1),
             newest AS (SELECT item, max(moment) AS last, min(moment) AS first FROM before GROUP BY item),
@@ -92,12 +92,13 @@ class Nights:
                 (last >= $1 - $3)::INTEGER::FLOAT AS available
             FROM newest JOIN paid USING (item) JOIN names USING (item) LEFT JOIN recent USING (item) ORDER BY name
         """
-        within = declared.available_for // timedelta(microseconds=1)
-        return self._asked(query, [end, DAY, within])
+        within = declared.available_for // MICROSECOND
+        return self._asked(query, [end, DAY_MICROSECONDS, within])
 
     def newest(self, night: datetime) -> int:
         """The moment of the newest line before a midnight, microseconds since 1970."""
-        (row,) = self._asked("SELECT max(moment) AS newest FROM lines WHERE moment < $1", [micros(night)]).to_pylist()
+        query = "SELECT max(moment) AS newest FROM lines WHERE moment < $1"
+        (row,) = self._asked(query, [micros_of(night)]).to_pylist()
         return int(row["newest"])
 
     def popular(self, stats: pa.Table) -> pa.Table:
@@ -147,7 +148,7 @@ class Nights:
             FROM weighed JOIN names n ON n.item = one JOIN names m ON m.item = other
             GROUP BY n.name ORDER BY n.name
         """  # noqa: S608 - numbers of our own
-        return self._asked(query, [micros(night), DAY])
+        return self._asked(query, [micros_of(night), DAY_MICROSECONDS])
 
     def _asked(self, query: str, parameters: list[Any]) -> pa.Table:
         return self._connection.sql(query, params=parameters).to_arrow_table()

@@ -15,12 +15,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from almanac.clock import DAY, DAY_MICROSECONDS, EPOCH, MICROSECOND, at_micros, micros_of
 from features.archive import archived_files
 from features.archive_lines import EVENTS, ITEMS, PRICES, QUANTITIES
 from features.files import replacing
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLDER = "lines"
-DAY = timedelta(days=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 ROW_GROUP = 250_000
 """Lines of a row group: what is in memory at once of a file that is read in part."""
 
@@ -78,9 +76,9 @@ class Lines:
         for start, end in _months(source.earliest, until):
             path = self.folder / f"{start:%Y-%m}.parquet"
             through, archived = min(end, until + MICROSECOND), self._archived(start, end)
-            known = made_from(path)
-            if known.get("origin") != origin or known["through"] < micros(through) or known["archived"] != archived[0]:
-                known = {"origin": origin, "through": micros(through), "archived": archived[0]}
+            known, reach = made_from(path), micros_of(through)
+            if known.get("origin") != origin or known["through"] < reach or known["archived"] != archived[0]:
+                known = {"origin": origin, "through": reach, "archived": archived[0]}
                 table = self._made(source, (start, through), path, archived[1])
                 known["days"] = _digests(table)
                 self._write(path, table, known)
@@ -128,9 +126,9 @@ class Lines:
             if path.stem > f"{until:%Y-%m}":
                 continue
             at = pq.ParquetFile(path).read(columns=["at"])["at"].cast("int64")
-            found = pc.max(at.filter(pc.less_equal(at, micros(until)))).as_py()
+            found = pc.max(at.filter(pc.less_equal(at, micros_of(until)))).as_py()
             if found is not None:
-                return EPOCH + int(found) * MICROSECOND
+                return at_micros(found)
         return None
 
     def baskets(self, start: datetime, end: datetime, items: Iterable[str] = ()) -> Baskets:
@@ -148,7 +146,7 @@ class Lines:
                 columns=["entity", "item", "at", "event", "quantity", "price"]
             )
             at = table["at"].cast(pa.int64()).to_numpy()
-            tables.append(table.filter(pa.array((at >= micros(start)) & (at < micros(end)))))
+            tables.append(table.filter(pa.array((at >= micros_of(start)) & (at < micros_of(end)))))
         if not tables:
             nothing, none = np.empty(0, np.int64), np.empty(0, np.float64)
             return Baskets([], sorted(set(items)), nothing, nothing, nothing, nothing, none, none)
@@ -232,7 +230,7 @@ def _digests(table: pa.Table) -> dict[str, str]:
     """Of each day the number of its lines and a sum of their hashes, whatever their order."""
     import pyarrow as pa
 
-    days = table["at"].cast(pa.int64()).to_numpy() // (DAY // MICROSECOND)
+    days = table["at"].cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
     hashes = table["event"].to_numpy().view(np.uint64)
     found = {}
     for day in np.unique(days).tolist():
@@ -248,8 +246,3 @@ def _months(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetim
         end = datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
         yield start, end
         start = end
-
-
-def micros(moment: datetime) -> int:
-    """Whole microseconds since 1970."""
-    return (moment - EPOCH) // MICROSECOND

@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from almanac.clock import at_micros
 from almanac.errors import FeatureError
 from almanac.partitioning import Grid, Partitioning
 from features import asof
@@ -109,7 +110,7 @@ def _file(path: str) -> File | None:
         changed = os.stat(path).st_ctime_ns
     except FileNotFoundError:
         return None
-    return File(path, datetime.fromtimestamp(changed // 10**9, UTC) + timedelta(microseconds=changed % 10**9 // 1000))
+    return File(path, at_micros(changed // 1_000))
 
 
 def source_of(view: FeatureView, project: str, *, versioned: bool) -> Source:

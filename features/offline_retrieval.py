@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissingColumnsError
@@ -12,6 +12,7 @@ from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.infra.offline_stores.offline_utils import DEFAULT_ENTITY_DF_EVENT_TIMESTAMP_COL as EVENT_TIMESTAMP
 from feast.repo_config import RepoConfig
 
+from almanac.clock import MICROSECOND
 from almanac.errors import FeatureError
 from features.asof import View, join
 from features.offline_postgres import query
@@ -213,4 +214,4 @@ def _bounds(column: pa.ChunkedArray) -> tuple[datetime | None, datetime | None]:
     earliest, latest = found["min"], found["max"]
     if earliest is None:
         return None, None
-    return earliest.astimezone(UTC), latest.astimezone(UTC) + timedelta(microseconds=1)
+    return earliest.astimezone(UTC), latest.astimezone(UTC) + MICROSECOND

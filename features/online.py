@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from almanac.clock import need_utc, utc_now
+from almanac.clock import micros_of, need_utc, utc_now
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from features.online_reading import NEVER, Features, Reader, micros_of, read
+from features.online_reading import NEVER, Features, Reader, read
 from features.packed_arrow import encode, micros
 from features.packed_store import put_if_newer
 from features.packed_views import keys_of, layout_of

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import need_utc
+from almanac.clock import HOUR, MICROSECOND, at_micros, micros_of
 from almanac.errors import FeatureError
 from almanac.feature_checks import words
 from almanac.pipeline import GridObservations, Pipeline
@@ -42,13 +42,11 @@ VIEWS_MAX = 64
 FEATURES_MAX = 4_096  # of all views
 
 PRESENT, MISSING, EXPIRED = 0, 1, 2
+"""What is said of an entity's row of a view: it holds, there is none, or it is older than the view's TTL."""
 HAS_EXPIRED = "has expired"
 """By which words a view's row is known to have been there, and to be too old."""
-"""What is said of an entity's row of a view: it holds, there is none, or it is older than the view's TTL."""
 NEVER = np.iinfo(np.int64).min
 """In place of a moment that there is not."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_HOUR = 3_600_000_000  # microseconds
 
 Floats = NDArray[np.float64]
 Status = NDArray[np.uint8]
@@ -310,11 +308,6 @@ def read(client: Any, reader: Reader, entities: Any, now: datetime | None) -> Fe
     return reader.decode(values, now)
 
 
-def micros_of(when: datetime) -> int:
-    """Whole microseconds since 1970."""
-    return (need_utc(when) - _EPOCH) // timedelta(microseconds=1)
-
-
 def _moments(times: Micros) -> list[datetime | None]:
     """Microseconds as moments; rows that were written together have the same, which are made once."""
     distinct, places = np.unique(times, return_inverse=True)
@@ -324,7 +317,7 @@ def _moments(times: Micros) -> list[datetime | None]:
 
 def _moment(micros: int) -> datetime:
     try:
-        return _EPOCH + timedelta(microseconds=micros)
+        return at_micros(micros)
     except OverflowError:
         raise FeatureError("an event time in Redis cannot be read: materialize the features again") from None
 
@@ -367,5 +360,5 @@ def brought_forward(pipeline: Pipeline, found: Features) -> dict[str, NDArray[An
     if not {variable, *HISTORY, *CARRIED, *NEIGHBOURS} <= found.columns.keys():
         return dict(found.columns)
     times = found.observed_at
-    hours = np.where(times == NEVER, np.nan, times / _HOUR)
+    hours = np.where(times == NEVER, np.nan, times / (HOUR // MICROSECOND))
     return {**found.columns, **bring_forward(found.columns, hours, variable)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from feast import FeatureService, RepoConfig, metrics, utils
@@ -20,6 +20,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
+from almanac.clock import at_micros
 from almanac.errors import FeatureError
 from features.online_sdk_plan import (
     PLANS_MAX,
@@ -42,8 +43,6 @@ Found = Any
 """Values of keys in their order, or layouts by fingerprint."""
 Reading = Generator[list[bytes] | set[int], Found, Any]
 Row = tuple[datetime | None, dict[str, Value] | None]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -106,7 +105,7 @@ class Reader:
         found: list[Row] = []
         for at, (there, micros) in enumerate(zip(rows.present.tolist(), rows.times.tolist(), strict=True)):
             held = {name: column[at] for name, column in zip(asked, columns, strict=True)}
-            found.append((_EPOCH + timedelta(microseconds=micros), held) if there else (None, None))
+            found.append((at_micros(micros), held) if there else (None, None))
         return found
 
     def _plan(self, request: Request) -> Plan | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from feast import RepoConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
+from almanac.clock import micros_of
 from almanac.errors import FeatureError
 from features.online_sdk_plan import keys_of, versioned
 from features.online_sdk_values import attribute
@@ -22,9 +23,6 @@ from features.packed_store import age_of
 from features.packed_views import layout_of
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,7 @@ def _created(moment: datetime | None) -> int:
 
 
 def _since_1970(moment: datetime) -> int:
-    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    return micros_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _array(column: Column, values: Sequence[Value | None], view: str) -> pa.Array:

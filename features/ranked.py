@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import need_utc
+from almanac.clock import MICROSECOND, need_utc
 from almanac.errors import DeclarationError, FeatureError
 from almanac.interactions import Interactions
 from almanac.pipeline import Pipeline
@@ -68,7 +68,7 @@ def items_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> Items:
     ranking, moment = ranking_of(pipeline), need_utc(moment)
     tables = []
     with file_errors(pipeline):
-        for view in _views(pipeline, settings, ranking.features, (moment, moment + timedelta(microseconds=1))):
+        for view in _views(pipeline, settings, ranking.features, (moment, moment + MICROSECOND)):
             since = moment - view.ttl if view.ttl else STATIC_SINCE
             batches = list(latest(view, since, moment))
             if batches:

@@ -11,10 +11,10 @@ import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from almanac.clock import format_time, need_utc
+from almanac.clock import at_micros, format_time, need_utc
 from almanac.errors import FeatureError, UnknownEntity
 from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
@@ -299,7 +299,7 @@ def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> 
             f"no row of {views} is from {format_time(cutoff)} or before: bring the files of pipeline {pipeline.name} "
             "up to date, or ask for a later time"
         )
-    return datetime.fromtimestamp(max(newest) // 1_000_000, UTC) + timedelta(microseconds=max(newest) % 1_000_000)
+    return at_micros(max(newest))
 
 
 def check_keys(tables: Sequence[Table], as_of: datetime) -> None:

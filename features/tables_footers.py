@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from almanac.clock import need_utc
+from almanac.clock import micros_of
 from features.asof_footers import Footer, footer_of
 from features.asof_times import GREATEST, LEAST
 
@@ -23,7 +23,7 @@ def newest(files: Sequence[str], view: str, moment: str, until: datetime) -> int
     Raises:
         FeatureError: a file is no Parquet.
     """
-    limit = int(need_utc(until).timestamp()) * 1_000_000 + until.microsecond
+    limit = micros_of(until)
     best = LEAST
     for footer in _footers(files, view):
         kind = footer.schema.field(moment).type

@@ -9,18 +9,17 @@ from typing import Any
 
 import msgspec
 
-from almanac.clock import format_time
+from almanac.clock import DAY_MICROSECONDS, at_micros, format_time
 from almanac.errors import FeatureError, UsageError
 from almanac.manifest import ListMetric
 from almanac.pipeline import Pipeline
-from almanac.ranking import DAY_MICROSECONDS
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings
 from features.store import one_look
 from jobs.fitting import THREADS, Progress
 from jobs.ranker import measure, prepare
-from jobs.ranker_data import held_out_since, moment_of
+from jobs.ranker_data import held_out_since
 
 _SPAN = re.compile(r"(\d{1,5})([dh])")
 
@@ -97,15 +96,15 @@ def evaluate_lists(
     since = held_out_since(asked, int(taken.moments[-1]))
     if since <= int(taken.moments[0]) // DAY_MICROSECONDS * DAY_MICROSECONDS:
         raise FeatureError(f"nothing was taken before the last {span}: give a shorter --holdout, or more interactions")
-    progress(f"measuring {version.id} from {format_time(moment_of(since))}")
+    progress(f"measuring {version.id} from {format_time(at_micros(since))}")
     with one_look():
         lists = measure(asked, settings, (scorer,), taken, since, by_night=True)[0]
     return Evaluated(
         model_id=version.id,
         lists=lists,
-        start=moment_of(since),
-        end=moment_of(int(taken.moments[-1])),
-        warning=flattered(version, moment_of(since)),
+        start=at_micros(since),
+        end=at_micros(taken.moments[-1]),
+        warning=flattered(version, at_micros(since)),
     )
 
 

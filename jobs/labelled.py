@@ -16,13 +16,13 @@ held-out window began: its moment lies an output's horizon before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import format_time
+from almanac.clock import MICROSECOND, at_micros, format_time
 from almanac.errors import FeatureError, UsageError
 from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
 from almanac.pipeline import Output, Pipeline
@@ -132,7 +132,7 @@ def prepare(
         )
     moments = _micros(found)
     last = int(moments[-1])
-    first_held_out = last - _us(pipeline.training.holdout)
+    first_held_out = last - pipeline.training.holdout // MICROSECOND
     draw = np.random.default_rng(pipeline.training.seed)
     parts = []
     for what, chosen, most in (
@@ -189,7 +189,7 @@ def _with_features(pipeline: Pipeline, settings: Settings, labels: pa.Table) -> 
 
 def _last_known(held_out: Labelled, output: Output) -> int:
     """The last moment whose truth was known when the held-out window began."""
-    return int(held_out.moments[0]) - (_us(output.horizon) if output.horizon else 1)
+    return int(held_out.moments[0]) - (output.horizon // MICROSECOND if output.horizon else 1)
 
 
 def _fit(pipeline: Pipeline, output: Output, recipe: Recipe, inputs: Floats, truth: Numbers) -> Fitted:
@@ -259,14 +259,7 @@ def _describe(
 
 
 def _window(rows: Labelled) -> Window:
-    def moment(micros: int) -> datetime:
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
-
-    return Window(start=moment(int(rows.moments[0])), end=moment(int(rows.moments[-1])))
-
-
-def _us(span: timedelta) -> int:
-    return span // timedelta(microseconds=1)
+    return Window(start=at_micros(rows.moments[0]), end=at_micros(rows.moments[-1]))
 
 
 def _micros(labels: pa.Table) -> NDArray[np.int64]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import format_time
+from almanac.clock import MICROSECOND, at_micros, format_time
 from almanac.errors import FeatureError
 from almanac.list_quality import Tally, as_lists, baselines, filled_up
 from almanac.manifest import Description, Input, ListMetric, Reference, Window
@@ -39,7 +39,6 @@ from jobs.ranker_data import (
     Asked,
     each_basket,
     held_out_since,
-    moment_of,
     nightly,
     sample,
 )
@@ -84,7 +83,7 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
 
     taken = prepare(pipeline, settings, now=now, progress=progress)
     since = held_out_since(pipeline, int(taken.moments[-1]))
-    progress(f"making lists to learn from, before {format_time(moment_of(since))}")
+    progress(f"making lists to learn from, before {format_time(at_micros(since))}")
     with one_look():
         learned = learn_from(pipeline, settings, taken, since)
     recipe = Recipe(inputs=learned.names, differences=())
@@ -102,8 +101,8 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
         features=pipeline.features,
         inputs=tuple(Input(name=name) for name in learned.names),
         outputs=pipeline.output_names,
-        training=Window(start=moment_of(int(taken.moments[0])), end=moment_of(since - 1)),
-        held_out=Window(start=moment_of(since), end=moment_of(int(taken.moments[-1]))),
+        training=Window(start=at_micros(taken.moments[0]), end=at_micros(since - 1)),
+        held_out=Window(start=at_micros(since), end=at_micros(taken.moments[-1])),
         rows=len(learned.inputs),
         seed=pipeline.training.seed,
         parity=made.parity,
@@ -128,7 +127,7 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
     window = pipeline.training.window
     newest = refresh(pipeline, settings, now, window=window).as_of
     progress("reading what was taken")
-    taken = taken_between(pipeline, settings, newest - window, newest + timedelta(microseconds=1))
+    taken = taken_between(pipeline, settings, newest - window, newest + MICROSECOND)
     if not len(taken):
         raise FeatureError(
             f"pipeline {pipeline.name}: nothing was taken in the {window} before {format_time(newest)}: "

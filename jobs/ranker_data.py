@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import DAY_MICROSECONDS, MICROSECOND, at_micros
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged, Wholes, offsets_of, picked
-from almanac.ranking import DAY_MICROSECONDS, Entities, Items
+from almanac.ranking import Entities, Items
 from almanac.settings import Settings
 from features.ranked import Taken, entities_of, history_at, items_at
 
@@ -63,7 +64,7 @@ def held_out_since(pipeline: Pipeline, newest: int) -> int:
     Args:
         newest: when something was taken last.
     """
-    holdout = pipeline.training.holdout // timedelta(microseconds=1)
+    holdout = pipeline.training.holdout // MICROSECOND
     return (newest // DAY_MICROSECONDS + 1) * DAY_MICROSECONDS - holdout // DAY_MICROSECONDS * DAY_MICROSECONDS
 
 
@@ -76,7 +77,7 @@ def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int)
     together = Ragged(taken.items.values[order], offsets_of(np.bincount(rows, minlength=len(encoded.dictionary))))
     moments = np.full(len(encoded.dictionary), midnight, np.int64)
     table = _histories(pipeline, settings, encoded.dictionary, moments)
-    return _asked(pipeline, settings, table, moments, together, moment_of(midnight))
+    return _asked(pipeline, settings, table, moments, together, at_micros(midnight))
 
 
 def each_basket(
@@ -96,7 +97,7 @@ def each_basket(
         for day in np.unique(days):
             places = np.flatnonzero(days == day)
             lists = picked(taken.items, some[places])[1]
-            night = moment_of(int(day) * DAY_MICROSECONDS)
+            night = at_micros(int(day) * DAY_MICROSECONDS)
             yield _asked(pipeline, settings, table.take(places), as_of[places], lists, night)
 
 
@@ -117,11 +118,6 @@ def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:
     if len(found) > most:
         found = np.sort(draw.choice(found, size=most, replace=False))
     return found
-
-
-def moment_of(micros: int) -> datetime:
-    """An aware time of microseconds since 1970."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
 def _histories(pipeline: Pipeline, settings: Settings, keys: pa.Array, moments: Wholes) -> pa.Table:

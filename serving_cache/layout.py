@@ -13,17 +13,15 @@ Redis, everything of one pipeline in one hash slot:
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 import msgspec
 
+from almanac.clock import micros_of
 from almanac.errors import BlockError, PredictionError
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -97,8 +95,7 @@ def decode_manifest_entry(data: bytes) -> ManifestEntry:
 
 def encode_overlay(record: OverlayRecord) -> bytes:
     """An overlay as JSON, led by the sequence that Redis compares."""
-    as_of = (record.as_of - _EPOCH) // _MICROSECOND
-    return _encode_json((as_of, record.topic, record.kafka_partition, record.kafka_offset, record))
+    return _encode_json((micros_of(record.as_of), record.topic, record.kafka_partition, record.kafka_offset, record))
 
 
 def decode_overlay(data: bytes) -> OverlayRecord:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from psycopg import sql
 
-from almanac.clock import need_utc
+from almanac.clock import EPOCH, need_utc
 from almanac.decisions import newest
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
@@ -56,7 +56,6 @@ _OVERLAYS = (
     "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
     "WHERE pipeline = %s AND model = %s AND as_of >= %s AND written_at >= %s AND entity > %s ORDER BY entity LIMIT %s"
 )
-_LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
 class Reading(StoreBase):
@@ -159,7 +158,7 @@ class Reading(StoreBase):
             written_since: leave out what was stored before this moment of the server's clock; None for nothing.
         """
         after = ""
-        stored_from = written_since or _LONG_AGO
+        stored_from = written_since or EPOCH
         while True:
             rows = self._client.query(_OVERLAYS, (pipeline, model, since, stored_from, after, OVERLAYS_PER_STATEMENT))
             if not rows:

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NoReturn
 
 from cloudevents.core.base import BaseCloudEvent
@@ -24,7 +24,7 @@ from cloudevents.core.bindings import kafka as ce_kafka
 from cloudevents.core.exceptions import BaseCloudEventException, CloudEventValidationError
 from cloudevents.core.formats.json import JSONFormat
 
-from almanac.clock import format_time, parse_time
+from almanac.clock import EPOCH, format_time, parse_time
 from almanac.errors import EventError, UnknownEntity, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline, Stream
@@ -35,7 +35,7 @@ EVENT_BYTES_MAX = 65_536
 LINES_BYTES_MAX = 131_072
 """The same where events carry lines: less than what the topics take, for the features' records repeat the lines."""
 
-OBSERVED_AT_MIN = datetime(1970, 1, 1, tzinfo=UTC)
+OBSERVED_AT_MIN = EPOCH
 """Earliest believable observation; also what every store's timestamps can hold."""
 
 OBSERVED_AT = "observed_at"

@@ -21,12 +21,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
 from confluent_kafka import Message
 
+from almanac.clock import at_micros, micros_of
 from almanac.errors import DeclarationError, EventError, PredictionError, Unavailable
 from almanac.interactions import Interactions
 from almanac.list_scoring import Scores, rank_each
@@ -38,7 +39,6 @@ from almanac.ranking import HISTORY
 from almanac.settings import Settings
 from features.interactions_fold import Event as Basket
 from features.interactions_fold import advance
-from features.online_reading import micros_of
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied
@@ -53,8 +53,6 @@ QUANTITY, PRICE = "quantity", "price"
 RETURN_WITHOUT_PURCHASE, TOO_LATE = "return-without-purchase", "too-late"
 APPLIED_SECONDS = 1.0
 """Time between two looks at how far the sink has come."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Histories(Protocol):
@@ -172,7 +170,7 @@ class Folding:
                 done.refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
             elif outcome.items:
                 values = {self._pipeline.output_names[0]: outcome}
-                as_of = _EPOCH + timedelta(microseconds=moment)
+                as_of = at_micros(moment)
                 made_of = (self._pipeline, origin, event)
                 predictions.append(prediction_record(*made_of, values, model, now, as_of=as_of))
         refused = {id(origin) for origin, _ in done.refused}

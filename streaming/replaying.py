@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from almanac.clock import format_time
+from almanac.clock import MICROSECOND, format_time
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from streaming.events import OBSERVED_AT
@@ -35,7 +35,7 @@ def replayed_baskets(pipeline: Pipeline, source: LineSource, now: datetime, hour
     if not 1 <= hours <= REPLAY_HOURS_MAX:
         raise UsageError(f"{hours} hours cannot be replayed: give 1 to {REPLAY_HOURS_MAX}")
     latest = source.latest(now)
-    found = source.lines(latest - timedelta(hours=hours), latest + timedelta(microseconds=1))
+    found = source.lines(latest - timedelta(hours=hours), latest + MICROSECOND)
     ordered = found.sort_by([("at", "ascending"), ("entity", "ascending")]).to_pylist()
     for (at, entity), rows in groupby(ordered, lambda row: (row["at"], row["entity"])):
         lines = [{declared.item: r["item"], QUANTITY: r["quantity"], PRICE: r["price"]} for r in rows]

@@ -22,13 +22,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from almanac import metrics
+from almanac.clock import at_micros
 from almanac.decisions import is_newer, newest
 from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
 from almanac.pipeline import Pipeline
@@ -49,7 +49,6 @@ OWED_MAX = 200_000
 OWED_RETRY_SECONDS = 1.0
 """Time between two tries while Redis is down: each may take seconds, and Postgres must not wait for them."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TRANSIENT = (Unavailable, FeatureError)
 OUTCOMES = {
     "overlays_newer": "newer",
@@ -217,8 +216,8 @@ def pushed_row(pipeline: Pipeline, found: FeatureRow, observation_row: Observati
         return observation_row(pipeline, found.entity, found.observed_at, found.value)
     return {
         pipeline.entity: found.entity,
-        EVENT_TIMESTAMP: EPOCH + timedelta(microseconds=found.folded.at),
-        CREATED_TIMESTAMP: EPOCH + timedelta(microseconds=found.folded.created),
+        EVENT_TIMESTAMP: at_micros(found.folded.at),
+        CREATED_TIMESTAMP: at_micros(found.folded.created),
         **found.folded.row,
     }
 

@@ -22,8 +22,9 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, String
 from feast.value_type import ValueType
 
+from almanac.clock import HOUR
+
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 UTC_TIMES = pa.timestamp("us", "UTC")
 
 

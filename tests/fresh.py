@@ -11,10 +11,11 @@ import numpy as np
 import redis
 from onnx import TensorProto, helper, numpy_helper
 
+from almanac.clock import micros_of
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY
-from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, micros_of, plan_key
+from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, plan_key
 from features.packed import Cells, Column, Layout, as_bytes, records
 from tests.models import description
 

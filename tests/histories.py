@@ -20,6 +20,7 @@ import redis
 from hypothesis import strategies as st
 from psycopg import sql
 
+from almanac.clock import micros_of
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
 from almanac.settings import Settings, load_settings
@@ -254,7 +255,7 @@ def online(source: Source, client: Any, at: datetime) -> Cells:
     """What the online store says at a moment: nothing of what has expired."""
     values = fetch(client, keys_of(source).of(list(range(USERS))))
     if source.ttl:
-        oldest = (at - source.ttl - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        oldest = micros_of(at - source.ttl)
         values = [None if value is None or time_of(value) < oldest else value for value in values]
     layout = layout_of(source)
     return _cells(decode(layout, parse(layout, values), USERS), source)

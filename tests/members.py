@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from almanac.clock import DAY_MICROSECONDS, micros_of
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Output, Pipeline, Ranking, days, hours
 from almanac.ranking_declared import ANY_ITEM
@@ -84,12 +85,12 @@ def library(name: str | None = None, **changes: Any) -> Pipeline:
 
 def history_of(member: str, moment: datetime, borrowed: Sequence[str]) -> dict[str, Any]:
     """A row of a member who borrowed these books, newest first, a day apart."""
-    newest = int(moment.timestamp()) * 1_000_000
+    newest = micros_of(moment)
     return {
         "member": member,
         "event_timestamp": moment,
         "bought_items": list(borrowed),
-        "bought_at": [newest - number * 86_400_000_000 for number in range(len(borrowed))],
+        "bought_at": [newest - number * DAY_MICROSECONDS for number in range(len(borrowed))],
         "bought_counts": [1 + number % 3 for number in range(len(borrowed))],
         "visits": float(len(borrowed)),
     }

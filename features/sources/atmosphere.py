@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import HOUR, floor_hour
+from almanac.clock import DAY, EPOCH, HOUR, floor_hour
 from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 VERSION = 1  # raise it when the same seed gives other numbers
 DAY_HOURS = 24
 CHUNK_CELLS = 16_384  # bounds the table of waves to some 60 MB however large the grid
@@ -140,8 +139,8 @@ class SimulatedAtmosphere:
             raise SourceError(
                 f"the simulated atmosphere begins at {EPOCH:%Y-%m-%d}, not {start:%Y-%m-%d}: ask for later hours"
             )
-        first_day = (floor_hour(start) - EPOCH) // timedelta(days=1)
-        last_day = (floor_hour(end) - EPOCH) // timedelta(days=1)
+        first_day = (floor_hour(start) - EPOCH) // DAY
+        last_day = (floor_hour(end) - EPOCH) // DAY
         skipped = int((floor_hour(start) - EPOCH) / HOUR) - first_day * DAY_HOURS
         values = np.empty((len(times), self._grid.cells), np.float32)
         for begin in range(0, self._grid.cells, CHUNK_CELLS):

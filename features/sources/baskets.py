@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import MICROSECOND, at_micros, micros_of
 from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
@@ -52,12 +53,12 @@ class LinesRecording:
     @property
     def first(self) -> datetime:
         """Its first moment, on its own clock."""
-        return _moment(int(self.times[0]))
+        return at_micros(self.times[0])
 
     @property
     def last(self) -> datetime:
         """Its last moment, on its own clock."""
-        return _moment(int(self.times[-1]))
+        return at_micros(self.times[-1])
 
 
 def read_lines(path: Path, declared: Interactions, partitions: Buckets) -> LinesRecording:
@@ -162,10 +163,10 @@ class Baskets(Replayed[LinesRecording]):
 
     def latest(self, now: datetime) -> datetime:
         """The moment of the last line at or before `now`; see `LineSource.latest`."""
-        until = self._until(now + timedelta(microseconds=1))
+        until = self._until(now + MICROSECOND)
         if not until:
             raise self._nothing_until(now)
-        return _moment(int(self._recording.times[until - 1])) + self.clock_shift
+        return at_micros(self._recording.times[until - 1]) + self.clock_shift
 
     def lines(self, start: datetime, end: datetime) -> pa.Table:
         """The lines of a time; see `LineSource.lines`."""
@@ -173,7 +174,7 @@ class Baskets(Replayed[LinesRecording]):
 
         first, until = self._until(start), self._until(end)
         found = self._recording.believed.lines.slice(first, max(until - first, 0))
-        shifted = found["at"].cast(pa.int64()).to_numpy() + self.clock_shift // timedelta(microseconds=1)
+        shifted = found["at"].cast(pa.int64()).to_numpy() + self.clock_shift // MICROSECOND
         return found.set_column(4, "at", pa.array(shifted).cast(pa.timestamp("us", tz="UTC")))
 
     def kept_aside(self) -> pa.Table:
@@ -187,12 +188,5 @@ class Baskets(Replayed[LinesRecording]):
 
     def _until(self, moment: datetime) -> int:
         """How many lines are before a moment."""
-        own = (moment - self.clock_shift - _EPOCH) // timedelta(microseconds=1)
+        own = micros_of(moment - self.clock_shift)
         return int(np.searchsorted(self._recording.times, own, side="left"))
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _moment(micros: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=micros)

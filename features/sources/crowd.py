@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import format_time
+from almanac.clock import DAY, DAY_MICROSECONDS, EPOCH, MICROSECOND, format_time, micros_of
 from almanac.errors import SourceError
 from almanac.interactions import Interactions, Simulated
 from almanac.settings import Settings
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BEGINNINGS_FILE = "simulated.json"
-DAY = timedelta(days=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STYLE_ITEMS = 20
 """Items of a style."""
 STAPLES = 12
@@ -130,7 +128,7 @@ class Crowd:
         import pyarrow.compute as pc
 
         start = max(self.earliest, _midnight(now))
-        end = now + timedelta(microseconds=1)
+        end = now + MICROSECOND
         for _ in range(QUIET_DAYS_MAX):
             if end <= self.earliest:
                 break
@@ -157,9 +155,7 @@ class Crowd:
             np.concatenate(columns) if columns else np.empty(0, np.int64)
             for columns in ([each[place] for each in days] for place in range(4))
         )
-        first, until = (
-            int(np.searchsorted(at, (moment - EPOCH) // timedelta(microseconds=1))) for moment in (start, end)
-        )
+        first, until = (int(np.searchsorted(at, micros_of(moment))) for moment in (start, end))
         entity, item, quantity, at = (column[first:until] for column in (entity, item, quantity, at))
         names = pa.array(self._items.names, pa.string())
         codes, place = np.unique(entity, return_inverse=True)
@@ -192,7 +188,7 @@ class Crowd:
         people, items = self._people, self._items
         weekly = 1.25 if day % 7 in (1, 2) else 0.95
         who = np.flatnonzero((random.random(len(people.rate)) < people.rate * weekly) & (people.since <= day))
-        moments = day * 86_400_000_000 + random.integers(28_800_000_000, 72_000_000_000, len(who))
+        moments = day * DAY_MICROSECONDS + random.integers(28_800_000_000, 72_000_000_000, len(who))
         order = np.argsort(moments, kind="stable")
         who, moments = who[order], moments[order]
         sizes = np.minimum(random.poisson(BASKET_LINES - 1, len(who)) + 1, BASKET_LINES_MAX)

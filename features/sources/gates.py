@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from almanac.clock import micros_of
 from almanac.errors import AlmanacError
 from almanac.interactions import Interactions
 from almanac.partitioning import Partitioning
@@ -80,7 +81,7 @@ def pass_gates(table: pa.Table, declared: Interactions, partitions: Partitioning
     with np.errstate(invalid="ignore"):
         held: dict[str, Flags] = {
             "no-time": table["at"].is_null().to_numpy(),
-            "too-early": at < int(declared.since.timestamp() * 1_000_000),
+            "too-early": at < micros_of(declared.since),
             "no-item": no_item,
             "unreadable-item": unreadable,
             "no-entity": no_entity,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray
 
-from almanac.clock import HOUR, floor_hour
+from almanac.clock import HOUR, floor_hour, micros_of
 from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations
@@ -19,7 +19,7 @@ Hours = np.ndarray[tuple[int], np.dtype[np.datetime64]]
 
 def datetime64(when: datetime) -> np.datetime64:
     """An aware time as NumPy's UTC without a zone, to the microsecond."""
-    return np.datetime64(int(when.timestamp()) * 1_000_000 + when.microsecond, "us")
+    return np.datetime64(micros_of(when), "us")
 
 
 def hours_between(start: datetime, end: datetime, grid: Grid) -> Hours:

@@ -6,11 +6,12 @@ The same functions as the stream's, on the same online features: one set of feat
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from almanac.clock import at_micros
 from almanac.errors import FeatureError, PredictionError
 from almanac.ladder import Candidate, Source, Unmade
 from almanac.list_scoring import Scores, rank_each
@@ -23,8 +24,6 @@ from features.online_reading import PRESENT, Features
 from features.rankable import Range, entities_of, items_in_question, need_items, placed
 from serving_cache.lookup.online import Read
 from serving_cache.lookup.predicting import Made, Question, flattened
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Ask = Callable[[str, Sequence[Any]], Awaitable[Read]]
 """Reads online features of a service: fails as `serving_cache.lookup.online.OnlineFeatures.read` does."""
@@ -106,7 +105,7 @@ def _ranked(
     found: dict[EntityKey, Made] = {}
     wanted = []
     for number, (entity, at) in enumerate(chosen):
-        as_of = _EPOCH + timedelta(microseconds=int(moments[number]))
+        as_of = at_micros(moments[number])
         why = asked.wishes[entity].why_not(as_of, asked.terms, asked.now)
         if why is not None:
             found[entity] = Unmade(reason=why)

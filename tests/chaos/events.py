@@ -7,11 +7,11 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from confluent_kafka import KafkaException, Message, Producer
 
-from almanac.clock import format_time, utc_now
+from almanac.clock import EPOCH, format_time, utc_now
 from almanac.declarations import pipeline as declared
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import OverlayRecord
@@ -31,7 +31,6 @@ MALFORMED_SHARE = 0.1
 SETTLE_SECONDS_MAX = 90
 STOP_SECONDS_MAX = 30
 DELIVERY_SECONDS_MAX = 60
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _wrong_overlays(stack: Stack, newest: dict[int, tuple[datetime, OverlayRecor
         PostgresStore(stack.settings.need("postgres_url")) as postgres,
         RedisStore(stack.settings.need("redis_url")) as redis,
     ):
-        stored = {(row.entity, m): row for m in models for row in postgres.overlays(NAME, m, LONG_AGO)}
+        stored = {(row.entity, m): row for m in models for row in postgres.overlays(NAME, m, EPOCH)}
         for cell, (moment, prediction) in newest.items():
             in_redis = redis.overlays(NAME, str(cell)).get(prediction.model)
             for place, found in (("postgres", stored.get((str(cell), prediction.model))), ("redis", in_redis)):

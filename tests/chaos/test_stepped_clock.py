@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from almanac import steady
-from almanac.clock import utc_now
+from almanac.clock import HOUR, utc_now
 from almanac.errors import EventError
 from serving_cache import reconciler as reconciling
 from serving_cache import sync
@@ -20,8 +20,6 @@ from serving_cache.redis import RedisStore
 from streaming.events import parse
 from tests.generations import grid_pipeline, migrated, new_name, overlay_of, published_generation
 from tests.streams import event, tiny_pipeline
-
-HOUR = timedelta(hours=1)
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])

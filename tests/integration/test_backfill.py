@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from almanac.clock import HOUR
 from almanac.errors import UsageError
 from almanac.settings import load_settings
 from jobs.backfill import TICKS_MAX, Tick, look, run, spans, ticks_between
 from serving_cache.postgres import PostgresStore
 from tests.generations import NOON, grid_pipeline, migrated, staged_parts, start_of
-
-HOUR = timedelta(hours=1)
 
 
 def test_ticks_are_those_of_the_schedule_with_both_ends() -> None:

@@ -10,21 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from almanac.clock import utc_now
+from almanac.clock import EPOCH, at_micros, micros_of, utc_now
 from almanac.list_scoring import rank
 from almanac.registry import Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
 from features.interactions_fold import Event as Basket
 from features.interactions_fold import advance
-from features.online_reading import micros_of
 from features.rankable import entities_of, history_lists, placed
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
@@ -38,7 +37,6 @@ KILLS = 2
 EVENTS = 150
 CUSTOMERS = 6
 STOP_SECONDS_MAX = 30
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 DECLARATION = """
 from tests.baskets import basket_pipeline
 
@@ -124,7 +122,7 @@ def test_after_kills_and_with_a_second_worker_every_history_is_the_fold_of_its_e
         lists = listed(pipeline, expected, scorer)
 
         def overlays() -> dict[str, Any]:
-            return {o.entity: (o.as_of, o.values["score"]) for o in postgres.overlays(pipeline.name, model, LONG_AGO)}
+            return {o.entity: (o.as_of, o.values["score"]) for o in postgres.overlays(pipeline.name, model, EPOCH)}
 
         eventually(lambda: overlays() == lists, log.read_text)
         with RedisStore(settings.need("redis_url")) as redis:
@@ -157,6 +155,6 @@ def listed(pipeline: Any, histories: dict[str, Any], scorer: Scorer) -> dict[str
     columns, lists = history_lists(list(histories.values()))
     moments = np.array([row["basket_at"] for row in histories.values()], np.int64)
     entities = placed(entities_of(pipeline, list(histories), moments, columns, lists), items())
-    as_of = [LONG_AGO + timedelta(microseconds=moment) for moment in moments.tolist()]
+    as_of = [at_micros(moment) for moment in moments.tolist()]
     found = rank(entities, items(), scorer, pipeline.ranking)
     return dict(zip(histories, zip(as_of, found, strict=True), strict=True))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import redis
 
+from almanac.clock import micros_of
 from almanac.errors import FeatureError
 from almanac.interactions import Simulated
 from almanac.list_scoring import rank
@@ -112,7 +113,7 @@ def test_what_is_read_online_is_what_lies_offline_to_the_last_element(stored: St
 def test_windows_are_the_same_from_either_store(stored: Stored) -> None:
     table = offline(stored, stored.customers, stored.as_of)
     found = OnlineFeatures(SMALL, stored.settings).features(stored.customers)
-    moments = np.full(len(stored.customers), int(CUTOFF.timestamp()) * 1_000_000)
+    moments = np.full(len(stored.customers), micros_of(CUTOFF))
     names = [name for name, kind in HISTORY.items() if kind.endswith("s")]
     scalars = {name: table[name].to_numpy() for name in ("basket_at", "first_at", "orders")}
     online = {name: found.columns[name].astype(np.int64) for name in scalars}
@@ -125,7 +126,7 @@ def test_windows_are_the_same_from_either_store(stored: Stored) -> None:
 def test_a_moment_of_the_past_has_nothing_of_its_future(stored: Stored) -> None:
     moment = stored.as_of - timedelta(hours=30)
     table = offline(stored, stored.customers, moment)
-    limit = int(moment.timestamp() * 1_000_000)
+    limit = micros_of(moment)
     held = lists_in(table, ["seen_at", "bought_at"])
     assert max(values.values.max() for values in held.values()) <= limit
     assert sum(offline(stored, stored.customers, stored.as_of)["orders"].to_pylist()) > sum(table["orders"].to_pylist())
@@ -187,7 +188,7 @@ def test_lists_of_items_that_were_asked_for_are_those_of_all_items_offline(store
     columns, lists = history_lists(rows)
     found = online.items(lists["bought_items"], stored.as_of)
     every = items_at(SMALL, stored.settings, stored.as_of)
-    moments = np.full(len(rows), int(stored.as_of.timestamp()) * 1_000_000)
+    moments = np.full(len(rows), micros_of(stored.as_of))
     entities = entities_of(SMALL, stored.customers[1:], moments, columns, lists)
     asked = rank(placed(entities, found.items), found.items, Sums(), ranking)
     assert asked == rank(placed(entities, every), every, Sums(), ranking)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 import psycopg
 import pytest
 
+from almanac.clock import HOUR
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Attempt, State
 from tests.generations import NOON, grid_pipeline, migrated, published_generation, staged_parts, start_of
 
-HOUR = timedelta(hours=1)
 CODE, SOURCE = "code-1", "source-1"
 
 

@@ -10,7 +10,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from almanac.clock import utc_now
+from almanac.clock import micros_of, utc_now
 from almanac.errors import GateError
 from almanac.list_blocks import decode_lists
 from almanac.list_scoring import rank
@@ -106,7 +106,7 @@ def test_every_entity_has_the_list_that_the_ranking_gives(
         lists = served(made, cache)
     table = pq.read_table(made.folder / "history.parquet").drop_columns(["event_timestamp"])
     items = items_at(made.pipeline, made.settings, MOMENT)
-    moments = np.full(table.num_rows, int(MOMENT.timestamp()) * 1_000_000)
+    moments = np.full(table.num_rows, micros_of(MOMENT))
     scorer = Scorer.load(Registry(made.settings.models_dir).resolve(made.pipeline.model), made.pipeline)
     assert made.pipeline.ranking is not None
     expected = rank(entities_of(made.pipeline, table, items, moments), items, scorer, made.pipeline.ranking)

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 import features.materialize as module
+from almanac.clock import HOUR
 from almanac.errors import FeatureError, Unavailable
 from features.materialize import Materialization
 from features.materialize_plan import Asked, Watermark, bundled, cut
@@ -40,8 +41,6 @@ from tests.histories import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Feast's own imports
-
-HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 import redis
 import yaml  # type: ignore[import-untyped]
 
+from almanac.clock import micros_of
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.definitions import REPO
@@ -32,7 +33,6 @@ from features.online_reading import (
     brought_forward,
     decode_plan,
     encode_plan,
-    micros_of,
     plan_key,
 )
 from features.packed import Column

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import numpy as np
 import psycopg
 import pytest
 
 from almanac.blocks import Block
+from almanac.clock import HOUR
 from almanac.errors import BlockError, GateError, PredictionError, Superseded, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import horizons
@@ -26,8 +26,6 @@ from tests.generations import (
     staged_parts,
     start_of,
 )
-
-HOUR = timedelta(hours=1)
 
 
 def begin(store: PostgresStore, pipeline, run_key: str = "run", **changes) -> Attempt:  # type: ignore[no-untyped-def]

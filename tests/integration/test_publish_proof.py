@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import pytest
 
 from almanac import failpoints
 from almanac.blocks import Block
+from almanac.clock import HOUR
 from almanac.end_manifest import EndManifest
 from almanac.errors import BlockError, GateError, Superseded, UsageError
 from almanac.partitioning import Grid
@@ -34,7 +34,6 @@ from tests.generations import (
     start_of,
 )
 
-HOUR = timedelta(hours=1)
 COPIED = (
     "UPDATE generation_partitions a SET block_hash = b.block_hash FROM generation_partitions b "
     "WHERE a.pipeline = %s AND b.pipeline = a.pipeline AND a.generation = 1 AND b.generation = 1 "

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from almanac.challenger import Challenger
-from almanac.clock import utc_now
+from almanac.clock import DAY_MICROSECONDS, at_micros, utc_now
 from almanac.errors import FeatureError, UsageError
 from almanac.interactions import Simulated
 from almanac.list_scoring import rank
 from almanac.manifest import Window
 from almanac.pipeline import Training, days
 from almanac.ragged import picked
-from almanac.ranking import DAY_MICROSECONDS, PAIR_COLUMNS
+from almanac.ranking import PAIR_COLUMNS
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
@@ -25,7 +25,7 @@ from features.ranked import Taken, items_at, taken_between
 from jobs.evaluate_lists import evaluate_lists, flattered, span_of
 from jobs.promotion import promote
 from jobs.ranker import learn_from
-from jobs.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, moment_of, nightly, sample
+from jobs.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, nightly, sample
 from jobs.train import train
 from pipelines.shop import shop
 
@@ -119,7 +119,7 @@ def test_nothing_is_learned_from_what_came_later(trained: Trained) -> None:
         owner = np.repeat(np.arange(len(times)), times.lengths)
         assert (times.values <= asked.entities.moments[owner]).all()
         night = asked.entities.moments.max() // DAY_MICROSECONDS * DAY_MICROSECONDS
-        before = items_at(SMALL, trained.settings, moment_of(int(night)))
+        before = items_at(SMALL, trained.settings, at_micros(night))
         assert before.keys == asked.items.keys
 
 

@@ -21,7 +21,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from almanac.clock import utc_now
+from almanac.clock import EPOCH, utc_now
 from almanac.errors import EventError
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
@@ -61,7 +61,6 @@ REDIS_DATABASE = "/9"
 """The features' keys are those of every pipeline on `weather_v1`: a database of their own."""
 STOP_SECONDS_MAX = 30
 VERSIONS_MAX = 3
-LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 ENVELOPE = {"ce_id": "1", "ce_source": "tests", "ce_type": "observation", "ce_specversion": "1.0"}
 
 
@@ -89,7 +88,7 @@ class Running:
     def overlays(self) -> dict[tuple[str, str], OverlayRecord]:
         """All overlays in Postgres, by entity and model."""
         models = [f"{self.pipeline.model_name}-v{version}" for version in range(1, VERSIONS_MAX + 1)]
-        found = [o for model in models for o in self.postgres.overlays(self.pipeline.name, model, LONG_AGO)]
+        found = [o for model in models for o in self.postgres.overlays(self.pipeline.name, model, EPOCH)]
         return {(o.entity, o.model): o for o in found}
 
     def overlay(self, cell: int, value: float, model: str) -> OverlayRecord:
@@ -289,7 +288,7 @@ def test_the_stream_follows_the_models_alias_and_keeps_the_old_one_if_the_new_do
         found = stream.overlays().get(("11", model))
         return found is not None and found.as_of > since
 
-    eventually(lambda: scored_by(second, LONG_AGO), stream.log.read_text)
+    eventually(lambda: scored_by(second, EPOCH), stream.log.read_text)
     folder = stream.settings.models_dir / stream.pipeline.model_name
     aliases, third = (folder / "aliases.json").read_text(), folder / "v0003"
     shutil.copytree(folder / "v0002", third)  # its manifest is of another version: it does not load

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from almanac.clock import utc_now
+from almanac.clock import EPOCH, utc_now
 from almanac.errors import Unavailable
 from almanac.settings import Settings, load_settings
 from almanac.stack import redis as redis_server
@@ -48,7 +48,6 @@ from tests.streams import (
 KILLS = 6
 EVENTS = 3_000
 STOP_SECONDS_MAX = 30
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_after_kills_at_random_moments_every_event_counts_exactly_once(settings:
         }
 
         def overlays() -> dict[str, tuple[datetime, dict[str, float]]]:
-            return {o.entity: (o.as_of, o.values) for o in postgres.overlays(pipeline.name, model, LONG_AGO)}
+            return {o.entity: (o.as_of, o.values) for o in postgres.overlays(pipeline.name, model, EPOCH)}
 
         eventually(lambda: overlays() == expected, log.read_text)
         with RedisStore(settings.need("redis_url")) as redis:
@@ -159,7 +158,7 @@ def test_without_redis_overlays_reach_postgres_and_follow_to_redis_later(setting
         overlays.apply([prediction(settings, pipeline.name, 3, 1), prediction(settings, pipeline.name, 4, 2)])
         overlays.apply([prediction(settings, pipeline.name, 3, 5)])
         assert report.state == "running, Redis behind"
-        stored = {o.entity: o for o in postgres.overlays(pipeline.name, "m-v1", LONG_AGO)}
+        stored = {o.entity: o for o in postgres.overlays(pipeline.name, "m-v1", EPOCH)}
         assert {entity: o.kafka_offset for entity, o in stored.items()} == {"3": 5, "4": 2}
         with running(server, tmp_path / "redis.log"):
             eventually(lambda: overlays.idle() or report.state == "running")

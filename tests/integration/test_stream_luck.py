@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka.admin import NewTopic
 
-from almanac.clock import utc_now
+from almanac.clock import EPOCH, utc_now
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
@@ -63,8 +63,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),  # of Feast's own imports
 ]
-
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Hooked(Worker):
@@ -193,7 +191,7 @@ def test_kafka_goes_away_in_the_middle_of_a_batch_and_of_its_commit_and_every_ev
                 eventually(lambda: worker.report.state == RUNNING)
             eventually(lambda: len(running_stream.archived()) == 3)
             with PostgresStore(postgres_url) as store:
-                eventually(lambda: len(store.overlays(tiny.name, f"{tiny.name}-v1", LONG_AGO)) == 3)
+                eventually(lambda: len(store.overlays(tiny.name, f"{tiny.name}-v1", EPOCH)) == 3)
             assert running_stream.places(tiny.predictions_topic) == running_stream.archived() == running_stream.sent()
             assert read_topic(settings, tiny.dead_letter_topic) == []
     finally:
@@ -222,7 +220,7 @@ def test_redis_and_postgres_go_away_and_return_and_nothing_is_lost_or_doubled(
                 model = f"{tiny.name}-v1"
 
                 def stored(cell: int) -> bool:
-                    found = {overlay.entity: overlay for overlay in store.overlays(tiny.name, model, LONG_AGO)}
+                    found = {overlay.entity: overlay for overlay in store.overlays(tiny.name, model, EPOCH)}
                     mine = found.get(str(cell))
                     return mine is not None and cache.overlays(tiny.name, str(cell)).get(model) == mine
 

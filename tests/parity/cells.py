@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from almanac.clock import micros_of
 from almanac.ladder import Candidate, Compute, Terms
 from almanac.partitioning import Grid
 from almanac.pipeline import hours
@@ -30,7 +31,6 @@ from tests.parity import trees
 GRID = Grid(rows=20, cols=25, tile=10)
 PIPELINE = replace(weather, name="parity", partitions=GRID, freshness=replace(weather.freshness, usable_for=hours(24)))
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOURS = 120
 VIEWS = views("t2m")
 Numbers = dict[tuple[int, datetime], tuple[float, ...]]
@@ -112,7 +112,7 @@ class Cells:
         for at in sorted({at for _, at in self.chosen}):
             places = [place for place, (_, moment) in enumerate(self.chosen) if moment == at]
             table = self.table.take(pa.array(places))
-            times: NDArray[np.int64] = np.full(table.num_rows, (at - EPOCH) // timedelta(microseconds=1))
+            times: NDArray[np.int64] = np.full(table.num_rows, micros_of(at))
             values = [encode(layout, table, times) for layout in _READER.layouts]
             entities = table[PIPELINE.entity].to_pylist()
             rows = {entity: [each[place] for each in values] for place, entity in enumerate(entities)}

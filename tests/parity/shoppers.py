@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from almanac.clock import at_micros, micros_of
 from almanac.ladder import Candidate, Compute, Terms
 from almanac.list_scoring import rank
 from almanac.ragged import Ragged
@@ -41,9 +42,7 @@ from tests.parity import trees
 PIPELINE = basket_pipeline("parity")
 RANGE = [f"ITEM {number:03d}" for number in range(200)]
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
-ITEMS_AT = (NOW - timedelta(days=2) - EPOCH) // MICROSECOND
+ITEMS_AT = micros_of(NOW - timedelta(days=2))
 KINDS = {
     "int64": "INT64", "float32": "FLOAT", "int64s": "INT64_LIST", "float32s": "FLOAT_LIST", "strings": "STRING_LIST",
 }  # fmt: skip
@@ -74,7 +73,7 @@ class World:
         for number in range(customers):
             for _ in range(dice.randint(1, 12)):
                 back = dice.choice([dice.uniform(0.01, 2), dice.uniform(2, 6)])
-                at = (NOW - timedelta(days=back) - EPOCH) // MICROSECOND // 1_000_000 * 1_000_000
+                at = micros_of(NOW - timedelta(days=back)) // 1_000_000 * 1_000_000
                 items = dice.sample(RANGE, dice.randint(1, 4))
                 lines = tuple((item, float(dice.randint(1, 9)), dice.randint(50, 2_000) / 100) for item in items)
                 found.append(Basket(entity=f"c{number}", at=at, lines=lines))
@@ -134,7 +133,7 @@ class World:
             rows = part.drop_columns(["at"]).rename_columns([PIPELINE.entity, *part.column_names[2:]])
             lists = rank(entities_of(PIPELINE, rows, self.every_item, moments), self.every_item, self.scorer, ranking)
             keys = part["entity"].to_pylist()
-            found |= {k: (moment_of(m), one) for k, m, one in zip(keys, moments.tolist(), lists, strict=True)}
+            found |= {k: (at_micros(m), one) for k, m, one in zip(keys, moments.tolist(), lists, strict=True)}
         return found
 
     def stream(self) -> Lists:
@@ -148,7 +147,7 @@ class World:
             size = dice.randint(1, PER_BATCH)
             records = []
             for basket in self.baskets[start : start + size]:
-                sent = purchase(basket.entity, basket.lines, moment_of(basket.at))
+                sent = purchase(basket.entity, basket.lines, at_micros(basket.at))
                 records.append(Consumed(topic="t", partition=0, offset=offset, key=sent.key, value=sent.value))
                 offset += 1
             done = folding.handle(sort(records, PIPELINE, Duplicates(), NOW), "parity-v1", self.scorer, NOW)
@@ -258,11 +257,6 @@ class _Delivered:
 
 async def _here(work: Callable[..., Any], *arguments: Any) -> Any:
     return work(*arguments)
-
-
-def moment_of(micros: int) -> datetime:
-    """Microseconds since 1970 as a moment."""
-    return EPOCH + micros * MICROSECOND
 
 
 def _reader(service: str, join_key: str, views: Mapping[str, Mapping[str, str]]) -> Reader:

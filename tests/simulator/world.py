@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 
 from almanac.blocks import Block, encode
+from almanac.clock import HOUR
 from almanac.errors import AlmanacError, BlockError, Unavailable
 from almanac.generation_states import Move, State
 from almanac.partitioning import Grid
@@ -48,7 +49,6 @@ PIPELINE = Pipeline(
     generations_kept=1,
 )
 PARTITIONS = PIPELINE.partitions.count
-HOUR = timedelta(hours=1)
 
 
 class World:

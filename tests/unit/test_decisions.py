@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almanac.clock import HOUR
 from almanac.decisions import (
     STAGED_KEPT,
     Kept,
@@ -93,9 +94,6 @@ def test_what_publishing_leads_to(staged: int, as_of: datetime, current: datetim
 def test_nothing_planned_covers_nothing() -> None:
     decision = decide_publish(staged=0, planned=0, coverage_min=0.1, as_of=NOON, current_as_of=None)
     assert decision.state == "rejected"
-
-
-HOUR = timedelta(hours=1)
 
 
 def kept(generation: int, state: str) -> Kept:

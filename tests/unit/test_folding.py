@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almanac.clock import format_time
+from almanac.clock import format_time, micros_of
 from almanac.errors import DeclarationError, Unavailable
 from almanac.settings import load_settings
 from features.interactions_fold import Event as Basket
 from features.interactions_fold import advance
-from features.online_reading import micros_of
 from pipelines.weather import weather
 from streaming.duplicates import Duplicates
 from streaming.folding import Folding

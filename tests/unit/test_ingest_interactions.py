@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from almanac.clock import utc_now
+from almanac.clock import DAY, at_micros, micros_of, utc_now
 from almanac.errors import SourceError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions, Pipeline
@@ -31,7 +31,6 @@ from pipelines.shop import shop
 
 BEGINS = date(2026, 3, 1)
 THIRD = datetime(2026, 3, 20, 3, tzinfo=UTC)
-DAY = timedelta(days=1)
 assert isinstance(shop.source, Interactions)
 SMALL = replace(
     shop,
@@ -75,7 +74,7 @@ def events_of(settings: Settings, until: datetime, pipeline: Pipeline = SMALL) -
     source = open_lines(pipeline, settings)
     held: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
     for row in source.lines(source.earliest, until + timedelta(microseconds=1)).to_pylist():
-        at = int(row["at"].timestamp()) * 1_000_000 + row["at"].microsecond
+        at = micros_of(row["at"])
         held.setdefault((row["entity"], at), []).append((row["item"], row["quantity"], row["price"]))
     return [Event(entity=entity, at=at, lines=tuple(lines)) for (entity, at), lines in held.items()]
 
@@ -90,8 +89,7 @@ def archived(settings: Settings, events: Sequence[Event], first: int = 0) -> Non
             Archived(
                 row={
                     "customer_id": event.entity,
-                    EVENT_TIMESTAMP: datetime.fromtimestamp(event.at // 1_000_000, UTC)
-                    + timedelta(microseconds=event.at % 1_000_000),
+                    EVENT_TIMESTAMP: at_micros(event.at),
                     **archived_lines(event.lines),
                 },
                 topic="shop.purchases",
@@ -105,7 +103,7 @@ def archived(settings: Settings, events: Sequence[Event], first: int = 0) -> Non
 
 
 def micros(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+    return micros_of(moment)
 
 
 def test_the_newest_rows_are_the_fold_of_all_events(settings: Settings) -> None:

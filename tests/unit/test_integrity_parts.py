@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almanac.clock import DAY, micros_of
 from almanac.errors import DeclarationError
 from almanac.feature_checks import ViewFound, natural, stability_index, view_state, words
 from almanac.integrity import Integrity
@@ -20,7 +21,6 @@ from jobs.feature_suites import ROWS_MAX, spread
 from jobs.features_charts import histogram, sparkline
 
 NOW = datetime(2026, 3, 30, tzinfo=UTC)
-DAY = timedelta(days=1)
 TABLE = Table(
     view="v", path="/nowhere/*.parquet", key="k", moment="at", created=None, features=("x",), ttl=timedelta(hours=6)
 )
@@ -51,7 +51,7 @@ def test_the_greatest_differences_are_the_examples() -> None:
 def values(days: int, rng: np.random.Generator, shift: float = 0.0) -> Values:
     rows = days * 500
     moments = np.sort(rng.uniform(0, days * 86_400e6, rows)).astype(np.int64)
-    start = round((NOW - days * DAY).timestamp() * 1e6)
+    start = micros_of(NOW - days * DAY)
     return Values(columns={"x": rng.normal(shift, 1, rows)}, moments=moments + start, table=pa.table({}))
 
 
@@ -88,7 +88,7 @@ def test_a_short_history_says_nothing_of_drift_and_a_feature_that_is_a_time_has_
     "column", [np.full(900, 7.0), np.full(900, np.nan), np.arange(900) % 2.0, np.full(900, np.inf)]
 )
 def test_constants_nulls_flags_and_infinities_have_bounds(column: np.ndarray) -> None:
-    moments = np.full(900, round(NOW.timestamp() * 1e6) - 1)
+    moments = np.full(900, micros_of(NOW) - 1)
     found = learn(
         TABLE,
         Values(columns={"x": column}, moments=moments, table=pa.table({})),

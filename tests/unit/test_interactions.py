@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from almanac.clock import DAY_MICROSECONDS as DAY
 from almanac.ragged import Ragged
 from features import interactions_bulk, interactions_fold
-from features.interactions import DAY, HISTORY, NEVER, WINDOWS, WINDOWS_DAYS, hundredths, windows_at
+from features.interactions import HISTORY, NEVER, WINDOWS, WINDOWS_DAYS, hundredths, windows_at
 from features.interactions_bulk import Baskets, histories
 from features.interactions_fold import TILES, Event, advance
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almanac.clock import HOUR
 from almanac.errors import UsageError
 from almanac.settings import load_settings
 from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
@@ -16,7 +17,6 @@ from jobs.materialize import asked_times, materialize_by_hand
 from pipelines.weather import weather
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 SIX_HOURS = timedelta(hours=6)
 EARLIER = File("old.parquet", NOON - HOUR)
 LATER = File("new.parquet", NOON + timedelta(minutes=1))

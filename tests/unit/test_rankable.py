@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from almanac.clock import DAY_MICROSECONDS as DAY
 from almanac.errors import FeatureError
 from almanac.list_scoring import rank
 from almanac.ragged import Ragged
 from almanac.ranking_declared import ANY_ITEM, Ranking
 from almanac.ranking_rows import Items
-from features.interactions import DAY, HISTORY
+from features.interactions import HISTORY
 from features.interactions_fold import Event, advance
 from features.online_reading import MISSING, NEVER, PRESENT, Features, View, ViewRows
 from features.rankable import Range, entities_of, history_lists, history_rows, items_in_question, need_items, placed

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from almanac.clock import parse_time
+from almanac.clock import micros_of, parse_time
 from almanac.errors import UsageError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions
 from almanac.settings import load_settings
 from features.interactions_fold import Event
-from features.interactions_lines import micros, with_events
+from features.interactions_lines import with_events
 from features.sources.crowd import Crowd
 from features.sources.lines import open_lines
 from pipelines.shop import shop
@@ -45,7 +45,7 @@ def test_each_basket_is_the_event_that_its_lines_are_of(crowd: Crowd) -> None:
     marks = [
         Event(
             entity=body["customer_id"],
-            at=micros(parse_time(body["observed_at"])),
+            at=micros_of(parse_time(body["observed_at"])),
             lines=tuple((line["item_id"], line["quantity"], line["price"]) for line in body["lines"]),
         ).hash
         for body in bodies

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from almanac.clock import micros_of
 from features.tables_footers import complete, newest
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -27,7 +28,7 @@ def written(path: Path, *, unit: str = "us", zone: str | None = "UTC", statistic
 
 
 def at(hours: float) -> int:
-    return int((NOON - timedelta(hours=8) + timedelta(hours=hours)).timestamp() * 1_000_000)
+    return micros_of(NOON - timedelta(hours=8) + timedelta(hours=hours))
 
 
 @pytest.mark.parametrize(
