@@ -61,8 +61,8 @@ class LinesRecording:
         return at_micros(self.times[-1])
 
 
-def read_lines(path: Path, declared: Interactions, partitions: Buckets) -> LinesRecording:
-    """Read a file and pass its rows through the gates.
+def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: datetime) -> LinesRecording:
+    """Read a file and pass its rows through the gates; see `pass_gates`.
 
     Raises:
         SourceError: it cannot be read, lacks a column, a column has another type, or no row passes.
@@ -83,22 +83,24 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets) -> Lines
                 f"{path} has no column {', '.join(absent)} (found: {', '.join(found[:20])}): "
                 "give the declared columns, or declare the file's in Interactions.columns"
             )
+        if again := [name for name in _ordered(declared) if found.count(name) > 1]:
+            raise SourceError(f"{path} has more than one column {', '.join(again)}: give each once")
         if file.metadata.num_rows > ROWS_MAX:
             raise SourceError(f"{path} has {file.metadata.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
         raw = file.read()
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0][:200]
-        raise SourceError(f"{path} is not a whole Parquet file ({reason}): replace it") from None
+        raise SourceError(f"{path} is not a whole Parquet file ({reason}): replace it; make Parquet of a CSV") from None
     table = pa.table(
         {
-            "entity": raw[names.entity],
-            "item": raw[names.item],
+            "entity": _key(path, names.entity, raw[names.entity]),
+            "item": _key(path, names.item, raw[names.item]),
             "quantity": _number(path, names.quantity, raw[names.quantity]),
             "price": _number(path, names.price, raw[names.price]),
             "at": _time(path, names.time, raw[names.time], declared.time_zone),
         }
     )
-    believed = pass_gates(table, declared, partitions)
+    believed = pass_gates(table, declared, partitions, now)
     if not believed.lines.num_rows:
         raise SourceError(
             f"{path}: none of {raw.num_rows:,} rows can be used ({described(believed.counts)}): correct the file, or "
@@ -112,6 +114,17 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets) -> Lines
 def _ordered(declared: Interactions) -> list[str]:
     columns = declared.columns
     return [columns.entity, columns.item, columns.quantity, columns.price, columns.time]
+
+
+def _key(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow.types as types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    if not (number or text or types.is_null(kind)):
+        raise SourceError(f"{path}: {name} is {column.type}: give text or numbers")
+    return column.cast(kind) if kind is not column.type else column
 
 
 def _number(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -129,7 +142,11 @@ def _time(path: Path, name: str, column: pa.ChunkedArray, zone: str) -> pa.Chunk
 
     if not pa.types.is_timestamp(column.type):
         raise SourceError(f"{path}: {name} is {column.type}: give timestamps")
-    whole = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+    micros = pc.CastOptions(pa.timestamp("us", tz=column.type.tz), allow_time_truncate=True)
+    try:
+        whole = column.cast(options=micros)
+    except pa.ArrowInvalid:
+        raise SourceError(f"{path}: {name} holds times that no calendar has: correct them") from None
     if column.type.tz is None:
         # Of an hour that a clock showed twice, the first; one that it never showed is taken as the moment it jumped.
         whole = pc.assume_timezone(whole, timezone=zone, ambiguous="earliest", nonexistent="latest")
@@ -140,7 +157,7 @@ def open_baskets(
     name: str, settings: Settings, path: Path, declared: tuple[Interactions, Buckets], now: datetime
 ) -> Baskets:
     """Read a file and settle its clock; see `features.sources.lines.open_lines`."""
-    recording = read_lines(path, *declared)
+    recording = read_lines(path, *declared, now)
     return Baskets(recording, settle_clock(settings.features_dir / CLOCK_FILE, name, recording, now))
 
 

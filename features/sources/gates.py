@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ ITEM_BYTES_MAX = 256
 REASONS: Mapping[str, str] = {
     "no-time": "the time is missing",
     "too-early": "from before there were any",
+    "too-late": "from the future",
     "no-item": "nothing says which item",
     "unreadable-item": "the item is not text in UTF-8, has control characters, or is too long",
     "no-entity": "nothing says who",
@@ -65,12 +67,13 @@ class Believed:
         return {reason: int(count) for reason, count in zip(REASONS, found, strict=True)}
 
 
-def pass_gates(table: pa.Table, declared: Interactions, partitions: Partitioning) -> Believed:
+def pass_gates(table: pa.Table, declared: Interactions, partitions: Partitioning, now: datetime) -> Believed:
     """Judge the rows of a file.
 
     Args:
         table: `entity` and `item` as they are in the file, `quantity` and `price` float64, `at` timestamps in UTC;
             all may have nulls.
+        now: nothing later can have happened.
     """
     import pyarrow as pa
 
@@ -82,6 +85,7 @@ def pass_gates(table: pa.Table, declared: Interactions, partitions: Partitioning
         held: dict[str, Flags] = {
             "no-time": table["at"].is_null().to_numpy(),
             "too-early": at < micros_of(declared.since),
+            "too-late": at > micros_of(now),
             "no-item": no_item,
             "unreadable-item": unreadable,
             "no-entity": no_entity,

@@ -28,6 +28,7 @@ REAL = Path(os.environ.get("ALMANAC_DATA", "")) / "online-retail.parquet"
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 GOOD = {"who": "17850", "what": b"WHITE METAL LANTERN", "count": 6.0, "price": 3.39, "at": NOON}
 
+FAR = pa.array([2**62, 0, 0]).cast(pa.timestamp("ms"))
 DIRTY: list[tuple[str | None, dict[str, Any]]] = [
     (None, {}),
     ("duplicate", {}),
@@ -35,6 +36,8 @@ DIRTY: list[tuple[str | None, dict[str, Any]]] = [
     (None, {"count": 7.0}),
     ("no-time", {"at": None}),
     ("too-early", {"at": datetime(2009, 12, 31, 23, 59, tzinfo=UTC)}),
+    ("too-late", {"at": NOON + timedelta(seconds=1)}),
+    ("too-late", {"at": datetime(2286, 1, 1, tzinfo=UTC)}),
     ("no-item", {"what": None}),
     ("no-item", {"what": b" \t "}),
     ("unreadable-item", {"what": "WEIßER TOPF".encode("latin-1")}),
@@ -81,7 +84,7 @@ def declared() -> Interactions:
 
 
 def test_each_row_has_one_fate_and_the_counts_add_up() -> None:
-    found = pass_gates(table_of([row for _, row in DIRTY]), declared(), shop.partitions)
+    found = pass_gates(table_of([row for _, row in DIRTY]), declared(), shop.partitions, NOON)
     names = list(REASONS)
     reasons = [None if place < 0 else names[place] for place in found.reasons.tolist()]
     assert reasons == [reason for reason, _ in DIRTY]
@@ -94,7 +97,7 @@ def test_each_row_has_one_fate_and_the_counts_add_up() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(range(len(DIRTY))), min_size=1, max_size=30))
 def test_counts_add_up_whatever_comes_in_whichever_order(chosen: list[int]) -> None:
-    found = pass_gates(table_of([DIRTY[at][1] for at in chosen]), declared(), shop.partitions)
+    found = pass_gates(table_of([DIRTY[at][1] for at in chosen]), declared(), shop.partitions, NOON)
     assert sum(found.counts.values()) + found.lines.num_rows == len(chosen)
     assert found.lines["at"].to_pylist() == sorted(found.lines["at"].to_pylist())
     assert len({*map(str, found.lines.to_pylist())}) == found.lines.num_rows
@@ -168,6 +171,10 @@ def test_what_was_set_aside_is_printed_and_kept_for_whoever_looks(
         (lambda t: t.drop_columns(["UnitPrice"]), "has no column UnitPrice"),
         (lambda t: t.set_column(2, "Quantity", pa.array(["six"] * 3)), "Quantity is string: give numbers"),
         (lambda t: t.set_column(4, "InvoiceDate", pa.array(["May"] * 3)), "InvoiceDate is string: give timestamps"),
+        (lambda t: t.append_column("UnitPrice", t["UnitPrice"]), "has more than one column UnitPrice"),
+        (lambda t: t.set_column(0, "CustomerID", pa.array([[1]] * 3)), "CustomerID is list.*: give text or numbers"),
+        (lambda t: t.set_column(1, "Description", pa.array([{"a": 1}] * 3)), "Description is struct.*: give text"),
+        (lambda t: t.set_column(4, "InvoiceDate", FAR), "InvoiceDate holds times that no calendar has"),
         (lambda t: t.slice(1, 1), "none of 1 rows can be used .1 bad-entity."),
         (lambda t: t.slice(0, 0), "none of 0 rows can be used .nothing."),
     ],
