@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -94,14 +96,14 @@ def told(pipeline: Pipeline, settings: Settings, days: int) -> tuple[datetime, l
 
     A file's clock is shifted by whole days, so that its nights stay nights whenever this runs.
     """
-    from features.sources.baskets import read_lines
-    from features.sources.lines import declared_of, open_lines
+    from features.sources.lines import open_lines
     from jobs.ranker_data import held_out_since
 
-    now, path = utc_now(), settings.data_of(pipeline.name)
-    if path is not None:
-        partitions, interactions = declared_of(pipeline)
-        last = read_lines(path, interactions, partitions).last
+    now = utc_now()
+    if settings.data_of(pipeline.name) is not None:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            by_hours = open_lines(pipeline, settings.model_copy(update={"state_dir": Path(elsewhere)}), now=now)
+        last = by_hours.latest(now) - by_hours.clock_shift
         now = last + (now - last) // DAY * DAY + MICROSECOND
     source = open_lines(pipeline, settings, now=now)
     first = EPOCH + held_out_since(pipeline, (source.latest(now) - EPOCH) // MICROSECOND) * MICROSECOND
