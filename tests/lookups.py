@@ -24,7 +24,7 @@ DECLARATIONS = """
 from datetime import timedelta
 
 from almanac.pipeline import Fresh
-from tests.generations import bucket_pipeline, grid_pipeline
+from tests.generations import bucket_pipeline, grid_pipeline, list_pipeline
 
 {lines}
 """

@@ -23,6 +23,7 @@ from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
 from serving_cache.lookup.choosing import Choice
+from serving_cache.lookup.parsing import shown
 from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 
@@ -152,7 +153,7 @@ def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcom
     never = candidates.current is None and candidates.previous is None and not candidates.overlays
     whole = known.covered and known.gap is None and known.previous_gap is None
     if never and whole and candidates.generation is not None and not outcome.reasons and not refusal.passing:
-        detail = f"{pipeline.name} has no prediction of {pipeline.entity} {entity}: it was never predicted"
+        detail = f"{pipeline.name} has no prediction of {pipeline.entity} {_named(entity)}: it was never predicted"
         return RefusalJson(entity=entity, status=404, detail=detail)
     reasons = [*refusal.reasons, *outcome.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
     advice = "publish a generation" if candidates.generation is None else "wait for a newer prediction"
@@ -160,8 +161,13 @@ def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcom
         advice = "ask again in a moment"
     if refusal.best_age is not None and refusal.best_age <= outcome.terms.freshness.usable_for:
         advice = f"accept max_stale of at least {span(_ceil(refusal.best_age))}, or {advice}"
-    detail = f"{pipeline.name} refuses {pipeline.entity} {entity}: {'; '.join(reasons)}: {advice}"
+    detail = f"{pipeline.name} refuses {pipeline.entity} {_named(entity)}: {'; '.join(reasons)}: {advice}"
     return RefusalJson(entity=entity, status=503, detail=detail)
+
+
+def _named(entity: EntityKey) -> str:
+    """A key within a sentence: as it is, unless it would break the line."""
+    return str(entity) if isinstance(entity, int) or entity.isprintable() else shown(entity)
 
 
 def cache_headers(answer: Answer, body: AnswerJson, max_stale: timedelta | None) -> tuple[tuple[str, str], ...]:

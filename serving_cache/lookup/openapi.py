@@ -14,6 +14,7 @@ import msgspec
 
 from almanac import __version__
 from serving_cache.lookup.answers import AnswerJson, ManyJson
+from serving_cache.lookup.choosing import CONDITIONS_MAX, EXCLUDED_MAX
 from serving_cache.lookup.web import BODY_BYTES_MAX, ENTITIES_MAX, PROBLEM_JSON
 
 _FIELDS = {
@@ -44,10 +45,33 @@ _DURATION = {
 }
 
 
-_LIMIT = "Of a list: how many items; as many as are declared unless given, at most as many as a list keeps."
-_EXCLUDE = "Of a list: items that are not wanted, with commas between them; one that holds a comma in double quotes."
-_FILTER = "Of a list: conditions on its items' declared attributes, with commas between them, such as price<3."
+_LIMIT = (
+    "Of a list: how many items; as many as are declared unless given, at most as many as a list keeps "
+    "(`ranking.length` and `ranking.kept` of /v1/pipelines/{name})."
+)
+_EXCLUDE = (
+    f"Of a list: items that are not wanted, at most {EXCLUDED_MAX:,}, with commas between them; one that holds a comma "
+    "in double quotes."
+)
+_FILTER = (
+    f"Of a list: at most {CONDITIONS_MAX} conditions on its items' declared attributes (`ranking.attributes`), with "
+    "commas between them, such as price<3. All must hold; of < <= > >= = !=."
+)
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+
+
+_RANKING = {
+    "type": ["object", "null"],
+    "description": "Where predictions are lists: what an item is called, how many are answered unless `limit` says "
+    "otherwise, how many a list keeps, and the attributes that answers carry. Null where they are numbers.",
+    "properties": {
+        "item": {"type": "string"},
+        "length": {"type": "integer"},
+        "kept": {"type": "integer"},
+        "attributes": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["item", "length", "kept", "attributes"],
+}
 
 
 def document() -> dict[str, Any]:
@@ -102,7 +126,12 @@ def _schemas() -> dict[str, Any]:
     schemas["Pipeline"] = {
         "type": "object",
         "description": "What a caller may know of a declaration; durations in seconds.",
-        "properties": {"name": {"type": "string"}, "entity": {"type": "string"}, "outputs": {"type": "array"}},
+        "properties": {
+            "name": {"type": "string"},
+            "entity": {"type": "string"},
+            "outputs": {"type": "array"},
+            "ranking": _RANKING,
+        },
         "required": ["name", "entity", "outputs", "fresh_for_seconds", "usable_for_seconds"],
     }
     schemas["Duration"] = {
@@ -121,7 +150,11 @@ def _problems() -> dict[str, Any]:
     retry = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before asking again."}}
     return {
         "BadRequest": {"description": "The request cannot be understood; the detail says why.", "content": content},
-        "NotFound": {"description": "No such pipeline, entity or point on the grid.", "content": content},
+        "NotFound": {
+            "description": "No such pipeline, entity or point on the grid; or something is wanted of lists, and the "
+            "pipeline answers numbers.",
+            "content": content,
+        },
         "TooLarge": {"description": f"The body is larger than {BODY_BYTES_MAX:,} bytes.", "content": content},
         "NotJson": {"description": "The body is said to be something else than JSON.", "content": content},
         "Refused": {
@@ -170,7 +203,10 @@ def _paths() -> dict[str, Any]:
                     "content": {
                         "application/json": {
                             "schema": _many(),
-                            "examples": {"cells": {"value": {"entities": [17, 18]}}},
+                            "examples": {
+                                "cells": {"value": {"entities": [17, 18]}},
+                                "lists": {"value": {"entities": ["17850"], "limit": 5, "filter": ["price<3"]}},
+                            },
                         }
                     },
                 },

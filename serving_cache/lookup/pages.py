@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from almanac.partitioning import Grid
-from almanac.pipeline import Pipeline
+from almanac.pipeline import Pipeline, Ranking
 
 HTML = "text/html; charset=utf-8"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -54,7 +54,8 @@ def examples(pipeline: Pipeline) -> list[str]:
     """Paths that look something of this pipeline up."""
     base = f"/v1/{quote(pipeline.name, safe='')}"
     if not isinstance(pipeline.partitions, Grid):
-        return [f"{base}/entities/some-{quote(pipeline.entity, safe='')}"]
+        some = f"{base}/entities/some-{quote(pipeline.entity, safe='')}"
+        return [some] if pipeline.ranking is None else [some, *(f"{some}?{wish}" for wish in _wishes(pipeline.ranking))]
     grid = pipeline.partitions
     middle = grid.rows // 2 * grid.cols + grid.cols // 2
     lat, lon = grid.position(middle)
@@ -63,6 +64,11 @@ def examples(pipeline: Pipeline) -> list[str]:
         f"{base}/entities/{middle}?max_stale=90m",
         f"{base}/point?lat={lat:g}&lon={lon:g}",
     ]
+
+
+def _wishes(ranking: Ranking) -> list[str]:
+    """Queries that choose from a list."""
+    return ["limit=3", *(f"filter={quote(name, safe='')}%3E0" for name in ranking.attributes[:1])]
 
 
 def index_json(pipelines: Iterable[Pipeline]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from serving_cache.lookup.answers import (
 )
 from serving_cache.lookup.choosing import Choice, NoLists, choice
 from serving_cache.lookup.service import ENTITIES_AT_A_TIME, NothingAnswers, Outcome, Service
+from serving_cache.lookup.summaries import summary
 from serving_cache.lookup.web import (
     ENTITIES_MAX,
     JSON,
@@ -288,42 +289,6 @@ class Routes:
             )
             raise Problem(404, "unknown-pipeline", str(error))
         return found
-
-
-def summary(pipeline: Pipeline) -> dict[str, Any]:
-    """What callers may know of a declaration; durations in seconds."""
-    partitions = pipeline.partitions
-    grid = (
-        {name: getattr(partitions, name) for name in ("rows", "cols", "north", "west", "step")}
-        if isinstance(partitions, Grid)
-        else None
-    )
-    return {
-        "name": pipeline.name,
-        "description": pipeline.description,
-        "entity": pipeline.entity,
-        "grid": grid,
-        "outputs": [
-            {
-                "name": output.name,
-                "unit": output.unit,
-                "horizon_seconds": output.horizon.total_seconds() if output.horizon else None,
-            }
-            for output in pipeline.outputs
-        ],
-        "fresh_for_seconds": pipeline.freshness.fresh_for.total_seconds(),
-        "usable_for_seconds": pipeline.freshness.usable_for.total_seconds(),
-        "model": pipeline.model,
-        "schedule": pipeline.schedule,
-        "stream": pipeline.stream is not None,
-        "fresh": {
-            "deadline_seconds": pipeline.fresh.deadline.total_seconds(),
-            "concurrency": pipeline.fresh.concurrency,
-        }
-        if pipeline.fresh is not None
-        else None,
-        "default": dict(pipeline.default) if isinstance(pipeline.default, Mapping) else pipeline.default,
-    }
 
 
 def _max_stale(value: object) -> timedelta | None:

@@ -49,9 +49,8 @@ class Request:
             Problem: 400 or 414, in one sentence.
         """
         if len(self.query_string) > QUERY_CHARACTERS_MAX:
-            raise Problem(
-                414, "long-address", f"the query is longer than {QUERY_CHARACTERS_MAX} characters: shorten it"
-            )
+            detail = f"the query is longer than {QUERY_CHARACTERS_MAX} characters: shorten it, or ask by POST"
+            raise Problem(414, "long-address", detail)
         try:
             pairs = parse_qsl(
                 self.query_string, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX, errors="strict"
