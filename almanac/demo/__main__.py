@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,9 @@ def print_accuracy(world: World) -> None:
 
 def print_addresses(world: World) -> None:
     """Where a person can go on looking."""
-    print(f"\nThe stack is left running. To go on:\n  export ALMANAC_STATE_DIR={world.state_dir}")
+    print("\nThe stack is left running. To go on:")
+    for name, value in world.variables.items():
+        print(f"  export {name}={shlex.quote(value)}")
     try:
         world.run("status", show=True, check=False)
         found = world.settings

@@ -36,16 +36,23 @@ class World:
     pipeline: str = "weather"
     declared: Path | None = None
     """A file that declares the pipeline; None for those of the checkout."""
+    seen: str | None = None
+    """The last answer, or why there was none: what a wait in vain is explained with."""
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The environment of every command: this state directory, this source."""
-        found = {**os.environ, "ALMANAC_STATE_DIR": str(self.state_dir)}
+    def variables(self) -> dict[str, str]:
+        """What every command's environment has of its own: this state directory, this source, this declaration."""
+        found = {"ALMANAC_STATE_DIR": str(self.state_dir)}
         if self.data is not None:
             found["ALMANAC_SOURCE_DATA"] = f"{self.pipeline}={self.data}"
         if self.declared is not None:
-            found.setdefault("ALMANAC_PIPELINES", str(self.declared))
+            found["ALMANAC_PIPELINES"] = os.environ.get("ALMANAC_PIPELINES", str(self.declared))
         return found
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every command."""
+        return {**os.environ, **self.variables}
 
     @property
     def settings(self) -> Settings:
@@ -96,8 +103,11 @@ class World:
         """
         found = self.ask(f"/v1/{self.pipeline}/entities/{quote(str(entity), safe='')}", **parameters)
         if found.status_code != 200:
-            raise DemoFailed(f"lookup of {entity} was refused ({found.status_code}): {found.text[:300]}")
-        return dict(found.json())
+            self.seen = f"lookup of {entity} was refused ({found.status_code}): {found.text[:300]}"
+            raise DemoFailed(self.seen)
+        answer = dict(found.json())
+        self.seen = f"{brief(answer)}, {answer['reason'] or 'no remark'}"
+        return answer
 
     def answers(self, cells: int) -> dict[int, dict[str, Any]]:
         """The answers for every cell of a grid, by cell."""
@@ -121,8 +131,9 @@ class World:
         """Poll until the probe gives something.
 
         Raises:
-            DemoFailed: it gave nothing within the limit.
+            DemoFailed: it gave nothing within the limit; says what the last answer was, if answers were waited for.
         """
+        self.seen = None
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -132,5 +143,17 @@ class World:
             if found is not None:
                 return found
             if time.monotonic() > deadline:
-                raise DemoFailed(f"{what} did not happen within {seconds:.0f} s")
+                last = f"; the last answer: {self.seen}" if self.seen else ""
+                raise DemoFailed(f"{what} did not happen within {seconds:.0f} s{last}")
             time.sleep(POLL_SECONDS)
+
+
+def brief(answer: dict[str, Any]) -> str:
+    """An answer in a line: how fresh, from where, how old."""
+    if answer["as_of"] is None:
+        return f"{answer['verdict']}, source {answer['source']}"
+    clock = f", {answer['clock']}" if answer.get("clock") else ""
+    return (
+        f"{answer['verdict']}, source {answer['source']} from {answer['place']}, as of {answer['as_of']}, "
+        f"age {answer['age_seconds']:.0f} s, model {answer['model']}{clock}"
+    )
