@@ -16,7 +16,8 @@ from almanac.checking import need_number
 from almanac.errors import DeclarationError, UnknownEntity
 
 CELLS_MAX = 64_000_000
-BUCKETS_MAX = 65_536
+PARTITIONS_MAX = 65_536
+"""Tiles or buckets: a run plans, claims and names each of them, and what it plans travels between its tasks."""
 
 EntityKey = int | str
 WHOLE_MIN, WHOLE_MAX = -(2**63), 2**63 - 1
@@ -55,6 +56,11 @@ class Grid:
             raise DeclarationError(
                 f"Grid of {self.rows} x {self.cols} has more than {CELLS_MAX:,} cells: "
                 "enlarge `step` or split the pipeline"
+            )
+        if self.count > PARTITIONS_MAX:
+            raise DeclarationError(
+                f"Grid of {self.rows} x {self.cols} in tiles of {self.tile} has {self.count:,} partitions, more than "
+                f"{PARTITIONS_MAX:,}: enlarge `tile`"
             )
         if self.step <= 0:
             raise DeclarationError(f"Grid.step is {self.step}: give degrees between cells, above 0")
@@ -157,7 +163,7 @@ class Buckets:
     keys: Literal["string", "integer"] = "string"
 
     def __post_init__(self) -> None:
-        need_number("Buckets.count", self.count, 1, BUCKETS_MAX, whole=True)
+        need_number("Buckets.count", self.count, 1, PARTITIONS_MAX, whole=True)
         if self.keys not in ("string", "integer"):
             raise DeclarationError(f"Buckets.keys is {self.keys!r}: give 'string' or 'integer'")
 

@@ -17,7 +17,8 @@ from jobs.costs import Costs
 SHARD_SECONDS = 30.0
 SHARD_ROWS_MAX = 1_000_000
 SHARDS_AT_ONCE = 2
-"""Shards of one run that Airflow has at work at once: a run of some length is cut into so many at least."""
+"""Shards of one run that Airflow has at work at once: a run of some length is cut into a multiple of it, or the others
+would wait for the last one."""
 ALONE_SECONDS_MAX = 15.0
 """A run up to this is one shard: a second task would cost more than it saves."""
 SHARDS_MAX = 256
@@ -44,7 +45,7 @@ def cut(
     total = sum(sizes)
     wanted = max(ceil(total * costs.row / SHARD_SECONDS), ceil(total / SHARD_ROWS_MAX), 1)
     if total * costs.row > ALONE_SECONDS_MAX:
-        wanted = max(wanted, SHARDS_AT_ONCE)
+        wanted = ceil(wanted / SHARDS_AT_ONCE) * SHARDS_AT_ONCE
     return _evenly(partitions, sizes, min(wanted, SHARDS_MAX, len(partitions)))
 
 

@@ -89,6 +89,7 @@ def test_shards_last_tens_of_seconds_by_what_was_measured() -> None:
     assert [part for shard in shards for part in shard] == list(every)
     assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.00001), rows)) == 1  # 10 s: one task
     assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.00002), rows)) == 2  # 20 s: both at once
+    assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=0.00008), rows)) == 4  # 80 s: in pairs
     assert len(cut(pipeline, every, Costs(run=1.0, shard=1.0, row=1.0), rows)) == SHARDS_MAX
     uneven = cut(pipeline, range(5), Costs(run=1.0, shard=1.0, row=1.0), {0: 100, 1: 1, 2: 1, 3: 1, 4: 90})
     assert uneven[0] == [0]

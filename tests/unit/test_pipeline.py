@@ -78,6 +78,10 @@ def test_parts_check_themselves(make: Any, said: str) -> None:
         (lambda: horizons("t2m", hours=(1.5,)), r"1.5 is 1.5: give a whole number of at least 1"),
         (lambda: Grid(rows=3.5, cols=2, tile=1), "Grid.rows is 3.5: give a whole number of at least 1"),
         (lambda: Grid(rows=True, cols=2, tile=1), "Grid.rows is True: give a whole number"),
+        (
+            lambda: Grid(rows=999, cols=999, tile=1, step=0.01),
+            "has 998,001 partitions, more than 65,536: enlarge `tile`",
+        ),
         (lambda: Grid(rows=3, cols=2, tile=1, step="0.25"), "Grid.step is '0.25': give a number"),
         (lambda: Buckets(count="8"), "Buckets.count is '8': give a whole number from 1 to 65,536"),
         (lambda: Buckets(count=8, keys=int), "Buckets.keys is <class 'int'>: give 'string' or 'integer'"),
