@@ -8,7 +8,7 @@ what it names. Blocks that no manifest ever referred to go after a day.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -250,12 +250,18 @@ class RedisStore(Closing):
                 written += int(self._put_overlays(keys=keys, args=[seconds, *pairs]))
         return written
 
-    def clear(self, pipeline: str) -> None:
-        """Remove all that is here of a pipeline; the pointer first, so that readers turn to Postgres meanwhile."""
+    def clear(self, pipeline: str, *, but: Collection[str] = ()) -> None:
+        """Remove all that is here of a pipeline; the pointer first, so that readers turn to Postgres meanwhile.
+
+        Args:
+            but: hashes of blocks that stay.
+        """
         guards = [pointer_key(pipeline), marker_key(pipeline)]
+        kept = {block_key(pipeline, digest).encode() for digest in but}
         with self._errors():
             self._redis.delete(*guards)
-            for part in _chunks(list(self._redis.scan_iter(match=every_key(pipeline), count=1000)), KEYS_PER_TRIP):
+            found = self._redis.scan_iter(match=every_key(pipeline), count=1000)
+            for part in _chunks([key for key in found if key not in kept], KEYS_PER_TRIP):
                 self._redis.unlink(*part)
             self._redis.delete(*guards)  # what a reconciler wrote in between is not whole
 

@@ -8,8 +8,9 @@ emptied meanwhile. So what the pointer names is there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import TypeVar
 
 from almanac.blocks import block_hash
 from almanac.clock import utc_now
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TRIES_MAX = 3
 PARTITIONS_PER_STEP = 256
+T = TypeVar("T")
 
 
 def sync_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, *, overlays: bool = False) -> bool:
@@ -37,12 +39,35 @@ def sync_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, *
         Unavailable: Postgres or Redis does not answer; Redis stays as it was, or further on the way.
         BlockError: rows in Postgres are not those that were published.
     """
+    return bool(
+        _at_pointer(pipeline, postgres, lambda pointer: _follow(pipeline, pointer, postgres, cache, overlays=overlays))
+    )
+
+
+def rebuild_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore) -> bool:
+    """Write all of a pipeline that Redis holds anew from Postgres; returns whether anything is published.
+
+    1. write every block again, beside readers: what a block is called says what it holds;
+    2. empty Redis of all the rest, the pointer first, so that readers turn to Postgres for this moment;
+    3. prove the blocks, bring manifests and overlays, and last the pointer.
+
+    Raises:
+        Unavailable: Postgres or Redis does not answer; before step 2 readers lost nothing, after it they use Postgres.
+        BlockError: rows in Postgres are not those that were published; Redis was not emptied.
+    """
+    written = _at_pointer(pipeline, postgres, lambda pointer: _written(pipeline, pointer, postgres, cache))
+    cache.clear(pipeline.name, but=written or ())
+    return sync_redis(pipeline, postgres, cache, overlays=True)
+
+
+def _at_pointer(pipeline: Pipeline, postgres: PostgresStore, act: Callable[[Pointer], T]) -> T | None:
+    """Do something with what the pointer names, again if it moved meanwhile; None if nothing is published."""
     for left in reversed(range(TRIES_MAX)):
         pointer = postgres.pointer(pipeline.name)
         if pointer is None:
-            return False
+            return None
         try:
-            return _follow(pipeline, pointer, postgres, cache, overlays=overlays)
+            return act(pointer)
         except (BlockError, UsageError):
             # Retention may have dropped what an older pointer named.
             if not left or postgres.pointer(pipeline.name) == pointer:
@@ -53,15 +78,16 @@ def sync_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore, *
     raise AssertionError("the last try returns or raises")
 
 
-def rebuild_redis(pipeline: Pipeline, postgres: PostgresStore, cache: RedisStore) -> bool:
-    """Empty Redis of a pipeline and fill it again from Postgres; returns whether anything is published.
-
-    Raises:
-        Unavailable: Postgres or Redis does not answer.
-    """
-    postgres.pointer(pipeline.name)  # do not empty what cannot be filled again
-    cache.clear(pipeline.name)
-    return sync_redis(pipeline, postgres, cache, overlays=True)
+def _written(pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore) -> set[str]:
+    """Write every block of the generations that a pointer names, whatever Redis has; returns their hashes."""
+    written: set[str] = set()
+    for record in (pointer.generation, pointer.previous):
+        if record is not None:
+            manifest = postgres.manifest(pipeline.name, record.generation)
+            wanted = {entry.block_hash for entry in manifest.values()} - written
+            _bring_blocks(pipeline, record.generation, manifest, wanted, (postgres, cache))
+            written |= wanted
+    return written
 
 
 def sync_overlays(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import psycopg
 import pytest
@@ -11,13 +13,14 @@ from psycopg import sql
 
 from almanac.clock import utc_now
 from almanac.errors import Unavailable
+from almanac.pipeline import Pipeline
 from serving_cache import layout
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from serving_cache.sync import rebuild_redis, sync_redis
 from tests.generations import NOON, grid_pipeline, migrated, overlay_of, published_generation, staged_generation
 from tests.integration.test_lookup_failures import CELL, Drill, drilled
-from tests.lookups import eventually
+from tests.lookups import cells_of, eventually
 
 BALLAST_BYTES = 1_000_000
 
@@ -48,6 +51,46 @@ def test_nonsense_under_any_key_of_redis_is_answered_for_by_postgres_and_rebuilt
             assert "redis" in found["reason"]
             assert "Traceback" not in found["reason"]
             rebuild_redis(drill.grid, drill.postgres, cache)
+
+
+class Failing(PostgresStore):
+    """Goes away once it has given some blocks."""
+
+    left = 1
+
+    def blocks(self, pipeline: Pipeline, generation: int, partitions: Sequence[int]) -> dict[str, bytes]:
+        self.left -= 1
+        if self.left < 0:
+            raise Unavailable("Postgres went away")
+        return super().blocks(pipeline, generation, partitions)
+
+
+def test_readers_do_not_notice_a_rebuild_and_lose_nothing_by_one_that_is_cut_short(
+    drill: Drill, postgres_url: str
+) -> None:
+    path, everything = f"/v1/{drill.grid.name}/entities:lookup", {"entities": cells_of(drill.grid)}
+    eventually(drill.client, drill.path, "redis")
+    told, found = Event(), []
+
+    def read() -> None:
+        while not told.is_set():
+            one = drill.client.get(drill.path).json()
+            many = drill.client.post(path, json=everything).json()
+            found.append([answer["outputs"]["t2m_6h"]["value"] for answer in (one, *many["answers"])])
+
+    with ThreadPoolExecutor(1) as pool, RedisStore(drill.redis_url) as cache:
+        reading = pool.submit(read)
+        for _ in range(10):
+            assert rebuild_redis(drill.grid, drill.postgres, cache)
+        told.set()
+        reading.result()
+        assert found
+        assert all(values == [281.5] * 65 for values in found)
+        eventually(drill.client, drill.path, "redis")
+        with Failing(postgres_url) as gone, pytest.raises(Unavailable, match="went away"):
+            rebuild_redis(drill.grid, gone, cache)
+        after = drill.client.get(drill.path).json()
+        assert (after["place"], after["reason"]) == ("redis", None)
 
 
 def test_a_full_redis_is_read_as_before_and_follows_when_there_is_room(drill: Drill) -> None:
