@@ -50,6 +50,7 @@ def generations(
     now = utc_now()
     with PostgresStore(settings().need("postgres_url")) as store:
         rows = [_shown(record, now) for record in store.generations(name, limit)]
+        held = store.held(name)
     if as_json:
         print_json(rows)
         return
@@ -58,6 +59,13 @@ def generations(
         typer.echo(f"pipeline {name} has no generation yet: `almanac trigger {name}` makes one")
         return
     print_table(columns, [[_cell(row, column) for column in columns] for row in rows])
+    for row in rows:
+        if row["alert"]:
+            typer.echo(f"generation {row['generation']} was unusual when it was published: {row['alert']}")
+    if held is not None:
+        typer.echo(
+            f"generation {held} was rolled back: nothing is published over that until `almanac rollback {name} --clear`"
+        )
 
 
 def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:

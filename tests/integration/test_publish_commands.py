@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from almanac.cli import main
@@ -57,7 +58,7 @@ def almanac(
     pipelines.cache_clear()
 
 
-def test_generations_are_listed(almanac: Command, name: str, postgres_url: str) -> None:
+def test_generations_are_listed(almanac: Command, name: str, postgres_url: str, people: psycopg.Connection) -> None:
     pipeline = grid_pipeline(name)
     migrated(postgres_url, pipeline)
     assert "no generation yet" in almanac("generations", name)
@@ -81,6 +82,8 @@ def test_generations_are_listed(almanac: Command, name: str, postgres_url: str) 
     assert "weather-v1" in table
     assert "100.0%" in table
     assert "03-01T12:00Z" in table
+    people.execute("UPDATE generations SET alert = 'it is too warm' WHERE pipeline = %s AND generation = 1", (name,))
+    assert "generation 1 was unusual when it was published: it is too warm" in almanac("generations", name)
 
 
 def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, redis_url: str) -> None:
@@ -96,6 +99,8 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
             assert why in said
             assert said.count("\n") == 1
         assert "generation 1, epoch 3" in almanac("rollback", name)
+        table = almanac("generations", name)
+        assert "generation 2 was rolled back: nothing is published over that" in table
         assert cache.pointer(name) == store.pointer(name)
         cache.clear(name)
         assert "generation 1, epoch 3" in almanac("rebuild", name)
