@@ -70,6 +70,8 @@ class Interactions:
         quantity, price: least and greatest that can be true of a line. A negative quantity is a return.
         not_items: keys of lines that are no items, such as postage.
         available_for: an item that nobody took for so long has left the range.
+        items_every: whole days after which it is said anew how items sell, what is popular and what has left the
+            range; in between an entity with nothing new has nothing to be scored anew for.
         history, stats, together: names of the feature views: an entity's history, an item's numbers, and the
             items that go together with it.
         simulated: what stands in for a file.
@@ -87,6 +89,7 @@ class Interactions:
     price: tuple[float, float] = (0.001, 100_000)
     not_items: tuple[str, ...] = ()
     available_for: timedelta = timedelta(days=60)
+    items_every: timedelta = timedelta(days=1)
     history: str = "history"
     stats: str = "item_stats"
     together: str = "item_together"
@@ -109,6 +112,9 @@ class Interactions:
         need_duration("Interactions.available_for", self.available_for)
         if self.available_for < timedelta(days=1):
             raise DeclarationError(f"Interactions.available_for is {self.available_for}: give a day at least")
+        need_duration("Interactions.items_every", self.items_every)
+        if self.items_every % timedelta(days=1) or not timedelta(days=1) <= self.items_every <= timedelta(days=31):
+            raise DeclarationError(f"Interactions.items_every is {self.items_every}: give 1 to 31 whole days")
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):

@@ -163,15 +163,16 @@ class _Files:
         self.written = self.rows = 0
 
     def write_nights(self, first: date, last: date) -> None:
-        """What is known of items at each midnight from one day to another, where it is absent or not of these lines.
+        """What is known of items at midnights from one day to another, where it is absent or not of these lines.
 
         A night after a day without lines knows nothing new, and has no rows.
         """
         every = [day + DAY for day in sorted(self._held.days) if day < last]
-        weeks = dict(reversed([(night.toordinal() // WEEK_DAYS, night) for night in every]))
+        said = sorted(_first_of(self._declared.items_every // DAY, every).values())
+        weeks = _first_of(WEEK_DAYS, said)
         # What holds on the first day was said the night before it, and what goes together that week's first night.
-        start = max((night for night in every if night <= first), default=every[0])
-        wanted = sorted({weeks[start.toordinal() // WEEK_DAYS], *(night for night in every if night >= start)})
+        start = max((night for night in said if night <= first), default=said[0])
+        wanted = sorted({weeks[start.toordinal() // WEEK_DAYS], *(night for night in said if night >= start)})
         folders = [self._views[name] for name in (self._declared.stats, self._declared.together)]
         absent = [night for night in wanted if not all(self._valid(day_file(f, night), night) for f in folders)]
         if not absent:
@@ -341,6 +342,11 @@ def _parts(baskets: Baskets) -> Iterable[Baskets]:
             part.quantity,
             part.price,
         )
+
+
+def _first_of(span: int, nights: Iterable[date]) -> dict[int, date]:
+    """The first night of each span of so many days, by the number of the span."""
+    return {night.toordinal() // span: night for night in sorted(nights, reverse=True)}
 
 
 def _days(first: date, last: date) -> list[date]:

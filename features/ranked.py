@@ -14,8 +14,8 @@ from almanac.errors import DeclarationError, FeatureError
 from almanac.interactions import Interactions
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged, Wholes, offsets_of
-from almanac.ranking import Entities, Items
-from almanac.ranking_declared import Ranking
+from almanac.ranking import HISTORY_TIMES, NEVER, Entities, Items
+from almanac.ranking_declared import ANY_ITEM, Ranking
 from almanac.settings import Settings
 from features import rankable
 from features.layout import EVENT_TIMESTAMP, STATIC_SINCE
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from features.asof import View
 
-BASKET_AT, BASKET_ITEMS = "basket_at", "basket_items"
+BASKET_AT, BASKET_ITEMS, SEEN_AT = "basket_at", "basket_items", "seen_at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,12 @@ def ranking_of(pipeline: Pipeline) -> Ranking:
 
 
 def items_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> Items:
-    """All items that the declared views know at a moment, within their ttl, as they were then.
+    """All items that the declared views know at a moment, within their ttl, as they were then; raises as `range_at`."""
+    return range_at(pipeline, settings, moment).items
+
+
+def range_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> rankable.Range:
+    """The same, and how new they are: what lists of entities without anything newer speak as of.
 
     Raises:
         FeatureError: no features were ingested, no item is known, or the service is not registered.
@@ -67,12 +72,16 @@ def items_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> Items:
 
     ranking, moment = ranking_of(pipeline), need_utc(moment)
     tables = []
+    of_any, of_all = [NEVER], [NEVER]
     with file_errors(pipeline):
         for view in _views(pipeline, settings, ranking.features, (moment, moment + MICROSECOND)):
             since = moment - view.ttl if view.ttl else STATIC_SINCE
             batches = list(latest(view, since, moment))
             if batches:
                 found = pa.Table.from_batches(batches)
+                times = found[view.timestamp].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+                of_all.append(pc.max(times).as_py())
+                of_any += times.filter(pc.equal(found[ranking.item].cast(pa.string()), ANY_ITEM)).to_pylist()
                 tables.append(found.select([ranking.item, *view.features.values()]).combine_chunks())
     if not tables:
         raise FeatureError(
@@ -89,7 +98,22 @@ def items_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> Items:
                 lists[name] = ragged_of(column)
             else:
                 columns[name] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
-    return Items.of(keys.to_pylist(), columns, lists)
+    newest = max(of_any) if max(of_any) > NEVER else max(of_all)
+    return rankable.Range(Items.of(keys.to_pylist(), columns, lists), newest)
+
+
+def newest_events(table: pa.Table) -> Wholes:
+    """The newest event that each row of the entity's views knows of, microseconds since 1970; `NEVER` of none.
+
+    Args:
+        table: columns of the entity's FeatureService, a history's among them.
+    """
+    column = ragged_of(_one(table[SEEN_AT if SEEN_AT in table.column_names else HISTORY_TIMES]))
+    found = np.full(len(column), NEVER, np.int64)
+    some = np.flatnonzero(column.lengths)
+    if len(some):
+        found[some] = np.maximum.reduceat(column.values.astype(np.int64), column.offsets[some])
+    return found
 
 
 def entities_of(pipeline: Pipeline, table: pa.Table, items: Items, moments: Wholes) -> Entities:

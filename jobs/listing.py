@@ -42,12 +42,16 @@ PAIRS_AT_ONCE = 200_000
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """The items of a run, and the moment that its lists speak as of."""
+    """The items of a run, and how new they are, microseconds since 1970.
+
+    What counts days in a list counts to the entity's newest event, or to `at` if that is later: not to the run's own
+    moment. Batch, stream and fresh computation so agree, and an entity with nothing new keeps its list while items do.
+    """
 
     pipeline: Pipeline
     ranking: Ranking
     items: Items
-    moment: datetime
+    at: int
 
     @cached_property
     def keys(self) -> NDArray[np.bytes_]:
@@ -71,8 +75,8 @@ class Listed:
 
     @cached_property
     def digest(self) -> str:
-        """Of every item's features, and of the moment: lists of equal entities are equal where this is."""
-        digest = hashlib.blake2b(repr((self.moment, self.items.keys)).encode(), digest_size=16)
+        """Of every item's features, and how new they are: lists of equal entities are equal where this is."""
+        digest = hashlib.blake2b(repr((self.at, self.items.keys)).encode(), digest_size=16)
         lists = (self.items.neighbours, self.items.weights)
         parts: list[tuple[str, NDArray[Any]]] = sorted(self.items.columns.items())
         parts += [("popular", self.items.popular)]
@@ -106,13 +110,14 @@ def listed(pipeline: Pipeline, settings: Settings, moment: datetime) -> Listed |
     if pipeline.ranking is None:
         return None
     from features.identity import source_digest
-    from features.ranked import items_at
+    from features.ranked import range_at
 
     state = source_digest(pipeline, settings, moment, moment)
     asked = (pipeline.name, repr(pipeline.ranking), moment, state)
     if state and _held and _held[0][0] == asked:
         return _held[0][1]
-    found = Listed(pipeline, pipeline.ranking, items_at(pipeline, settings, moment), moment)
+    span = range_at(pipeline, settings, moment)
+    found = Listed(pipeline, pipeline.ranking, span.items, span.at)
     check_keys(found.items.keys)
     _held[:] = [(asked, found)]
     return found
@@ -205,13 +210,12 @@ def asked(listed: Listed, columns: Sequence[str], features: pa.Table) -> Iterato
     Raises:
         FeatureError: a column that the model needs is nobody's.
     """
-    from features.ranked import entities_of
+    from features.ranked import entities_of, newest_events
 
-    moment = int(listed.moment.timestamp()) * 1_000_000 + listed.moment.microsecond
     step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
     for start in range(0, features.num_rows, step):
         some = features.slice(start, step)
-        moments = np.full(some.num_rows, moment, np.int64)
+        moments = np.maximum(newest_events(some), listed.at)
         yield prepared(entities_of(listed.pipeline, some, listed.items, moments), listed.items, columns, listed.ranking)
 
 

@@ -24,7 +24,7 @@ from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged, Wholes, offsets_of, picked
 from almanac.ranking import Entities, Items
 from almanac.settings import Settings
-from features.ranked import Taken, entities_of, history_at, items_at
+from features.ranked import Taken, entities_of, history_at, newest_events, range_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +77,7 @@ def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int)
     together = Ragged(taken.items.values[order], offsets_of(np.bincount(rows, minlength=len(encoded.dictionary))))
     moments = np.full(len(encoded.dictionary), midnight, np.int64)
     table = _histories(pipeline, settings, encoded.dictionary, moments)
-    return _asked(pipeline, settings, table, moments, together, at_micros(midnight))
+    return _asked(pipeline, settings, table, together, at_micros(midnight))
 
 
 def each_basket(
@@ -98,7 +98,7 @@ def each_basket(
             places = np.flatnonzero(days == day)
             lists = picked(taken.items, some[places])[1]
             night = at_micros(int(day) * DAY_MICROSECONDS)
-            yield _asked(pipeline, settings, table.take(places), as_of[places], lists, night)
+            yield _asked(pipeline, settings, table.take(places), lists, night)
 
 
 def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:
@@ -127,16 +127,15 @@ def _histories(pipeline: Pipeline, settings: Settings, keys: pa.Array, moments: 
     return history_at(pipeline, settings, pa.table({pipeline.entity: keys, "event_timestamp": times}))
 
 
-def _asked(
-    pipeline: Pipeline, settings: Settings, table: pa.Table, moments: Wholes, lists: Ragged, night: datetime
-) -> Asked:
-    """Lists of the entities of `table`, as of a moment each, with the items of a night."""
+def _asked(pipeline: Pipeline, settings: Settings, table: pa.Table, lists: Ragged, night: datetime) -> Asked:
+    """Lists of the entities of `table` with the items of a night, each as of the newer of both, as they are served."""
     import pyarrow as pa
 
-    items = items_at(pipeline, settings, night)
+    span = range_at(pipeline, settings, night)
     known = np.flatnonzero(_present(table, pipeline))
-    entities = entities_of(pipeline, table.take(pa.array(known)), items, moments[known])
-    return Asked(entities=entities, items=items, known=known, truth=_distinct(items, lists))
+    rows = table.take(pa.array(known))
+    entities = entities_of(pipeline, rows, span.items, span.moments(newest_events(rows)))
+    return Asked(entities=entities, items=span.items, known=known, truth=_distinct(span.items, lists))
 
 
 def _present(table: pa.Table, pipeline: Pipeline) -> NDArray[np.bool_]:

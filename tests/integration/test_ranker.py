@@ -114,12 +114,14 @@ def test_nothing_is_learned_from_what_came_later(trained: Trained) -> None:
     assert len(chosen) == SMALL.training.rows_max // 50
     assert trained.taken.moments[chosen].max() < trained.since
     np.testing.assert_array_equal(chosen, sample(SMALL, trained.taken, int(trained.taken.moments[0]), trained.since))
-    for asked in each_basket(SMALL, trained.settings, trained.taken, chosen[-20:]):
+    days = np.unique(trained.taken.moments[chosen[-20:]] // DAY_MICROSECONDS)
+    lists = each_basket(SMALL, trained.settings, trained.taken, chosen[-20:])
+    for day, asked in zip(days.tolist(), lists, strict=True):
         times = asked.entities.lists["bought_at"]
         owner = np.repeat(np.arange(len(times)), times.lengths)
         assert (times.values <= asked.entities.moments[owner]).all()
-        night = asked.entities.moments.max() // DAY_MICROSECONDS * DAY_MICROSECONDS
-        before = items_at(SMALL, trained.settings, at_micros(night))
+        assert asked.entities.moments.max() < (day + 1) * DAY_MICROSECONDS
+        before = items_at(SMALL, trained.settings, at_micros(day * DAY_MICROSECONDS))
         assert before.keys == asked.items.keys
 
 
