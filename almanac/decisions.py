@@ -14,7 +14,11 @@ Sequence = tuple[datetime, str, int, int]
 """as_of, topic, Kafka partition, Kafka offset: orders the overlays of one entity and model."""
 
 STAGED_KEPT = timedelta(days=2)
-"""An unfinished generation older than this was abandoned by its run."""
+"""An unfinished generation older than this was abandoned: nobody has cleared its run to go on with it."""
+STAGED_AT_WORK = timedelta(hours=6)
+"""One younger than this may be at work."""
+STAGED_WAITING_MAX = 2
+"""So many, the newest, wait longer than that for somebody to go on with them: each may have all of its rows."""
 
 
 class Overlay(Protocol):
@@ -118,8 +122,12 @@ class Retention:
 
 
 def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
-    """Unfinished generations whose run has given up, by age."""
-    return sorted(g.generation for g in generations if g.state == "staged" and now - g.created_at > STAGED_KEPT)
+    """Unfinished generations that nobody goes on with, by age and number."""
+    staged = sorted(
+        (g for g in generations if g.state == "staged"), key=lambda g: (g.created_at, g.generation), reverse=True
+    )
+    limits = [STAGED_KEPT if place < STAGED_WAITING_MAX else STAGED_AT_WORK for place in range(len(staged))]
+    return sorted(g.generation for g, limit in zip(staged, limits, strict=True) if now - g.created_at > limit)
 
 
 def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], retention: Retention, now: datetime) -> list[int]:

@@ -70,7 +70,7 @@ partition key (UTC), all published at once or not at all. The DAG `{pipeline.nam
 | `score` | one mapped task per shard: Feast features, ONNX Runtime, rows and blocks staged |
 | `gate_predictions` | Great Expectations on what was scored |{_outcomes(pipeline)}
 | `publish` | moves the pointer in one transaction; Redis follows; the asset `{pipeline.asset_uri}` is emitted |
-| `clean_up` | rejects what a failed run left staged |
+| `clean_up` | of a failed run: says so; what it scored waits for whoever clears it, two days at most |
 
 | output | unit | horizon |
 |---|---|---|
@@ -83,8 +83,8 @@ are archived, never current. **One past time**: trigger with a partition key suc
 than the current generation is archived too. **To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
 **To score everything**, what did not change too: trigger with *Score everything anew*.
 **To run after it**: a DAG scheduled on the asset with `PartitionedAssetTimetable` gets the same partition key.
-**When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear from
-`plan`.
+**When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear the run
+from the failed task on: what is scored is not scored again.
 """
 
 
@@ -227,14 +227,14 @@ def build(pipeline: Pipeline) -> DAG:
 
             return compute(declared(name), settings(), cutoff=Plan.from_json(planned).moment).outcomes
 
-        @task(doc_md="Rejects the generation if its run failed before publishing, and drops what it staged.")
+        @task(doc_md="Says so if the run failed before publishing; what it scored waits for whoever clears the run.")
         def clean_up(planned: dict[str, Any]) -> None:
             from almanac.settings import settings
             from jobs.plan import Plan
-            from jobs.publish import clean_up as reject_leftover
+            from jobs.publish import clean_up as leave
 
             if planned:
-                reject_leftover(declared(name), settings(), Plan.from_json(planned))
+                leave(declared(name), settings(), Plan.from_json(planned))
 
         planned: Any = plan()  # what a task returns, once it runs; until then an XComArg
         gated = gate_features(planned)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from almanac.errors import AlmanacError, ModelError, Unavailable
+from almanac.clock import utc_now
+from almanac.errors import AlmanacError, BlockError, ModelError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 from almanac.registry import Registry
@@ -29,6 +30,8 @@ from serving_cache.records import GenerationRecord, Publication, State
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = "its run failed before publishing; mend the cause and clear it in Airflow: it scores only the rest"
+
 
 def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime) -> Publication:
     """Publish a staged generation.
@@ -38,7 +41,7 @@ def publish(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime
         GateError: coverage is below what the pipeline declares, the hook says no (the generation is rejected), or a
             rollback holds.
         ModelError: the model's file is no longer the one that the predictions were made with; nothing changed.
-        BlockError: what lies in the store is not what was scored; nothing changed.
+        BlockError: what lies in the store is not what was scored; the generation is rejected.
     """
     with stage("publish", pipeline.name, settings, generation=plan.generation) as record:
         publication = _publish(pipeline, settings, plan, record, now=now)
@@ -56,7 +59,11 @@ def _publish(pipeline: Pipeline, settings: Settings, plan: Plan, record: Stage, 
         with record.step("postgres"):
             _need_same_model(settings, store.generation(plan.pipeline, plan.generation))
             attempt = store.take_over(plan.pipeline, plan.generation)
-            publication = store.publish(attempt, pipeline, now=now)
+            try:
+                publication = store.publish(attempt, pipeline, now=now)
+            except BlockError as error:
+                store.reject(attempt, str(error))  # or whoever goes on with this run would meet the same rows
+                raise
         log.info(
             "published pipeline=%s generation=%d state=%s epoch=%s coverage=%.3f",
             pipeline.name,
@@ -122,22 +129,26 @@ def _log_predictions(pipeline: Pipeline, settings: Settings, publication: Public
         )
 
 
-def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan) -> bool:
-    """Reject a generation that its run left staged, and forget its features; True when there was one to reject."""
+def clean_up(pipeline: Pipeline, settings: Settings, plan: Plan, *, now: datetime | None = None) -> bool:
+    """Forget a run's features; say of a generation that it left staged why it is, and drop what nobody goes on with.
+
+    What is staged stays: the run that is cleared, or tried again, scores only the rest.
+
+    Args:
+        now: default: the clock's.
+
+    Returns:
+        Whether the generation is unfinished.
+    """
     from serving_cache.postgres import PostgresStore
 
     forget(settings, plan)
-
     with (
         stage("clean_up", pipeline.name, settings, generation=plan.generation),
         PostgresStore(settings.need("postgres_url")) as store,
     ):
-        record = store.generation(plan.pipeline, plan.generation)
-        if record is None or record.state != "staged":
-            return False
-        attempt = store.take_over(plan.pipeline, plan.generation)
-        store.reject(attempt, "its run failed before publishing")
-        log.warning(
-            "rejected pipeline=%s generation=%d: its run failed before publishing", plan.pipeline, plan.generation
-        )
-    return True
+        unfinished = store.leave(plan.pipeline, plan.generation, UNFINISHED)
+        if unfinished:
+            log.warning("unfinished pipeline=%s generation=%d: %s", plan.pipeline, plan.generation, UNFINISHED)
+            store.retire(pipeline, now=now or utc_now())
+    return unfinished

@@ -6,7 +6,7 @@ The numbered steps of `publish` are those of `docs/architecture.md`:
 2. read every row back, and compare it with what the ledger says was written;
 3. lock the pointer, check the fencing token, decide;
 4. write the manifest: what the run staged, and what is carried forward; and the end manifest, which sums it up;
-5. ask the hook: a jump against the current generation raises an alert, or refuses;
+5. ask the hook about what would become current: a jump against the generation before raises an alert, or refuses;
 6. attach the rows;
 7. move the pointer and add one to its epoch, if the epoch is still the one that was read; commit 3 to 7 together.
 
@@ -105,6 +105,20 @@ class Publishing(Staging, Moves):
         assert outcome is not None  # noqa: S101  (the token was checked on its row)
         return _publication(outcome, carried)
 
+    def leave(self, pipeline: str, generation: int, reason: str) -> bool:
+        """Say why a generation is unfinished; what is staged stays, for whoever goes on with its run.
+
+        Returns:
+            Whether it is unfinished.
+        """
+        return bool(
+            self._client.query(
+                "UPDATE generations SET reason = %s WHERE pipeline = %s AND generation = %s AND state = 'staged' "
+                "RETURNING generation",
+                (shortened(reason), pipeline, generation),
+            )
+        )
+
     def _prove(self, attempt: Attempt) -> tuple[tuple[int, str, int], ...]:
         """Read the rows back; see `postgres_proof.prove`."""
         with self._client.session() as connection:
@@ -172,7 +186,9 @@ def _settle(connection: Connection, attempt: Attempt, pipeline: Pipeline, now: d
     try:
         with connection.transaction():
             _carry_out(connection, mine, decision, current, now)
-            alert = _asked(write_end_manifest(connection, attempt, pipeline), connection, pipeline, board.current)
+            manifest = write_end_manifest(connection, attempt, pipeline)
+            # Of a generation of the past nobody expects to be like the current one.
+            alert = _asked(manifest, connection, pipeline, board.current) if decision.state == "current" else ""
             passing("publish.manifest-written")
             connection.execute(
                 "UPDATE generations SET alert = %s WHERE pipeline = %s AND generation = %s",

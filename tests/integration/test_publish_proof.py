@@ -161,6 +161,10 @@ def test_a_jump_is_an_alert_or_refused(store: PostgresStore, postgres_url: str, 
             store.publish(attempt, pipeline, now=NOON)
         assert store.pointer(pipeline.name) == before
         assert store.manifest(pipeline.name, 3) == {}
+        past = store.begin_generation(pipeline, start_of(pipeline, "past", NOON - HOUR), now=NOON)
+        store.stage(past, spread_parts(pipeline, 280.0))
+        archived = store.publish(past, pipeline, now=NOON)  # what is not to be current may be as it likes
+        assert (archived.state, archived.alert) == ("archived", "")
     else:
         assert "the mean of t2m_1h is 285, it was 276" in store.publish(attempt, pipeline, now=NOON).alert
         assert store.generation(pipeline.name, 3).alert  # type: ignore[union-attr]

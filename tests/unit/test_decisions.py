@@ -161,3 +161,9 @@ def test_an_unfinished_generation_is_abandoned_by_age() -> None:
     born = NOON + timedelta(hours=1)
     assert abandoned(found, born + STAGED_KEPT) == []
     assert abandoned(found, born + STAGED_KEPT + timedelta(seconds=1)) == [1]
+
+
+def test_of_many_unfinished_generations_the_newest_wait_and_those_that_may_be_at_work_are_left_alone() -> None:
+    found = [kept(n, "staged") for n in range(12)]  # one an hour
+    assert abandoned(found, NOON + 11 * HOUR) == [0, 1, 2, 3, 4]
+    assert abandoned(found, NOON + 30 * HOUR) == list(range(10))
