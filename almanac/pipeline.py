@@ -151,6 +151,8 @@ class Pipeline:
         may_publish: asked with a generation's end manifest and the current one's (or None) before readers see it;
             a text that it returns is why not, and rejects the generation.
         shard_partitions: partitions that one Airflow task scores; None to have them cut by measured cost.
+        changed_only: of a partition that changed, score the entities alone whose inputs did; the others keep what they
+            have. It takes 8 bytes an entity in the record, and pays where most entities stay as they are.
         training: how `almanac train` makes the model.
         integrity: how its features are checked.
         owner, description, tags: shown in the Airflow UI.
@@ -180,6 +182,7 @@ class Pipeline:
     jump: Jump = field(default_factory=Jump)
     may_publish: Callable[[EndManifest, EndManifest | None], str | None] | None = field(default=None, repr=False)
     shard_partitions: int | None = None
+    changed_only: bool = False
     training: Training = field(default_factory=Training)
     integrity: Integrity = field(default_factory=Integrity)
     owner: str = "almanac"
@@ -260,6 +263,7 @@ class Pipeline:
             raise DeclarationError(f"may_publish is {self.may_publish!r}: give a function, or leave it out")
         if self.shard_partitions is not None:
             need_number("shard_partitions", self.shard_partitions, 1, math.inf, whole=True)
+        need_a("changed_only", self.changed_only, bool, "give True or False")
         if self.default is not None:
             need_a("default", self.default, (Mapping, str), "give a dictionary of output to value, or leave it out")
         need_a("ranking", self.ranking, (Ranking, type(None)), "give Ranking(item=…, features=…), or leave it out")

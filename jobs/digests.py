@@ -39,6 +39,9 @@ CODE = (
     "jobs.listing",
     "jobs.gate",
     "jobs.digests",
+    "almanac.block_merging",
+    "jobs.changed",
+    "jobs.entity_digests",
 )
 """The modules that make blocks of features, and judge both."""
 LIBRARIES = ("onnxruntime", "great-expectations")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
-from jobs.building import staged_of
+from jobs.changed import Maker, Past, changed, whole
 from jobs.lacking import explained
-from jobs.listing import listed, staged_lists
+from jobs.listing import listed
 from jobs.models import scorer_of
 from jobs.pieces import pieces_of
 from jobs.plan import Plan
@@ -26,12 +27,18 @@ ROWS_AT_ONCE = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What scoring a shard came to: partitions staged now, staged before, and quarantined."""
+    """What scoring a shard came to: partitions staged now, staged before, and quarantined.
+
+    Attributes:
+        rows: predictions that were made, those included that stayed as they were.
+        unchanged: of the rows those that were not scored, for their inputs were as before.
+    """
 
     staged: int
     skipped: int
     quarantined: dict[int, str]
     rows: int
+    unchanged: int = 0
 
 
 def planned_version(pipeline: Pipeline, settings: Settings, plan: Plan) -> ModelVersion:
@@ -68,11 +75,13 @@ def _score_shard(
         return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
     with record.step("model"):
         scorer = scorer_of(planned_version(pipeline, settings, plan), pipeline)
-        items = listed(pipeline, settings, plan.moment)
+        maker = Maker(pipeline, plan, scorer, listed(pipeline, settings, plan.moment))
     quarantined: dict[int, str] = {}
     staged = rows = 0
     tables = pieces_of(pipeline, settings, plan, todo, ROWS_AT_ONCE)
-    with Writer(pipeline, settings, attempt, record) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(Writer(pipeline, settings, attempt, record))
+        past = stack.enter_context(Past(pipeline, settings, attempt)) if pipeline.changed_only else None
         while True:
             with record.step("features"):
                 about, table = next(tables, ([], None))
@@ -80,24 +89,30 @@ def _score_shard(
                 break
             with record.step("score"):
                 refused: dict[int, str] = {}
-                if items is None:
-                    ready = staged_of(pipeline, plan, scorer, (about, table), refused)
-                else:
-                    ready = staged_lists(items, plan, scorer, (about, table), refused)
+                piece = (about, table)
+                done = whole(maker, piece, refused) if past is None else changed(maker, piece, past, refused)
                 refused = explained(pipeline, settings, table, refused, plan.moment)
             quarantined |= refused
-            rows += sum(len(part.block.keys) for part in ready)
+            rows += done.rows
+            record.unchanged += done.unchanged
             with record.step("waiting"):
-                staged += writer.put(ready, refused)
+                staged += writer.put(done.ready, refused)
         with record.step("waiting"):
             staged += writer.finish()
     record.partitions, record.rows = staged, rows
     log.info(
-        "scored pipeline=%s generation=%d partitions=%d quarantined=%d rows=%d",
+        "scored pipeline=%s generation=%d partitions=%d quarantined=%d rows=%d unchanged=%d",
         pipeline.name,
         plan.generation,
         staged,
         len(quarantined),
         rows,
+        record.unchanged,
     )
-    return ShardResult(staged=staged, skipped=len(partitions) - len(todo), quarantined=quarantined, rows=rows)
+    return ShardResult(
+        staged=staged,
+        skipped=len(partitions) - len(todo),
+        quarantined=quarantined,
+        rows=rows,
+        unchanged=record.unchanged,
+    )

@@ -29,12 +29,14 @@ class Stage:
         generation: number of the generation, once it is known.
         partitions, rows: what the stage brought on.
         steps: seconds of its parts, by name.
+        unchanged: of the rows those that were not scored, for their inputs were as before.
     """
 
     generation: int | None = None
     partitions: int = 0
     rows: int = 0
     steps: dict[str, float] = field(default_factory=dict)
+    unchanged: int = 0
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -86,6 +88,7 @@ def stage(
                     outcome=outcome,
                     reason=reason,
                     steps={step: round(seconds, 6) for step, seconds in made.steps.items()},
+                    unchanged=made.unchanged,
                 ),
             )
 

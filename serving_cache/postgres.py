@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from almanac.closing import Closing
 from serving_cache.postgres_client import Client
+from serving_cache.postgres_entities import Entities
 from serving_cache.postgres_publish import Publishing
 from serving_cache.postgres_reading import Blocks, Reading
 from serving_cache.postgres_retention import Retention
@@ -16,7 +17,7 @@ from serving_cache.records import Attempt, GenerationStart, StagedPartition
 __all__ = ["Attempt", "GenerationStart", "PostgresStore", "StagedPartition"]
 
 
-class PostgresStore(Blocks, Publishing, Reading, Retention, Closing):
+class PostgresStore(Blocks, Publishing, Reading, Entities, Retention, Closing):
     """The generation store in Postgres, over one connection that opens when first needed.
 
     Every method raises `Unavailable` when Postgres does not answer in time, and

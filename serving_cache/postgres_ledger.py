@@ -49,7 +49,7 @@ WHERE p.pipeline = %(pipeline)s AND m.input_digest <> '' AND m.reason = ''
 _CARRY = """
 WITH {kept}
 UPDATE ledger AS l SET state = 'unchanged', token = %(token)s, origin = s.origin, block_hash = s.block_hash,
-    rows = s.rows, as_of = g.as_of, computed_at = s.computed_at, input_digest = s.input_digest, stats = s.stats,
+    rows = s.rows, as_of = g.as_of, computed_at = s.computed_at, input_digest = {digest}, stats = s.stats,
     reason = '', report = '', updated_at = clock_timestamp()
 FROM ({same}) AS s, generations AS g{given}
 WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partition = s.partition
@@ -57,8 +57,9 @@ WHERE l.pipeline = %(pipeline)s AND l.generation = %(generation)s AND l.partitio
     AND (l.state = 'planned' OR l.state = 'quarantined' AND l.token < %(token)s){condition}
 RETURNING l.partition
 """
-_BY_DIGEST = ", unnest(%(partitions)s::int[], %(digests)s::text[]) AS v(partition, digest)"
+_GIVEN = ", unnest(%(partitions)s::int[], %(digests)s::text[], %(hashes)s::text[]) AS v(partition, digest, hash)"
 _DIGEST_EQUAL = " AND v.partition = l.partition AND v.digest = s.input_digest"
+_BLOCK_EQUAL = " AND v.partition = l.partition AND v.hash = s.block_hash"
 _SOURCE_EQUAL = """ AND g.source_digest <> '' AND g.source_digest = (
     SELECT c.source_digest FROM pointers p JOIN generations c USING (pipeline, generation)
     WHERE p.pipeline = %(pipeline)s)"""
@@ -116,23 +117,7 @@ class Ledger(StoreBase):
         """
         with self._client.transaction() as connection:
             need_staged(attempt, check_token(connection, attempt, exclusive=False))
-            # Of rows that were written just now the planner knows nothing: left to itself it compares each with each.
-            connection.execute("SET LOCAL enable_nestloop = off")
-            statement = _CARRY.format(
-                kept=_KEPT,
-                same=_SAME,
-                given="" if digests is None else _BY_DIGEST,
-                condition=_SOURCE_EQUAL if digests is None else _DIGEST_EQUAL,
-            )
-            values = {
-                "pipeline": attempt.pipeline,
-                "generation": attempt.generation,
-                "token": attempt.token,
-                "origins": ORIGINS_MAX,
-                "partitions": list(digests or ()),
-                "digests": list((digests or {}).values()),
-            }
-            return sorted(row[0] for row in connection.execute(sql.SQL(statement), values).fetchall())
+            return carried_by_reference(connection, attempt, digests)
 
     def basis(self, pipeline: str) -> tuple[str, dict[int, Basis]]:
         """What the next run is compared with: the current generation's source digest, and each of its partitions."""
@@ -201,7 +186,47 @@ class Ledger(StoreBase):
                     f"generation {attempt.generation} of {attempt.pipeline} did not plan partition {partition}"
                 )
             connection.execute(sql.SQL("DELETE FROM {} WHERE partition = %s").format(child), (partition,))
+            connection.execute(
+                "DELETE FROM entity_digests WHERE pipeline = %s AND generation = %s AND partition = %s",
+                (attempt.pipeline, attempt.generation, partition),
+            )
         return True
+
+
+def carried_by_reference(
+    connection: Connection,
+    attempt: Attempt,
+    digests: Mapping[int, str] | None,
+    hashes: Mapping[int, str] | None = None,
+) -> list[int]:
+    """Carry partitions forward in the caller's transaction, which holds the generation; returns them, ascending.
+
+    Args:
+        digests: as in `Ledger.carry_unchanged`.
+        hashes: of the blocks that these partitions have come to; then those of equal blocks are carried forward, and
+            `digests` say what they were made from this time.
+    """
+    # Of rows that were written just now the planner knows nothing: left to itself it compares each with each.
+    connection.execute("SET LOCAL enable_nestloop = off")
+    by_digest = _SOURCE_EQUAL if digests is None else _DIGEST_EQUAL
+    statement = _CARRY.format(
+        kept=_KEPT,
+        same=_SAME,
+        given="" if digests is None else _GIVEN,
+        condition=by_digest if hashes is None else _BLOCK_EQUAL,
+        digest="s.input_digest" if hashes is None else "v.digest",
+    )
+    known = digests or {}
+    values = {
+        "pipeline": attempt.pipeline,
+        "generation": attempt.generation,
+        "token": attempt.token,
+        "origins": ORIGINS_MAX,
+        "partitions": list(known),
+        "digests": list(known.values()),
+        "hashes": [(hashes or {}).get(partition) for partition in known],
+    }
+    return sorted(row[0] for row in connection.execute(sql.SQL(statement), values).fetchall())
 
 
 def _is_planned(connection: Connection, attempt: Attempt, partition: int) -> bool:

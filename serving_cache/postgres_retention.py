@@ -15,6 +15,7 @@ from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
+from serving_cache.postgres_entities import forget_digests
 from serving_cache.postgres_rows import StoreBase, lock_pointer
 from serving_cache.postgres_staging import reject_generation
 
@@ -45,6 +46,7 @@ class Retention(StoreBase):
         with self._client.transaction() as connection:
             dropped = _drop_manifests(connection, pipeline, now)
             tables = _unreferenced(connection, pipeline.name)
+            forget_digests(connection, pipeline.name, tables)
         passing("clean-up.manifests-dropped")
         for generation in tables[:DROPS_PER_RUN_MAX]:
             try:

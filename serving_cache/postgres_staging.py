@@ -21,6 +21,7 @@ from almanac.tallies import tally
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
 from serving_cache.postgres_copying import HEADER, TRAILER, Packing, grouped
+from serving_cache.postgres_entities import forget_digests, keep_digests
 from serving_cache.postgres_ledger import Ledger, shortened
 from serving_cache.postgres_lists import are_lists, copied_lists, summary_selects
 from serving_cache.postgres_packing import read_rows
@@ -134,6 +135,8 @@ class Staging(Ledger):
             staged_now = [part.partition for part in claimed]
             given = {"described": msgspec.json.encode(described).decode(), "partitions": staged_now}
             connection.execute(_STAGED, asdict(attempt) | given)
+            origins = [(attempt.generation, part.partition, part.entity_digests) for part in claimed]
+            keep_digests(connection, attempt.pipeline, origins)
         passing("score.staged")
         return staged_now
 
@@ -198,6 +201,7 @@ def reject_generation(connection: Connection, pipeline: str, generation: int, re
         (shortened(reason), pipeline, generation),
     )
     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(child_name(pipeline, generation))))
+    forget_digests(connection, pipeline, [generation])
 
 
 def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) -> Attempt | None:

@@ -169,6 +169,7 @@ class StagedPartition:
 
     Args:
         input_digest: of the features that they were made from; empty if not known.
+        entity_digests: of what each entity was scored from, for `jobs/changed.py`; empty if not known.
     """
 
     partition: int
@@ -176,6 +177,7 @@ class StagedPartition:
     as_of: datetime
     computed_at: datetime
     input_digest: str = ""
+    entity_digests: bytes = b""
 
 
 class Basis(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,9 @@ KEPT = timedelta(days=90)
 DROPPED_PER_WRITE_MAX = 1_000
 READ_ROWS_MAX = 10_000
 
-_COLUMNS = "id, pipeline, generation, stage, shard, started_at, seconds, partitions, rows, outcome, reason, steps"
+_COLUMNS = (
+    "id, pipeline, generation, stage, shard, started_at, seconds, partitions, rows, outcome, reason, steps, unchanged"
+)
 
 
 class StageTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,7 @@ class StageTime(msgspec.Struct, frozen=True, kw_only=True):
         outcome: `DONE`, or the name of the error that ended it.
         reason: the error's line, cut to `REASON_CHARACTERS_MAX`.
         steps: seconds of the parts of the stage, by name.
+        unchanged: for `score`: of the rows those that were not scored, for their inputs were as before.
     """
 
     pipeline: str
@@ -53,6 +56,7 @@ class StageTime(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     reason: str = ""
     steps: Mapping[str, float] = {}
+    unchanged: int = 0
     id: int = 0
 
 
@@ -70,11 +74,11 @@ def record(url: str, found: StageTime, *, now: datetime) -> None:
             connection.execute(f"SET LOCAL lock_timeout = '{WRITE_SECONDS_MAX}s'")
             connection.execute(
                 "INSERT INTO stage_times (pipeline, generation, stage, shard, started_at, seconds, partitions, rows, "
-                "outcome, reason, steps) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)",
+                "outcome, reason, steps, unchanged) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)",
                 (
                     found.pipeline, found.generation, found.stage, found.shard, found.started_at, found.seconds,
                     found.partitions, found.rows, found.outcome, found.reason[:REASON_CHARACTERS_MAX],
-                    msgspec.json.encode(found.steps).decode(),
+                    msgspec.json.encode(found.steps).decode(), found.unchanged,
                 ),
             )  # fmt: skip
             connection.execute(
@@ -126,7 +130,10 @@ def recorded_since(client: Client, pipeline: str, moment: datetime) -> list[Stag
 
 
 def _stage_time(row: Any) -> StageTime:
-    number, pipeline, generation, stage, shard, started_at, seconds, partitions, rows, outcome, reason, steps = row
+    (
+        number, pipeline, generation, stage, shard, started_at, seconds, partitions, rows, outcome, reason, steps,
+        unchanged,
+    ) = row  # fmt: skip
     return StageTime(
         id=number,
         pipeline=pipeline,
@@ -140,4 +147,5 @@ def _stage_time(row: Any) -> StageTime:
         outcome=outcome,
         reason=reason,
         steps={name: float(value) for name, value in steps.items()},
+        unchanged=unchanged,
     )
