@@ -8,21 +8,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule, task
+from airflow.sdk import DAG, CronTriggerTimetable, task
 
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
+from dags.retries import task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=20)
-RETRIES = 3
-RETRY_DELAY = timedelta(seconds=30)
-RETRY_POLICY = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=RETRY_DELAY),
-        RetryRule(exception="almanac.errors.AlmanacError", action=RetryAction.FAIL, reason="see the error's remedy"),
-    ]
-)
 
 
 def doc_of(pipeline: Pipeline) -> str:
@@ -49,13 +42,7 @@ def build(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", "features", *pipeline.tags],
-        default_args={
-            "owner": pipeline.owner,
-            "retries": RETRIES,
-            "retry_delay": RETRY_DELAY,
-            "retry_policy": RETRY_POLICY,
-            "execution_timeout": TASK_TIMEOUT,
-        },
+        default_args=task_defaults(pipeline, TASK_TIMEOUT),
     ) as dag:
 
         @task(doc_md="Skew, quality, drift and ages of every feature; kept in Postgres, and written as a page.")

@@ -13,11 +13,8 @@ from airflow.sdk import (
     DAG,
     Asset,
     CronPartitionTimetable,
-    ExceptionRetryPolicy,
     Param,
     PartitionedAssetTimetable,
-    RetryAction,
-    RetryRule,
     get_current_context,
     task,
 )
@@ -28,6 +25,7 @@ from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 from almanac.rungs import span
+from dags.retries import task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=30)
 SHARDS_IN_PARALLEL = 2
@@ -35,21 +33,10 @@ RETRIES = 5
 RETRY_DELAY = timedelta(seconds=3)  # of a task that was killed: what killed it need not be there any more
 UNAVAILABLE_DELAY = timedelta(seconds=15)  # of a task that missed a server: together, over a minute for its return
 
-# `Unavailable` passes; every other error of ours is terminal until somebody does what it says.
-RETRY_POLICY = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=UNAVAILABLE_DELAY),
-        RetryRule(exception="almanac.errors.AlmanacError", action=RetryAction.FAIL, reason="see the error's remedy"),
-    ]
-)
 
-
-DEFAULTS: dict[str, Any] = {
-    "retries": RETRIES,
-    "retry_delay": RETRY_DELAY,
-    "retry_policy": RETRY_POLICY,
-    "execution_timeout": TASK_TIMEOUT,
-}
+def _defaults(pipeline: Pipeline) -> dict[str, Any]:
+    delays = {"retry_delay": RETRY_DELAY, "unavailable_delay": UNAVAILABLE_DELAY}
+    return task_defaults(pipeline, TASK_TIMEOUT, retries=RETRIES, **delays)
 
 
 def doc_of(pipeline: Pipeline) -> str:
@@ -122,7 +109,7 @@ def build(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", *pipeline.tags],
-        default_args=DEFAULTS | {"owner": pipeline.owner},
+        default_args=_defaults(pipeline),
         params={
             "coverage_min": Param(
                 pipeline.coverage_min,
@@ -295,7 +282,7 @@ def build_features(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", "features", *pipeline.tags],
-        default_args=DEFAULTS | {"owner": pipeline.owner},
+        default_args=_defaults(pipeline),
         params={
             "full": Param(False, type="boolean", title="Everything", description="Write all that has not expired."),
             "since": Param(

@@ -8,30 +8,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import (
-    DAG,
-    CronTriggerTimetable,
-    ExceptionRetryPolicy,
-    Param,
-    RetryAction,
-    RetryRule,
-    get_current_context,
-    task,
-)
+from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, task
 
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
+from dags.retries import task_defaults
 
 TASK_TIMEOUT = timedelta(hours=2)
-RETRIES = 3
-RETRY_DELAY = timedelta(seconds=30)
-RETRY_POLICY = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(exception="almanac.errors.Unavailable", action=RetryAction.RETRY, retry_delay=RETRY_DELAY),
-        RetryRule(exception="almanac.errors.AlmanacError", action=RetryAction.FAIL, reason="see the error's remedy"),
-    ]
-)
 
 
 def doc_of(pipeline: Pipeline) -> str:
@@ -67,13 +51,7 @@ def build(pipeline: Pipeline, cron: str | None) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", "training", *pipeline.tags],
-        default_args={
-            "owner": pipeline.owner,
-            "retries": RETRIES,
-            "retry_delay": RETRY_DELAY,
-            "retry_policy": RETRY_POLICY,
-            "execution_timeout": TASK_TIMEOUT,
-        },
+        default_args=task_defaults(pipeline, TASK_TIMEOUT),
         params={
             "promote": Param(
                 False, type="boolean", title="Promote", description="Take the new version whatever its gates say."

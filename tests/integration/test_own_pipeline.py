@@ -224,23 +224,33 @@ def known(own: Own, generation: int) -> set[str]:
     return {key.decode() for data in blocks.values() for key in decode(data).keys}
 
 
-def test_the_dag_file_makes_its_dag(own: Own, tmp_path: Path) -> None:
-    script = (
-        "import dags.almanac_pipelines as found; dag = found.bikes; "
-        "print(dag.dag_id, sorted(dag.task_ids)); assert 'rides_24h' in dag.doc_md"
-    )
+DAGS = """
+from airflow.dag_processing.dagbag import DagBag
+
+bag = DagBag({folder!r})
+assert not bag.import_errors, bag.import_errors
+assert "rides_24h" in bag.dags["bikes"].doc_md
+print(*sorted(stats.file.rpartition("/")[2] for stats in bag.dagbag_stats))
+print(*sorted(bag.dags), *bag.dags["bikes"].task_ids)
+"""
+
+
+def test_airflow_takes_the_dag_files_alone_and_makes_its_dags(own: Own, tmp_path: Path) -> None:
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ALMANAC_")},
         "PYTHONPATH": str(guide.ROOT),
         "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "ALMANAC_PIPELINES": str(own.folder / "bikes.py"),
     }
+    script = DAGS.format(folder=str(guide.ROOT / "dags"))
     done = subprocess.run(
         [sys.executable, "-c", script], env=variables, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "bikes" in done.stdout
-    assert "gate_features" in done.stdout
+    files, found = done.stdout.splitlines()[-2:]
+    assert files.split() == sorted(path.name for path in (guide.ROOT / "dags").glob("almanac_*.py"))
+    assert {"bikes", "bikes_features", "bikes_integrity", "plan", "gate_features"} <= set(found.split())
 
 
 def test_a_missing_number_quarantines_its_bucket_alone(own: Own, published: Publication) -> None:
