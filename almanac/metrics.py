@@ -194,7 +194,12 @@ PARTITIONS = Gauge(
     "almanac_partitions", "Partitions of the newest run by state: planned, staged, quarantined.", ("pipeline", "state")
 )
 ROWS_SCORED = Counter(
-    "almanac_rows_scored_total", "Predictions that batch runs staged since the monitor started.", ("pipeline",)
+    "almanac_rows_scored_total", "Predictions that batch runs scored since the monitor started.", ("pipeline",)
+)
+ROWS_UNCHANGED = Counter(
+    "almanac_rows_unchanged_total",
+    "Predictions that batch runs took over since the monitor started: not scored, their inputs were as before.",
+    ("pipeline",),
 )
 ROWS_MATERIALIZED = Counter(
     "almanac_rows_materialized_total",

@@ -176,7 +176,8 @@ def build(pipeline: Pipeline) -> DAG:
             label = pipeline.shard_label(partitions) if partitions else "nothing changed"
             get_current_context()["shard_label"] = label  # type: ignore[typeddict-unknown-key]
             result = score_shard(pipeline, settings(), Plan.from_json(planned), partitions)
-            return {"staged": result.staged, "skipped": result.skipped, "rows": result.rows}
+            counts = {"staged": result.staged, "skipped": result.skipped, "rows": result.rows}
+            return {**counts, "unchanged": result.unchanged} if pipeline.changed_only else counts
 
         @task(doc_md="Great Expectations on the staged predictions; partitions that fail are quarantined.")
         def gate_predictions(planned: dict[str, Any]) -> dict[str, Any]:

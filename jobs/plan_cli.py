@@ -109,9 +109,10 @@ def summary(made: Preview) -> str:
     """One line: how much would be scored, and for how long."""
     scored = sum(plan.action == "score" for plan in made.partitions)
     cost = "its cost is known after the first run" if made.seconds is None else f"about {made.seconds:.1f} s"
+    share = "" if made.scored >= 1 else f", {made.scored:.1%} of them scored if as many change as for the last run"
     return (
         f"{scored} of {len(made.partitions)} partitions would be scored: {made.rows:,} rows in "
-        f"{made.shards} shard{'' if made.shards == 1 else 's'}, {cost}; nothing was run"
+        f"{made.shards} shard{'' if made.shards == 1 else 's'}{share}, {cost}; nothing was run"
     )
 
 

@@ -49,6 +49,7 @@ class Preview:
     """What a run as of a cutoff would do.
 
     Attributes:
+        scored: share of the rows that would be scored, if as many entities change as for the newest run.
         seconds: estimate of the stages' time, Airflow's own apart; None before a first run has been measured.
     """
 
@@ -61,6 +62,7 @@ class Preview:
     shards: int
     rows: int
     seconds: float | None
+    scored: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
         partitions=plans,
         shards=shards,
         rows=count,
+        scored=1.0 if costs is None or not pipeline.changed_only else costs.scored,
         seconds=None if costs is None else costs.seconds(count, shards),
     )
 

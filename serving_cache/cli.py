@@ -82,7 +82,7 @@ def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:
             )
         found = store.stage_times(pipeline, generation)
     if as_json:
-        names = ("stage", "shard", "seconds", "partitions", "rows", "outcome", "reason", "steps")
+        names = ("stage", "shard", "seconds", "partitions", "rows", "unchanged", "outcome", "reason", "steps")
         print_json(
             [{"started_at": format_time(f.started_at), **{name: getattr(f, name) for name in names}} for f in found]
         )
@@ -90,12 +90,14 @@ def _print_stages(pipeline: str, generation: int, *, as_json: bool) -> None:
     rows = [
         (
             f.stage, f.shard, f"{format_time(f.started_at)[5:19]}Z", f"{f.seconds:.2f} s", f.partitions, f.rows,
+            f.unchanged or None,
             ", ".join(f"{name} {f.steps[name]:.2f}" for name in sorted(f.steps, key=f.steps.__getitem__, reverse=True)),
             f.outcome, f.reason,
         )
         for f in found
     ]  # fmt: skip
-    print_table(("stage", "shard", "started", "took", "partitions", "rows", "of which", "outcome", "reason"), rows)
+    columns = ("stage", "shard", "started", "took", "partitions", "rows", "unchanged", "of which", "outcome", "reason")
+    print_table(columns, rows)
 
 
 def rollback(

@@ -65,7 +65,7 @@ class Monitor:
         self._found_at = steady
         self._stepped_at = steady
         for pipeline in self._pipelines:
-            for counter in ROWS.values():
+            for counter in (*ROWS.values(), metrics.ROWS_UNCHANGED):
                 counter.labels(pipeline.name).inc(0)
             metrics.GENERATION_LATE.labels(pipeline.name).set(0)
             metrics.GENERATION_LATE_SECONDS.labels(pipeline.name).set(0)
@@ -169,7 +169,8 @@ def show(pipeline: Pipeline, found: PipelineState, now: datetime) -> None:
         outcome = record.outcome if record.outcome == DONE else "failed"
         metrics.STAGE_SECONDS.labels(name, record.stage, outcome).observe(record.seconds)
         if record.stage in ROWS:
-            ROWS[record.stage].labels(name).inc(record.rows)
+            ROWS[record.stage].labels(name).inc(record.rows - record.unchanged)
+        metrics.ROWS_UNCHANGED.labels(name).inc(record.unchanged)
 
 
 def _show_errors(labels: tuple[str, str, str], sums: Sums) -> None:

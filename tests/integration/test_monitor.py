@@ -123,13 +123,14 @@ def test_what_a_look_shows(pipeline: Pipeline, store: PostgresStore, eyes: Eyes,
     assert sample("almanac_rows_scored_total", pipeline=name) == 0
     found = StageTime(
         pipeline=name, generation=attempt.generation, stage="score", shard=0, started_at=NOON, seconds=2.0,
-        partitions=15, rows=60, outcome="done",
+        partitions=15, rows=60, unchanged=50, outcome="done",
     )  # fmt: skip
     for _ in range(2):
         record(postgres_url, found, now=utc_now())
     for _ in range(2):  # what was seen counts once
         monitor.step(NOON, time.monotonic())
-    assert sample("almanac_rows_scored_total", pipeline=name) == 120
+    assert sample("almanac_rows_scored_total", pipeline=name) == 20
+    assert sample("almanac_rows_unchanged_total", pipeline=name) == 100
     assert sample("almanac_stage_seconds_count", pipeline=name, stage="score", outcome="done") == 2
     assert sample("almanac_run_stage_seconds", pipeline=name, stage="score") == 4
     assert sample("almanac_run_stage_seconds", pipeline=name, stage="publish") == 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from msgspec import structs
 
 from almanac.partitioning import Grid
 from almanac.pipeline import Gate
@@ -101,6 +102,15 @@ def stage_time(stage: str, seconds: float, rows: int, **steps: float) -> StageTi
         pipeline="p", generation=1, stage=stage, shard=None, started_at=NOON, seconds=seconds, partitions=1, rows=rows,
         outcome="done", steps=steps,
     )  # fmt: skip
+
+
+def test_a_run_costs_what_it_would_if_as_many_entities_change_as_for_the_newest_one() -> None:
+    whole = stage_time("score", 11.0, 1000, score=8.0, model=1.0)
+    tenth = structs.replace(whole, generation=2, seconds=3.8, unchanged=900, steps={"score": 0.8, "model": 1.0})
+    found = measured([tenth, whole])
+    assert found is not None
+    assert found.scored == pytest.approx(0.1)
+    assert found.row == pytest.approx((2.0 + 2.0) / 2000 + 0.1 * 8.8 / 1100)
 
 
 def test_costs_are_those_of_the_stages_and_unknown_before_anything_was_scored() -> None:
