@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from almanac.errors import DeclarationError, FeatureError
@@ -18,10 +18,37 @@ from almanac.ragged import Ragged
 from almanac.settings import Settings
 from features.materialize_watermarks import token_key
 from features.online import OnlineFeatures, open_redis, redis_errors
-from features.rankable import Range, history_rows, items_in_question, need_items
+from features.online_reading import Features
+from features.rankable import Range, Rows, history_rows, items_in_question, need_items
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+ITEMS_KEPT = timedelta(seconds=5)
+"""Time after which items are read again, whoever wrote them; rows expire so much later at most."""
+ITEMS_KEPT_MAX = 50_000
+"""Items that are kept; beyond it those of the next batch alone."""
+
+
+class _Kept:
+    """The items that were read, until a materialization has written others.
+
+    A materialization leaves its tokens after its rows, and they are looked at before rows are read. So none is kept
+    beyond the materialization that replaced it, though it may have been read while that was at work.
+    """
+
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._written: Any = None
+        self._since = datetime.min.replace(tzinfo=UTC)
+
+    def of(self, written: Any, at: datetime) -> Rows:
+        """What is kept of the items that were written so, and is young enough at a moment."""
+        young = timedelta(0) <= at - self._since <= ITEMS_KEPT
+        if written != self._written or not young or len(self._rows.known) > ITEMS_KEPT_MAX:
+            self._rows, self._written, self._since = Rows(), written, at
+        return self._rows
 
 
 class OnlineHistories:
@@ -44,6 +71,7 @@ class OnlineHistories:
             replace(pipeline, features=pipeline.ranking.features, ranking=None, default=None), settings
         )
         self._view = self._entities.views[0]
+        self._kept = _Kept()
         if len(self._entities.views) != 1:
             raise FeatureError(
                 f"{pipeline.features} has {len(self._entities.views)} views, events with lines fold into one: "
@@ -70,6 +98,8 @@ class OnlineHistories:
     def items(self, histories: Ragged, at: datetime) -> Range:
         """The items that lists of these entities may hold, and those by which they are chosen.
 
+        What was read is kept: see `_Kept`.
+
         Args:
             histories: keys of each entity's own items, newest first.
             at: rows older than their view's TTL at this moment count as missing.
@@ -78,17 +108,27 @@ class OnlineHistories:
             FeatureError: there are no items in the store.
             Unavailable: Redis does not answer.
         """
-        asking = items_in_question(histories)
-        keys = next(asking)
+        asking = items_in_question(histories, self._kept.of(self._written(), at))
+        found: Features | None = None
         while True:
             try:
-                keys = asking.send(self._items.features(keys, at=at))
+                keys = next(asking) if found is None else asking.send(found)
             except StopIteration as end:
+                if not end.value.items.keys:
+                    self._kept = _Kept()
                 return need_items(end.value, self._ranking.features)
+            found = self._items.features(keys, at=at)
 
     def push(self, rows: pa.Table) -> None:
         """Write histories, each over an older one: see `OnlineFeatures.push`."""
         self._entities.push(rows)
+
+    def _written(self) -> tuple[Any, ...]:
+        """Tokens of the materializations that wrote the items last: others once there are other rows."""
+        fields = [f"{view}:{n}" for view in self._items.views for n in range(self._pipeline.partitions.count)]
+        with redis_errors():
+            found: Any = self._redis.hmget(token_key(self._pipeline.name), fields)
+        return tuple(found)
 
     def _need_filled(self, absent: Sequence[Any]) -> None:
         if not absent:

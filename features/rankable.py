@@ -116,16 +116,19 @@ def history_rows(found: Features) -> list[dict[str, Any] | None]:
     return rows
 
 
-def items_in_question(histories: Ragged) -> Asking:
+def items_in_question(histories: Ragged, rows: Rows | None = None) -> Asking:
     """Ask for all items that lists of some entities may hold, and for those by which they are chosen.
 
     Args:
         histories: the keys of each entity's own items, newest first.
+        rows: what was asked for before, and is not asked for again; what is answered is added. Lists are the same
+            whatever else is known, for an entity's candidate items are named by its own items and what is popular.
     """
+    rows = Rows() if rows is None else rows
     _, _, at = histories.rows(HISTORY_MAX)
-    own = list(dict.fromkeys([ANY_ITEM, *histories.values[at]]))
-    rows = _Rows()
-    rows.add(own, (yield own))
+    own = [key for key in dict.fromkeys([ANY_ITEM, *histories.values[at]]) if key not in rows.known]
+    if own:
+        rows.add(own, (yield own))
     _, _, at = histories.rows(SEEDS_MAX)
     seeds = dict.fromkeys(histories.values[at])
     wanted = dict.fromkeys(rows.neighbours(ANY_ITEM, None))
@@ -134,17 +137,30 @@ def items_in_question(histories: Ragged) -> Asking:
     more = [key for key in wanted if key not in rows.known]
     if more:
         rows.add(more, (yield more))
-    return Range(rows.items(), rows.newest())
+    return rows.range()
 
 
-class _Rows:
+class Rows:
     """The items that were asked for, as they were answered."""
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[int, int]] = {}
         self._answers: list[tuple[list[str], Features]] = []
+        self._range: Range | None = None
+
+    def range(self) -> Range:
+        """All of them; made once, as long as nothing is added."""
+        if self._range is None:
+            self._range = Range(self.items(), self.newest())
+        return self._range
 
     def add(self, keys: list[str], found: Features) -> None:
+        """Take what was answered.
+
+        Raises:
+            FeatureError: the items have no neighbours.
+        """
+        self._range = None
         for name in (NEIGHBOURS, NEIGHBOUR_WEIGHTS):
             if name not in found.lists:
                 raise FeatureError(f"the items' features lack the list {name}: add it to a view, and apply it")
@@ -152,6 +168,7 @@ class _Rows:
         self._answers.append((keys, found))
 
     def neighbours(self, key: str, most: int | None) -> Iterable[str]:
+        """The first neighbours of an item; none of one that was not asked for."""
         answer, at = self.known.get(key, (-1, 0))
         if answer < 0:
             return []

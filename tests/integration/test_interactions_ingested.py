@@ -17,6 +17,7 @@ from almanac.errors import FeatureError
 from almanac.interactions import Simulated
 from almanac.list_scoring import rank
 from almanac.pipeline import Interactions
+from almanac.ragged import Ragged
 from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
@@ -26,7 +27,7 @@ from features.materialize import materialize
 from features.materialize_watermarks import put_token, token_key
 from features.offline import historical
 from features.online import OnlineFeatures, observation_row
-from features.online_histories import OnlineHistories
+from features.online_histories import ITEMS_KEPT, OnlineHistories
 from features.online_reading import MISSING, PRESENT
 from features.rankable import entities_of, history_lists, placed
 from features.ranked import items_at, ragged_of
@@ -193,3 +194,15 @@ def test_lists_of_items_that_were_asked_for_are_those_of_all_items_offline(store
     asked = rank(placed(entities, found.items), found.items, Sums(), ranking)
     assert asked == rank(placed(entities, every), every, Sums(), ranking)
     assert min(len(one.items) for one in asked) == min(ranking.kept, int(every.answerable("available").sum()))
+
+
+def test_items_are_kept_until_a_materialization_has_written_others(stored: Stored) -> None:
+    online, histories = OnlineHistories(SMALL, stored.settings), Ragged.of([["NOBODY SELLS THIS"]], object)
+    found = online.items(histories, stored.as_of)
+    assert online.items(histories, stored.as_of + ITEMS_KEPT) is found
+    assert online.items(histories, stored.as_of + 2 * ITEMS_KEPT) is not found
+    found = online.items(histories, stored.as_of)
+    with redis.Redis.from_url(stored.settings.need("redis_url")) as client:
+        put_token(client, SMALL.name, "item_stats", [SMALL.partitions.count - 1], "another")
+        assert online.items(histories, stored.as_of) is not found
+        client.delete(token_key(SMALL.name))

@@ -21,7 +21,16 @@ from almanac.ranking_rows import Items
 from features.interactions import HISTORY
 from features.interactions_fold import Event, advance
 from features.online_reading import MISSING, NEVER, PRESENT, Features, View, ViewRows
-from features.rankable import Range, entities_of, history_lists, history_rows, items_in_question, need_items, placed
+from features.rankable import (
+    Range,
+    Rows,
+    entities_of,
+    history_lists,
+    history_rows,
+    items_in_question,
+    need_items,
+    placed,
+)
 from pipelines.shop import shop
 
 ITEMS_COLUMNS = ("price", "available", "sold_30d")
@@ -74,9 +83,9 @@ def answer(world: Mapping[str, Row], keys: list[str]) -> Features:
     )
 
 
-def asked(world: Mapping[str, Row], histories: Ragged) -> tuple[Items, int]:
-    """The items by asking, and how many questions it took."""
-    asking, questions = items_in_question(histories), 0
+def asked(world: Mapping[str, Row], histories: Ragged, rows: Rows | None = None) -> tuple[Items, int]:
+    """The items by asking, beside what was asked for before, and how many questions it took."""
+    asking, questions = items_in_question(histories, rows), 0
     try:
         keys = next(asking)
         while True:
@@ -126,12 +135,17 @@ def test_lists_from_items_asked_for_are_those_from_all_items(drawn: dict[str, An
     assert questions <= 2
     every = everything(world)
     assert rank(placed(entities, some), some, Sums(), RANKING) == rank(placed(entities, every), every, Sums(), RANKING)
-    for at in range(len(rows)):  # and each alone
+    kept = Rows()
+    for at in range(len(rows)):  # and each alone, and after those before it
         columns, lists = history_lists(rows[at : at + 1])
         one = entities_of(shop, ["c"], np.array(moments[at : at + 1]), columns, lists)
+        expected = rank(placed(entities, every), every, Sums(), RANKING)[at : at + 1]
         some, _ = asked(world, lists["bought_items"])
-        alone = rank(placed(one, some), some, Sums(), RANKING)
-        assert alone == rank(placed(entities, every), every, Sums(), RANKING)[at : at + 1]
+        assert rank(placed(one, some), some, Sums(), RANKING) == expected
+        some, _ = asked(world, lists["bought_items"], kept)
+        assert rank(placed(one, some), some, Sums(), RANKING) == expected
+        again, questions = asked(world, lists["bought_items"], kept)
+        assert (again, questions) == (some, 0)
 
 
 def test_a_history_is_read_back_as_it_was_and_an_absent_one_is_none() -> None:
