@@ -16,7 +16,7 @@ were found are read afterwards (`asof_gather`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -72,8 +72,13 @@ def join(
     return table
 
 
-def latest(view: View, start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+def latest(
+    view: View, start: datetime, end: datetime, keys: Mapping[str, tuple[int, int]] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The newest row of each key with an event time from `start` to `end`, both included.
+
+    Args:
+        keys: of columns of whole numbers, the least and the greatest that are asked for: there is no row of others.
 
     Returns:
         Batches with the keys by the entities' names, event time and created
@@ -83,7 +88,7 @@ def latest(view: View, start: datetime, end: datetime) -> Iterator[pa.RecordBatc
     Raises:
         FeatureError: a column is missing, has another type, or a file cannot be read; names the view.
     """
-    return latest_rows(view, start, end)
+    return latest_rows(view, start, end, keys)
 
 
 def _check(entities: pa.Table, views: Sequence[View], moment: str) -> None:

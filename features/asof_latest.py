@@ -7,7 +7,7 @@ source is streamed once for each part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,13 @@ class _TooMany(Exception):
     """More keys than may be held at once."""
 
 
-def latest_rows(view: View, start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+def latest_rows(
+    view: View, start: datetime, end: datetime, keys: Mapping[str, tuple[int, int]] | None = None
+) -> Iterator[pa.RecordBatch]:
     """As `features.asof.latest`."""
     unit = unit_of(schema_of(view).field(view.timestamp).type, f"view {view.name}: {view.timestamp}")
     earliest, last = (of_moment(one if one.tzinfo else one.replace(tzinfo=UTC), unit) for one in (start, end))
-    window = Window(timestamp=view.timestamp, unit=unit, earliest=earliest, latest=last)
+    window = Window(timestamp=view.timestamp, unit=unit, earliest=earliest, latest=last, keys=keys)
     with opened(view, window) as chunks:
         yield from _part(view, chunks, window, 1, 0)
 
@@ -85,13 +87,17 @@ def _newest(view: View, chunks: Chunks, spans: Sequence[Span], window: Window, p
 
 
 def _candidates(view: View, table: pa.Table, first: int, window: Window, part: tuple[int, int]) -> pa.Table:
-    """Keys, times and numbers of the rows within the time and the part."""
+    """Keys, times and numbers of the rows within the window and the part."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     times = Times.of(table[view.timestamp], window.unit)
     usable = (times.values >= (window.earliest or 0)) & (times.values <= (window.latest or 0))
     if times.absent is not None:
         usable &= ~times.absent
+    for name, (low, high) in (window.keys or {}).items():
+        within = pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], high))
+        usable &= pc.fill_null(within, False).to_numpy()
     keys = [_plain(table[name]) for name in view.keys]
     if part[0] > 1:
         usable &= _hashes(keys, len(table)) % np.uint64(part[0]) == np.uint64(part[1])

@@ -29,7 +29,17 @@ from almanac.settings import Settings
 from features import materialize_watermarks as watermarks
 from features.materialize_plan import Asked, File, Reading, Shard, Watermark, cut, due, readings, start_of
 from features.materialize_progress import Lines, Progress
-from features.materialize_source import Found, Source, check_files, examine, newest, partitions_of, source_of
+from features.materialize_source import (
+    Found,
+    Keys,
+    Source,
+    check_files,
+    examine,
+    keys_between,
+    newest,
+    partitions_of,
+    source_of,
+)
 from features.materialize_writer import Batch, PackedWriter, Writer
 from features.online import open_redis, redis_errors, views_of
 from features.store import open_service, registry_errors
@@ -161,7 +171,7 @@ class Materialization(Closing):
         files = source.files(start_of(shard.until, source.ttl), shard.until)
         work = _Work(shard, files, readings(shard, files, source.ttl))
         if work.readings:
-            self._examine(source, work.readings)
+            self._examine(source, work.readings, self._keys(source, shard))
             self._bring(work, report, progress or Lines())
         report.seconds = time.perf_counter() - started
         return report
@@ -179,7 +189,7 @@ class Materialization(Closing):
                 reads = readings(shard, files, source.ttl)
                 if not reads:
                     continue
-                entities = self._examine(source, reads)
+                entities = self._examine(source, reads, None)
                 found += [_Work(piece, files, reads) for piece in cut(shard, entities)]
         yield from found
 
@@ -191,12 +201,12 @@ class Materialization(Closing):
                 tokens = watermarks.tokens(self._writer.client, self._pipeline.name, source.view, count)
         return due(asked, source.view, source.definition, count, held, tokens)
 
-    def _examine(self, source: Source, reads: Sequence[Reading]) -> int:
+    def _examine(self, source: Source, reads: Sequence[Reading], own: Keys | None) -> int:
         """Step 2; returns about how many entities there are to write."""
         found: list[Found] = []
         for reading in reads:
             check_files(source, reading.files)
-            found.append(examine(self._duckdb, source, self._partitions(source), reading))
+            found.append(examine(self._duckdb, source, self._partitions(source), reading, own))
         return sum(one.entities for one in found)
 
     def _bring(self, work: _Work, report: Report, progress: Progress) -> None:
@@ -231,7 +241,7 @@ class Materialization(Closing):
         """Step 3 up to the writing: the newest rows of the shard's own entities, packed, some at a time."""
         whole = len(work.shard.partitions) == self._pipeline.partitions.count
         for reading in work.readings:
-            for batch in newest(source, reading):
+            for batch in newest(source, reading, None if whole else self._keys(source, work.shard)):
                 rows = batch if whole else self._own(source, work.shard, batch)
                 for start in range(0, rows.num_rows, WRITE_ROWS):
                     yield self._writer.pack(source, rows.slice(start, WRITE_ROWS))
@@ -241,6 +251,9 @@ class Materialization(Closing):
 
         found = partitions_of(self._partitions(source), batch[source.key])
         return batch.filter(pa.array((found >= shard.first) & (found <= shard.last)))
+
+    def _keys(self, source: Source, shard: Shard) -> Keys | None:
+        return keys_between(self._partitions(source), shard.first, shard.last)
 
     def _partitions(self, source: Source) -> Partitioning:
         """How a view's keys fall into partitions: items into as many buckets as there are partitions of entities."""

@@ -33,6 +33,8 @@ FILES_MAX = 10_000
 KEYS_SHOWN_MAX = 3
 KEY_BYTES_MAX = 256
 """Of a text key, as in the declaration."""
+Keys = tuple[int, int]
+"""The least and the greatest of neighbouring whole-number keys."""
 NUMBERS = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
 
 
@@ -181,11 +183,14 @@ class Found:
     entities: int
 
 
-def examine(duckdb: duckdb.DuckDBPyConnection, source: Source, partitions: Partitioning, reading: Reading) -> Found:
+def examine(
+    duckdb: duckdb.DuckDBPyConnection, source: Source, partitions: Partitioning, reading: Reading, own: Keys | None
+) -> Found:
     """Count the rows of a reading, and refuse those that cannot be told apart; only keys and times are read.
 
     Args:
         duckdb: a connection to any database; nothing is put into it.
+        own: look at these keys alone.
 
     Raises:
         FeatureError: a row without a key or event time, a key that no entity has, two rows of one key and event time
@@ -200,6 +205,8 @@ def examine(duckdb: duckdb.DuckDBPyConnection, source: Source, partitions: Parti
         foreign, valid = "false", ""
     rows = "read_parquet($1, union_by_name => true)"
     usable = f"{moment} BETWEEN {literal(reading.start)} AND {literal(reading.end)}"
+    if own is not None:
+        usable += f" AND {key} BETWEEN {own[0]} AND {own[1]}"
     files = list(reading.files)
     with _asking(source), duckdb.cursor() as connection:
         counted: Any = connection.execute(
@@ -236,8 +243,11 @@ def examine(duckdb: duckdb.DuckDBPyConnection, source: Source, partitions: Parti
     return Found(rows=count, entities=min(entities, count))
 
 
-def newest(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
+def newest(source: Source, reading: Reading, own: Keys | None) -> Iterator[pa.RecordBatch]:
     """The newest row of each entity in a reading: key and features by the view's names, times by the files'.
+
+    Args:
+        own: the entities of these keys alone.
 
     Raises:
         FeatureError: a file cannot be read.
@@ -246,7 +256,8 @@ def newest(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     try:
-        yield from asof.latest(source.as_view(reading.files), reading.start, reading.end)
+        keys = None if own is None else {source.key_column: own}
+        yield from asof.latest(source.as_view(reading.files), reading.start, reading.end, keys)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _unreadable(source, error) from error
 
@@ -264,6 +275,17 @@ def _asking(source: Source) -> Iterator[None]:
 def _unreadable(source: Source, error: Exception) -> FeatureError:
     reason = (str(error).splitlines() or ["unreadable"])[0]
     return FeatureError(f"{source.path} of view {source.view} cannot be read ({reason}): write it again")
+
+
+def keys_between(partitions: Partitioning, first: int, last: int) -> Keys | None:
+    """What the keys of some neighbouring partitions lie between, so that no file is read for other keys.
+
+    None for buckets, whose keys lie anywhere.
+    """
+    if not isinstance(partitions, Grid):
+        return None
+    top, bottom = first // partitions.tile_cols, last // partitions.tile_cols + 1
+    return top * partitions.tile * partitions.cols, min(bottom * partitions.tile, partitions.rows) * partitions.cols - 1
 
 
 def partitions_of(partitions: Partitioning, keys: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -279,6 +279,31 @@ def test_row_groups_that_no_entity_can_see_are_not_read(tmp_path: Path, monkeypa
     assert read == []
 
 
+def test_the_newest_rows_of_some_keys_are_found_without_reading_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [*range(40), None] * 2
+    stamps = pa.array([at(hour * 3600) for hour in (1, 0) for _ in range(41)], STAMP)
+    table = pa.table({"k": pa.array(keys, pa.int64()), "ts": stamps, "x": range(82)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
+    view = one_view(table, source=Files(paths=(str(tmp_path / "a.parquet"),)))
+    every = pa.Table.from_batches(latest(view, at(0), at(9999)))
+    assert (len(every), every["k"].null_count) == (41, 1)
+    read: list[int] = []
+    inner = asof_chunks._decoded
+
+    def counting(*arguments: Any) -> Iterator[pa.Table]:
+        for part in inner(*arguments):
+            read.append(len(part))
+            yield part
+
+    monkeypatch.setattr(asof_chunks, "_decoded", counting)
+    found = pa.Table.from_batches(latest(view, at(0), at(9999), {"k": (0, 12)}))
+    assert sum(read) == 60  # of 82 rows keys and times of two row groups in each half, then the features of two
+    assert found.select(["k", "x"]).to_pydict() == {"k": list(range(13)), "x": list(range(13))}
+    assert list(latest(view, at(0), at(9999), {"k": (90, 99)})) == []
+
+
 def test_a_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
     view = one_view(pa.table({}), source=Files(paths=(str(tmp_path),)))
     asked = entities_of([1], pa.array([at(9)], STAMP))

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from almanac.clock import HOUR
 from almanac.errors import UsageError
+from almanac.partitioning import Buckets, Grid
 from almanac.settings import load_settings
 from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
+from features.materialize_source import keys_between
 from jobs.materialize import asked_times, materialize_by_hand
 from pipelines.weather import weather
 
@@ -101,6 +103,21 @@ def test_cut_shards_cover_each_partition_once(
     assert sum(piece.entities for piece in pieces) >= entities
     if len(pieces) < min(count, shards_max):
         assert entities <= most * len(pieces)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.data())
+def test_keys_of_neighbouring_tiles_lie_where_they_are_looked_for(
+    rows: int, cols: int, tile: int, data: st.DataObject
+) -> None:
+    grid = Grid(rows=rows, cols=cols, tile=tile)
+    first = data.draw(st.integers(0, grid.count - 1))
+    last = data.draw(st.integers(first, grid.count - 1))
+    found = keys_between(grid, first, last)
+    assert found is not None
+    cells = [cell for partition in range(first, last + 1) for cell in grid.entities(partition)]
+    assert found[0] <= min(cells) <= max(cells) <= found[1] < grid.cells
+    assert found[1] - found[0] < len(cells) + 2 * tile * cols  # but for the ends of the first and the last row of tiles
+    assert keys_between(Buckets(count=9), 0, 8) is None
 
 
 @pytest.mark.parametrize(
