@@ -124,9 +124,11 @@ def _unreferenced(connection: Connection, pipeline: str) -> list[int]:
     ).fetchall()
     existing = [int(name[len(prefix) :]) for (name,) in tables if re.fullmatch(r"\d+", name[len(prefix) :])]
     origins: dict[int, set[int]] = {}
+    # What a published generation refers to stands in its manifest; a rejected one refers to nothing any more.
     for generation, origin in connection.execute(
         "SELECT generation, origin FROM generation_partitions WHERE pipeline = %s UNION "
-        "SELECT generation, origin FROM ledger WHERE pipeline = %s AND origin IS NOT NULL",
+        "SELECT l.generation, l.origin FROM ledger l JOIN generations g USING (pipeline, generation) "
+        "WHERE l.pipeline = %s AND l.origin IS NOT NULL AND g.state = 'staged'",
         (pipeline, pipeline),
     ):
         origins.setdefault(generation, set()).add(origin)

@@ -10,7 +10,7 @@ import pytest
 from almanac.clock import HOUR
 from almanac.pipeline import Pipeline
 from serving_cache.postgres import PostgresStore
-from serving_cache.records import Attempt, State
+from serving_cache.records import Attempt, StagedPartition, State
 from tests.generations import NOON, grid_pipeline, migrated, published_generation, staged_parts, start_of
 
 CODE, SOURCE = "code-1", "source-1"
@@ -124,3 +124,62 @@ def test_rows_without_digests_are_never_carried(store: PostgresStore, pipeline: 
     published_generation(store, pipeline, 1.0)
     second = opened(store, pipeline, 1)
     assert store.carry_unchanged(second, {0: ""}) == []
+
+
+def with_digests(pipeline: Pipeline, hour: int, partitions: range, text: bytes) -> list[StagedPartition]:
+    parts = staged_parts(pipeline, float(hour), NOON + hour * HOUR, partitions)
+    return [replace(part, input_digest=f"d{part.partition}", entity_digests=text) for part in parts]
+
+
+def test_what_entities_were_scored_from_is_known_while_their_rows_are(
+    store: PostgresStore, people: psycopg.Connection, pipeline: Pipeline
+) -> None:
+    first = opened(store, pipeline, 0)
+    store.stage(first, with_digests(pipeline, 0, range(16), b"first"))
+    assert store.known_blocks(first, range(16)) == []  # readers have nothing yet
+    store.quarantine(first, 5, "too cold")
+    store.publish(first, pipeline, now=NOON)
+
+    second = opened(store, pipeline, 1)
+    known = {one.partition: one for one in store.known_blocks(second, range(16))}
+    assert known.keys() == set(range(16)) - {5}
+    entry = store.manifest(pipeline.name, first.generation)[0]
+    assert known[0] == (0, first.generation, first.generation, entry.block_hash, b"first")
+    # Other inputs led to the same block: it is carried forward, and is known to be made from these.
+    assert store.carry_equal(second, {known[0]: ("new", b"again"), known[1]._replace(block_hash="0"): ("", b"")}) == [0]
+    assert store.carry_equal(second, {}) == []
+    store.stage(second, with_digests(pipeline, 1, range(1, 16), b"second"))
+    store.publish(second, pipeline, now=NOON + HOUR)
+    third = opened(store, pipeline, 2)
+    assert [(one.origin, one.digests) for one in store.known_blocks(third, [0, 1])] == [
+        (first.generation, b"again"),
+        (second.generation, b"second"),
+    ]
+    assert store.carry_unchanged(third, {0: "new", 1: "other"}) == [0]
+    assert store.known_blocks(opened(store, pipeline, 3, model_hash="1" * 64), [0]) == []
+    assert store.known_blocks(opened(store, pipeline, 4, code_digest="code-2"), [0]) == []
+    assert kept(people, pipeline) == {first.generation: 15, second.generation: 15}
+
+    # A rejected generation and rows that are dropped leave nothing behind.
+    store.stage(third, with_digests(pipeline, 2, range(1, 16), b"third"))
+    assert kept(people, pipeline)[third.generation] == 15
+    store.reject(third, "never mind")
+    last = opened(store, pipeline, 5)
+    store.stage(last, with_digests(pipeline, 5, range(16), b"last"))
+    store.publish(last, pipeline, now=NOON + 5 * HOUR)
+    for hour in (30, 60):
+        store.retire(replace(pipeline, generations_kept=1), now=NOON + hour * HOUR)
+    assert kept(people, pipeline) == {first.generation: 15, second.generation: 15, last.generation: 16}
+    after = opened(store, pipeline, 6)
+    store.stage(after, with_digests(pipeline, 6, range(16), b"after"))
+    store.publish(after, pipeline, now=NOON + 6 * HOUR)
+    store.retire(replace(pipeline, generations_kept=1), now=NOON + 60 * HOUR)
+    assert kept(people, pipeline) == {last.generation: 16, after.generation: 16}
+
+
+def kept(people: psycopg.Connection, pipeline: Pipeline) -> dict[int, int]:
+    """Partitions of each generation whose entities' digests are kept."""
+    found = people.execute(
+        "SELECT generation, count(*)::int FROM entity_digests WHERE pipeline = %s GROUP BY generation", (pipeline.name,)
+    ).fetchall()
+    return {int(generation): int(count) for generation, count in found}
