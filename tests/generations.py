@@ -82,9 +82,10 @@ def list_of(user: str, value: float) -> RankedList:
     )
 
 
-def migrated(url: str, *pipelines: Pipeline) -> None:
-    """Make the tables of these pipelines."""
-    migrate(url, pipelines)
+def migrated(url: str, pipeline: Pipeline, *others: Pipeline) -> Pipeline:
+    """The pipeline, once its tables and those of the others are made."""
+    migrate(url, (pipeline, *others))
+    return pipeline
 
 
 def block_of(pipeline: Pipeline, partition: int, value: float) -> AnyBlock:

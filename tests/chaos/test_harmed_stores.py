@@ -113,8 +113,7 @@ def test_a_full_redis_is_read_as_before_and_follows_when_there_is_room(drill: Dr
 
 
 def test_a_read_only_postgres_publishes_nothing_and_is_tried_again(postgres_url: str) -> None:
-    grid = grid_pipeline()
-    migrated(postgres_url, grid)
+    grid = migrated(postgres_url, grid_pipeline())
     with PostgresStore(postgres_url) as store, psycopg.connect(postgres_url, autocommit=True) as admin:
         attempt = staged_generation(store, grid, 281.0)
         database = sql.Identifier(admin.info.dbname)

@@ -26,8 +26,7 @@ from tests.streams import event, tiny_pipeline
 def test_the_reconciler_misses_no_overlay_when_its_clock_steps(
     step: timedelta, postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = grid_pipeline()
-    migrated(postgres_url, grid)
+    grid = migrated(postgres_url, grid_pipeline())
     with PostgresStore(postgres_url) as postgres, RedisStore(redis_url) as redis:
         published_generation(postgres, grid, 281.0, utc_now() - HOUR)
         watching = Reconciler([grid], postgres, redis)

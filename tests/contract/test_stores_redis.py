@@ -19,8 +19,7 @@ from tests.generations import NOON, grid_pipeline, migrated, new_name, overlay_o
 
 @pytest.fixture(scope="module")
 def some_pointer(postgres_url: str) -> Pointer:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     with PostgresStore(postgres_url) as store:
         published_generation(store, pipeline, 1.0)
         found = store.pointer(pipeline.name)
@@ -65,8 +64,7 @@ def test_the_marker_stays_while_redis_is_whole(cache: RedisStore) -> None:
 def test_what_the_pointer_names_stays_and_the_rest_is_let_go(
     store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline(coverage_min=0.5)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(coverage_min=0.5))
     for value in (1.0, 2.0, 1.0, 3.0):  # the third has the blocks of the first
         published_generation(store, pipeline, value)
         sync_redis(pipeline, store, cache)
@@ -89,8 +87,7 @@ def test_blocks_that_no_manifest_holds_go_by_themselves(cache: RedisStore, raw: 
 def test_an_older_follower_lets_nothing_go(
     store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     old = store.pointer(pipeline.name)
     assert old is not None
@@ -103,8 +100,7 @@ def test_an_older_follower_lets_nothing_go(
 def test_a_rebuilt_redis_is_what_it_was(
     store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     from almanac.clock import utc_now
 
     overlays = [overlay_of("1", utc_now(), 7), overlay_of("2", NOON, 8)]  # the second is long expired
@@ -132,8 +128,7 @@ def test_a_rebuilt_redis_is_what_it_was(
 def test_a_pointer_that_cannot_be_read_is_replaced(
     store: PostgresStore, cache: RedisStore, raw: redis.Redis, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     raw.set(layout.pointer_key(pipeline.name), b'{"epoch": 99}')
     assert sync_redis(pipeline, store, cache)
@@ -150,8 +145,7 @@ def test_an_overlay_that_cannot_be_read_is_replaced(cache: RedisStore, raw: redi
 def test_rows_that_somebody_changed_are_noticed(store: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
     import psycopg
 
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     with psycopg.connect(postgres_url) as connection:
         connection.execute(f"UPDATE {layout.child_name(pipeline.name, 1)} SET t2m_1h = 5 WHERE cell_id = 3")

@@ -61,8 +61,7 @@ class Publishing:
 
 
 def test_what_was_published_is_not_missing_and_what_fails_stays_so(postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     at = load_settings(postgres_url=postgres_url)
     with PostgresStore(postgres_url) as store:
 

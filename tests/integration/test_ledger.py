@@ -18,8 +18,7 @@ CODE, SOURCE = "code-1", "source-1"
 
 @pytest.fixture
 def pipeline(postgres_url: str) -> Pipeline:
-    made = grid_pipeline()
-    migrated(postgres_url, made)
+    made = migrated(postgres_url, grid_pipeline())
     return made
 
 

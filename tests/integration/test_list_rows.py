@@ -45,8 +45,7 @@ def staged(store: PostgresStore, pipeline: Pipeline, block: object) -> Attempt:
 def test_lists_of_any_items_come_back_as_they_went(
     store: PostgresStore, postgres_url: str, lists: dict[str, RankedList]
 ) -> None:
-    pipeline = list_pipeline(coverage_min=0.1)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, list_pipeline(coverage_min=0.1))
     block = block_of(lists)
     attempt = staged(store, pipeline, block)
     table = store.staged_rows(attempt)
@@ -80,8 +79,7 @@ def block_of(lists: dict[str, RankedList]) -> ListBlock:
     ],
 )
 def test_lists_that_somebody_changed_are_no_block(store: PostgresStore, postgres_url: str, change: str) -> None:
-    pipeline = list_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, list_pipeline())
     attempt = staged_generation(store, pipeline, 2.0)
     with psycopg.connect(postgres_url, autocommit=True) as people:
         people.execute(change.format(f"predictions_{pipeline.name}_g{attempt.generation}"))  # type: ignore[arg-type]
@@ -91,8 +89,7 @@ def test_lists_that_somebody_changed_are_no_block(store: PostgresStore, postgres
 
 
 def test_a_score_that_is_no_number_is_not_staged(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = list_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, list_pipeline())
     block = block_of({"a": RankedList(("x", "y"), (2.0, 1.0), {"price": (1.0, 2.0)})})
     block.scores[1] = float("nan")
     with pytest.raises(PredictionError, match="1 of 2 values of scores are NaN"):
@@ -100,8 +97,7 @@ def test_a_score_that_is_no_number_is_not_staged(store: PostgresStore, postgres_
 
 
 def test_numbers_and_lists_are_not_mixed(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = list_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, list_pipeline())
     numbers = bucket_pipeline()
     with pytest.raises(BlockError, match="stage these"):
         staged(store, pipeline, empty_block(numbers.stored_columns, whole_keys=False))

@@ -41,8 +41,7 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     folder = tmp_path_factory.mktemp("command")
-    grid = grid_pipeline(new_name())
-    migrated(postgres_url, grid)
+    grid = migrated(postgres_url, grid_pipeline(new_name()))
     with PostgresStore(postgres_url) as store:
         published_generation(store, grid, 281.3, utc_now() - timedelta(minutes=20))
     file = declared(folder, f'grid = grid_pipeline("{grid.name}")')

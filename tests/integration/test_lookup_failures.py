@@ -60,8 +60,7 @@ def drill(postgres_url: str, tmp_path: Path) -> Iterator[Drill]:
 
 @contextmanager
 def drilled(postgres_url: str, folder: Path, **variables: str) -> Iterator[Drill]:
-    grid = grid_pipeline(new_name())
-    migrated(postgres_url, grid)
+    grid = migrated(postgres_url, grid_pipeline(new_name()))
     with ExitStack() as stack:
         redis_url = stack.enter_context(running_redis(folder / "redis"))
         postgres = stack.enter_context(PostgresStore(postgres_url))

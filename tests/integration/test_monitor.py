@@ -57,8 +57,7 @@ declared = Pipeline(
 
 @pytest.fixture
 def pipeline(store: PostgresStore, postgres_url: str) -> Pipeline:
-    found = grid_pipeline()
-    migrated(postgres_url, found)
+    found = migrated(postgres_url, grid_pipeline())
     return found
 
 

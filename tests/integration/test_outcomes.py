@@ -240,8 +240,7 @@ def test_the_monitor_shows_the_errors_of_the_last_day(pipeline: Pipeline, postgr
 
 
 def test_a_pipeline_without_observations_has_no_outcomes(at: Settings, postgres_url: str) -> None:
-    users = bucket_pipeline()
-    migrated(postgres_url, users)
+    users = migrated(postgres_url, bucket_pipeline())
     with pytest.raises(UsageError, match="predicts nothing that is observed"):
         compute(users, at, cutoff=NOON)
 

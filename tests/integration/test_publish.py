@@ -37,8 +37,7 @@ def states(store: PostgresStore, name: str) -> dict[int, str]:
 
 
 def test_a_retry_resumes_and_scores_only_the_rest(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     first = begin(store, pipeline)
     assert store.pending(first, [3, 2, 1]) == [3, 2, 1]
     assert store.stage(first, staged_parts(pipeline, 1.0, partitions=[1, 2])) == [1, 2]
@@ -57,8 +56,7 @@ def test_a_retry_resumes_and_scores_only_the_rest(store: PostgresStore, postgres
 
 
 def test_a_retry_with_other_inputs_does_not_mix_them(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     first = begin(store, pipeline)
     store.stage(first, staged_parts(pipeline, 1.0))
     second = begin(store, pipeline, model="weather-v2", model_hash="1" * 64)
@@ -69,16 +67,14 @@ def test_a_retry_with_other_inputs_does_not_mix_them(store: PostgresStore, postg
 
 
 def test_a_finished_run_key_opens_a_new_generation(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     again = store.begin_generation(pipeline, start_of(pipeline, f"run 1.0 {NOON}"), now=NOON)
     assert again.generation == 2
 
 
 def test_a_zombie_changes_nothing(store: PostgresStore, people: psycopg.Connection, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     zombie = begin(store, pipeline)
     store.stage(zombie, staged_parts(pipeline, 1.0, partitions=[0]))
     heir = store.take_over(pipeline.name, zombie.generation)
@@ -106,8 +102,7 @@ def test_a_zombie_changes_nothing(store: PostgresStore, people: psycopg.Connecti
 
 
 def test_two_attempts_at_once_stage_each_partition_once(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = begin(store, pipeline)
 
     def stage(value: float) -> list[int]:
@@ -123,8 +118,7 @@ def test_two_attempts_at_once_stage_each_partition_once(store: PostgresStore, po
 
 
 def test_publishing_twice_is_publishing_once(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = staged_generation(store, pipeline, 1.0)
     first = store.publish(attempt, pipeline, now=NOON)
     assert store.publish(attempt, pipeline, now=NOON + HOUR) == first
@@ -141,8 +135,7 @@ def test_publishing_twice_is_publishing_once(store: PostgresStore, postgres_url:
 
 
 def test_publications_at_once_take_turns(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempts = [staged_generation(store, pipeline, float(n)) for n in range(5)]
 
     def publish(attempt: Attempt) -> int | None:
@@ -158,8 +151,7 @@ def test_publications_at_once_take_turns(store: PostgresStore, postgres_url: str
 def test_below_coverage_the_current_generation_stays(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline(coverage_min=0.75)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(coverage_min=0.75))
     published_generation(store, pipeline, 1.0)
     before = store.pointer(pipeline.name)
     attempt = begin(store, pipeline, "poor")
@@ -179,8 +171,7 @@ def test_below_coverage_the_current_generation_stays(
 def test_a_quarantined_partition_is_carried_forward_with_its_old_as_of(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     for generation, hour in ((2, 1), (3, 2)):  # twice: it is carried on from the generation that first wrote it
         attempt = begin(store, pipeline, f"run {hour}", as_of=NOON + hour * HOUR)
@@ -210,11 +201,9 @@ def test_a_quarantined_partition_is_carried_forward_with_its_old_as_of(
 def test_nothing_is_carried_forward_from_another_declaration(
     store: PostgresStore, postgres_url: str, changed: dict[str, object]
 ) -> None:
-    old = grid_pipeline()
-    migrated(postgres_url, old)
+    old = migrated(postgres_url, grid_pipeline())
     published_generation(store, old, 1.0)
-    new = grid_pipeline(old.name, **changed)
-    migrated(postgres_url, new)
+    new = migrated(postgres_url, grid_pipeline(old.name, **changed))
     if "partitions" in changed:
         before = store.pointer(old.name)
         with pytest.raises(UsageError, match=f"almanac repartition {old.name}"):
@@ -232,8 +221,7 @@ def test_nothing_is_carried_forward_from_another_declaration(
 def test_a_backfill_of_the_past_is_archived(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     published_generation(store, pipeline, 1.0)
     before = store.pointer(pipeline.name)
     attempt = begin(store, pipeline, "past", as_of=NOON - HOUR)
@@ -248,8 +236,7 @@ def test_a_backfill_of_the_past_is_archived(
 
 
 def test_a_later_attempt_mends_a_quarantined_partition(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = staged_generation(store, pipeline, 1.0)
     store.quarantine(attempt, 7, "too warm")
     assert store.staged_rows(attempt).num_rows == 60
@@ -266,8 +253,7 @@ def test_of_two_tasks_with_one_token_the_first_to_decide_about_a_partition_stand
     store: PostgresStore, postgres_url: str
 ) -> None:
     """Airflow may think a scoring task dead that is not: both hold the plan's token."""
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = begin(store, pipeline, "twice")
     assert store.stage(attempt, staged_parts(pipeline, 1.0, partitions=[3])) == [3]
     assert not store.quarantine(attempt, 3, "the other task lacked a feature", staged_too=False)
@@ -285,8 +271,7 @@ def test_of_two_tasks_with_one_token_the_first_to_decide_about_a_partition_stand
 
 
 def test_rollback_moves_the_pointer_and_no_data(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     with pytest.raises(UsageError, match="published nothing yet"):
         store.rollback(pipeline.name, now=NOON)
     for value in (1.0, 2.0, 3.0):
@@ -323,8 +308,7 @@ def test_rollback_moves_the_pointer_and_no_data(store: PostgresStore, postgres_u
 def test_predictions_that_do_not_fit_are_refused_whole(  # type: ignore[no-untyped-def]
     store: PostgresStore, postgres_url: str, change, error, match: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = begin(store, pipeline)
     parts = staged_parts(pipeline, 1.0, partitions=[0, 1, 2])
     bad = StagedPartition(partition=3, block=change(block_of(pipeline, 3, 1.0)), as_of=NOON, computed_at=NOON)
@@ -335,8 +319,7 @@ def test_predictions_that_do_not_fit_are_refused_whole(  # type: ignore[no-untyp
 
 
 def test_an_entity_in_two_partitions_is_rejected(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = begin(store, pipeline)
     parts = staged_parts(pipeline, 1.0)
     parts[5] = StagedPartition(partition=5, block=parts[4].block, as_of=NOON, computed_at=NOON)

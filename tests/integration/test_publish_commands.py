@@ -59,8 +59,7 @@ def almanac(
 
 
 def test_generations_are_listed(almanac: Command, name: str, postgres_url: str, people: psycopg.Connection) -> None:
-    pipeline = grid_pipeline(name)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(name))
     assert "no generation yet" in almanac("generations", name)
     assert json.loads(almanac("generations", name, "--json")) == []
     with PostgresStore(postgres_url) as store:
@@ -87,8 +86,7 @@ def test_generations_are_listed(almanac: Command, name: str, postgres_url: str, 
 
 
 def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, redis_url: str) -> None:
-    pipeline = grid_pipeline(name)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(name))
     assert "nothing published" in almanac("rebuild", name)
     assert "published nothing yet" in almanac("rollback", name, code=2)
     with PostgresStore(postgres_url) as store, RedisStore(redis_url) as cache:
@@ -110,8 +108,7 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
 def test_rollback_works_without_redis(
     almanac: Command, name: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = grid_pipeline(name)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(name))
     with PostgresStore(postgres_url) as store:
         published_generation(store, pipeline, 1.0)
         attempt = store.begin_generation(pipeline, start_of(pipeline, "two"), now=start_of(pipeline, "x").as_of)
@@ -126,8 +123,7 @@ def test_rollback_works_without_redis(
 
 
 def test_stages_of_a_generation_are_shown(almanac: Command, name: str, postgres_url: str) -> None:
-    pipeline = grid_pipeline(name)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(name))
     with PostgresStore(postgres_url) as store:
         number = published_generation(store, pipeline, 1.0).generation
     with pytest.raises(GateError), stage("gate_features", name, settings(), generation=number):

@@ -88,8 +88,7 @@ def test_a_killed_publication_leaves_one_generation_or_the_next(postgres_url: st
     seed = int(os.environ.get("ALMANAC_TEST_SEED", random.randrange(2**32)))
     print(f"ALMANAC_TEST_SEED={seed}")
     chance = random.Random(seed)
-    pipeline = grid_pipeline(coverage_min=1.0)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(coverage_min=1.0))
     environment = {**os.environ, "POSTGRES": postgres_url, "REDIS": redis_url, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.integration.publisher"]
     killed = whole = value = 0

@@ -42,8 +42,7 @@ COPIED = (
 
 def published(store: PostgresStore, postgres_url: str, **changes: Any) -> Pipeline:
     """A pipeline with one generation."""
-    pipeline = grid_pipeline(**changes)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(**changes))
     published_generation(store, pipeline, 1.0)
     return pipeline
 
@@ -147,8 +146,7 @@ def spread_parts(pipeline: Pipeline, offset: float) -> list[StagedPartition]:
 
 @pytest.mark.parametrize("refuse", [False, True])
 def test_a_jump_is_an_alert_or_refused(store: PostgresStore, postgres_url: str, refuse: bool) -> None:
-    pipeline = grid_pipeline(jump=Jump(refuse=refuse))
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(jump=Jump(refuse=refuse)))
     for value, offset in enumerate((270.0, 271.0)):
         attempt = store.begin_generation(pipeline, start_of(pipeline, f"run {value}"), now=NOON)
         store.stage(attempt, spread_parts(pipeline, offset))
@@ -228,8 +226,7 @@ def test_redis_keeps_its_pointer_when_it_does_not_give_back_what_was_written(
 def test_rolling_back_is_in_redis_at_once_and_takes_the_overlays_of_its_model_along(
     store: PostgresStore, postgres_url: str, redis_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     with RedisStore(redis_url) as cache:
         for value in range(3):
             published_generation(store, pipeline, float(value), NOON + value * HOUR)
@@ -272,8 +269,7 @@ def test_an_impossible_rollback_changes_nothing(
 
 
 def test_a_retired_generation_is_not_gone_back_to(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline(generations_kept=1)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(generations_kept=1))
     for value in range(3):
         published_generation(store, pipeline, float(value))
     assert store.retire(pipeline, now=NOON + HOUR) == [1]

@@ -42,8 +42,7 @@ def children(people: psycopg.Connection, name: str) -> list[int]:
 def test_generations_beyond_those_kept_are_dropped(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline(generations_kept=2)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(generations_kept=2))
     for value in range(5):
         published_generation(store, pipeline, float(value))
     unfinished = staged_generation(store, pipeline, 9.0)
@@ -61,8 +60,7 @@ def test_generations_beyond_those_kept_are_dropped(
 def test_rows_that_are_carried_forward_stay(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline(generations_kept=1)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(generations_kept=1))
     published_generation(store, pipeline, 0.0)
     for value in range(1, 5):
         attempt = store.begin_generation(pipeline, start_of(pipeline, f"run {value}"), now=NOON)
@@ -84,8 +82,7 @@ def test_a_reader_is_neither_waited_for_nor_made_to_wait(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving_cache.postgres_retention.DETACH_TIMEOUT_SECONDS", 1)
-    pipeline = grid_pipeline(generations_kept=1)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(generations_kept=1))
     for value in range(3):
         published_generation(store, pipeline, float(value))
     with psycopg.connect(postgres_url) as reader:
@@ -101,8 +98,7 @@ def test_a_reader_is_neither_waited_for_nor_made_to_wait(
 def test_a_run_that_was_left_unfinished_is_given_up(
     store: PostgresStore, people: psycopg.Connection, postgres_url: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = staged_generation(store, pipeline, 1.0)
     store.retire(pipeline, now=NOON + STAGED_KEPT)
     assert children(people, pipeline.name) == [1]
@@ -115,8 +111,7 @@ def test_a_run_that_was_left_unfinished_is_given_up(
 
 
 def test_expired_overlays_go(store: PostgresStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     store.put_overlays(pipeline.name, [overlay_of("1", NOON, 1), overlay_of("2", NOON - timedelta(days=3), 2)])
     store.retire(pipeline, now=LATER)
     assert [o.entity for o in store.overlays(pipeline.name, "weather-v1", NOON - timedelta(days=9))] == ["1"]
@@ -133,8 +128,7 @@ def test_migrations_at_once_leave_one_schema(postgres_url: str, people: psycopg.
 
 
 def test_a_gained_output_becomes_a_column_even_of_a_run_under_way(store: PostgresStore, postgres_url: str) -> None:
-    old = grid_pipeline()
-    migrated(postgres_url, old)
+    old = migrated(postgres_url, grid_pipeline())
     under_way = staged_generation(store, old, 1.0)
     new = grid_pipeline(old.name, outputs=horizons("t2m", hours=(1, 6, 12)))
     migrated(postgres_url, new)
@@ -148,8 +142,7 @@ def test_a_gained_output_becomes_a_column_even_of_a_run_under_way(store: Postgre
 
 
 def test_another_entity_needs_another_name(postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     with pytest.raises(DeclarationError, match="another name"):
         migrated(postgres_url, bucket_pipeline(pipeline.name))
     migrated(postgres_url, pipeline)

@@ -36,8 +36,7 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture
 def pipeline(store: PostgresStore, postgres_url: str) -> Pipeline:
-    found = grid_pipeline()
-    migrated(postgres_url, found)
+    found = migrated(postgres_url, grid_pipeline())
     published_generation(store, found, 1.0)
     return found
 
@@ -138,8 +137,7 @@ def test_a_redis_that_is_ahead_is_left_and_named(
 
 
 def test_an_unpublished_pipeline_is_no_error(store: PostgresStore, cache: RedisStore, postgres_url: str) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     assert Reconciler([pipeline], store, cache).step(0.0)
     assert cache.pointer(pipeline.name) is None
 

@@ -41,8 +41,7 @@ NOWHERE = "redis://127.0.0.1:1/0"
 @pytest.fixture
 def pipeline(store: PostgresStore, postgres_url: str) -> Pipeline:
     """Two generations, the second one by another model, which has an overlay too."""
-    found = grid_pipeline()
-    migrated(postgres_url, found)
+    found = migrated(postgres_url, grid_pipeline())
     now = utc_now() - timedelta(minutes=10)
     for number in (1, 2):
         start = start_of(found, f"run {number}", now, model=f"weather-v{number}")

@@ -36,8 +36,7 @@ def staged(store: PostgresStore, pipeline: Pipeline, blocks: dict[int, Block]) -
 def test_texts_of_any_length_come_back_as_they_went(
     store: PostgresStore, postgres_url: str, rows: dict[str, tuple[float, float]]
 ) -> None:
-    pipeline = bucket_pipeline(coverage_min=0.1)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, bucket_pipeline(coverage_min=0.1))
     keys = sorted(key.encode() for key in rows)
     columns = {
         name: np.array([rows[key.decode()][n] for key in keys], dtype=np.float32)
@@ -55,8 +54,7 @@ def test_texts_of_any_length_come_back_as_they_went(
 def test_a_partition_larger_than_one_write_comes_back_as_it_went(store: PostgresStore, postgres_url: str) -> None:
     side = 8 * (1 + int(ROWS_PER_WRITE**0.5) // 8)
     grid = Grid(rows=2 * side, cols=side, tile=side)
-    pipeline = grid_pipeline(partitions=grid)
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline(partitions=grid))
     keys = [np.array(list(grid.entities(p)), dtype=np.int64) for p in range(2)]
     chance = np.random.default_rng(5)
     blocks = {
@@ -80,8 +78,7 @@ def test_a_partition_larger_than_one_write_comes_back_as_it_went(store: Postgres
 def test_rows_that_somebody_changed_are_no_block(
     store: PostgresStore, postgres_url: str, people: psycopg.Connection[tuple[object, ...]], change: str, match: str
 ) -> None:
-    pipeline = grid_pipeline()
-    migrated(postgres_url, pipeline)
+    pipeline = migrated(postgres_url, grid_pipeline())
     attempt = staged_generation(store, pipeline, 1.0)
     people.execute(change.format(f"predictions_{pipeline.name}_g1"))
     with pytest.raises(BlockError, match=match):

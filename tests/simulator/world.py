@@ -19,11 +19,12 @@ from almanac.clock import HOUR
 from almanac.errors import AlmanacError, BlockError, Unavailable
 from almanac.generation_states import Move, State
 from almanac.partitioning import Grid
-from almanac.pipeline import Freshness, Output, Pipeline, hours
+from almanac.pipeline import Freshness, Output, hours
 from serving_cache import reconciler as reconciling
 from serving_cache import rollback as rolling
 from serving_cache import sync
 from serving_cache.records import Attempt, GenerationStart, OverlayRecord, StagedPartition
+from tests.generations import grid_pipeline
 from tests.simulator.cache import MemoryCache
 from tests.simulator.hub import CALM, START, Chances, Hub
 from tests.simulator.readers import Reader, Violation
@@ -36,16 +37,11 @@ RECONCILER_SECONDS_MAX = 140.0
 """It is never away for long: what a death leaves may run out after ten minutes."""
 EMPTIED = 0.002
 END_SECONDS = (RUNS + 1) * RUN_EVERY_SECONDS
-PIPELINE = Pipeline(
-    name="simulated",
-    entity="cell_id",
+PIPELINE = grid_pipeline(
+    "simulated",
     partitions=Grid(rows=2, cols=2, tile=1),
     outputs=(Output(name="value"),),
-    features="simulated_v1",
-    model="m@champion",
-    schedule="0 * * * *",
     freshness=Freshness(fresh_for=hours(2), usable_for=hours(48)),
-    coverage_min=0.75,
     generations_kept=1,
 )
 PARTITIONS = PIPELINE.partitions.count

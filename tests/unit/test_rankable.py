@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from almanac.clock import DAY_MICROSECONDS as DAY
 from almanac.errors import FeatureError
@@ -32,6 +31,7 @@ from features.rankable import (
     placed,
 )
 from pipelines.shop import shop
+from tests.baskets import Sums
 
 ITEMS_COLUMNS = ("price", "available", "sold_30d")
 RANKING = Ranking(
@@ -41,21 +41,13 @@ RANKING = Ranking(
 START = 20_000 * DAY
 
 
-class Sums:
-    """A model that mixes all columns, so that a difference in any is seen."""
+class Mixed(Sums):
+    """All columns, so that a difference in any is seen."""
 
     inputs = (
         "own_place", "own_count", "own_days", "near_weight", "near_count", "near_place", "popular_place",
         "price_to_own", "sold_30d", "price", "lines_30d", "days_since_last", "price_mean",
     )  # fmt: skip
-    outputs = ("score",)
-
-    def score_matrix(self, matrix: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
-        """Weighted, added in one order."""
-        total = np.zeros(len(matrix), np.float32)
-        for weight, column in enumerate(matrix.T, start=1):
-            total += np.float32(weight) * column
-        return {"score": total}
 
 
 Row = tuple[dict[str, float], list[str], list[float]]
@@ -134,16 +126,18 @@ def test_lists_from_items_asked_for_are_those_from_all_items(drawn: dict[str, An
     some, questions = asked(world, lists["bought_items"])
     assert questions <= 2
     every = everything(world)
-    assert rank(placed(entities, some), some, Sums(), RANKING) == rank(placed(entities, every), every, Sums(), RANKING)
+    assert rank(placed(entities, some), some, Mixed(), RANKING) == rank(
+        placed(entities, every), every, Mixed(), RANKING
+    )
     kept = Rows()
     for at in range(len(rows)):  # and each alone, and after those before it
         columns, lists = history_lists(rows[at : at + 1])
         one = entities_of(shop, ["c"], np.array(moments[at : at + 1]), columns, lists)
-        expected = rank(placed(entities, every), every, Sums(), RANKING)[at : at + 1]
+        expected = rank(placed(entities, every), every, Mixed(), RANKING)[at : at + 1]
         some, _ = asked(world, lists["bought_items"])
-        assert rank(placed(one, some), some, Sums(), RANKING) == expected
+        assert rank(placed(one, some), some, Mixed(), RANKING) == expected
         some, _ = asked(world, lists["bought_items"], kept)
-        assert rank(placed(one, some), some, Sums(), RANKING) == expected
+        assert rank(placed(one, some), some, Mixed(), RANKING) == expected
         again, questions = asked(world, lists["bought_items"], kept)
         assert (again, questions) == (some, 0)
 
