@@ -25,18 +25,19 @@ from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 from almanac.rungs import span
-from dags.retries import task_defaults
+from dags.retries import PRIORITY, PRIORITY_OF_PREDICTIONS, task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=30)
 SHARDS_IN_PARALLEL = 2
+FEATURES_IN_PARALLEL = 1  # Redis is what limits them, and the other slot is for predictions
 RETRIES = 5
 RETRY_DELAY = timedelta(seconds=3)  # of a task that was killed: what killed it need not be there any more
 UNAVAILABLE_DELAY = timedelta(seconds=15)  # of a task that missed a server: together, over a minute for its return
 
 
-def _defaults(pipeline: Pipeline) -> dict[str, Any]:
+def _defaults(pipeline: Pipeline, priority: int) -> dict[str, Any]:
     delays = {"retry_delay": RETRY_DELAY, "unavailable_delay": UNAVAILABLE_DELAY}
-    return task_defaults(pipeline, TASK_TIMEOUT, retries=RETRIES, **delays)
+    return task_defaults(pipeline, TASK_TIMEOUT, retries=RETRIES, priority=priority, **delays)
 
 
 def doc_of(pipeline: Pipeline) -> str:
@@ -109,7 +110,7 @@ def build(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", *pipeline.tags],
-        default_args=_defaults(pipeline),
+        default_args=_defaults(pipeline, PRIORITY_OF_PREDICTIONS),
         params={
             "coverage_min": Param(
                 pipeline.coverage_min,
@@ -266,6 +267,9 @@ computations read them. A run begins whenever `plan` of the DAG `{pipeline.name}
 | `plan` | looks at definitions, files and watermarks; whatever is wrong with them is said before anything is written |
 | `materialize` | a mapped task for up to a million entities: their newest rows are written, each only if it is newer |
 
+One of its tasks is at work at a time, and the tasks of a run of `{pipeline.name}` go first: a slot that becomes free is
+for predictions.
+
 **A run that failed or was killed** is gone on with by the next one, or clear the failed task: what is done is not done
 again. **Trigger** with `full` to write everything that has not expired, or with times to write the rows of a span.
 """
@@ -283,7 +287,7 @@ def build_features(pipeline: Pipeline) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags=["almanac", "features", *pipeline.tags],
-        default_args=_defaults(pipeline),
+        default_args=_defaults(pipeline, PRIORITY),
         params={
             "full": Param(False, type="boolean", title="Everything", description="Write all that has not expired."),
             "since": Param(
@@ -308,7 +312,7 @@ def build_features(pipeline: Pipeline) -> DAG:
 
         @task(
             map_index_template="{{ shard_label }}",
-            max_active_tis_per_dagrun=SHARDS_IN_PARALLEL,
+            max_active_tis_per_dagrun=FEATURES_IN_PARALLEL,
             doc_md="Reads the newest rows of its shards, and writes each that is newer than what is online.",
         )
         def materialize(shards: list[dict[str, Any]]) -> dict[str, int]:

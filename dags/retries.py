@@ -1,4 +1,4 @@
-"""When tasks are tried again: what all our DAGs have in common. No DAG itself."""
+"""When tasks are tried again, and which goes first: what all our DAGs have in common. No DAG itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from almanac.pipeline import Pipeline
 
 RETRIES = 3
 RETRY_DELAY = timedelta(seconds=30)
+PRIORITY = 1
+PRIORITY_OF_PREDICTIONS = 10
+"""A free slot goes to them first, whatever else waits."""
 
 
 def task_defaults(
@@ -20,6 +23,7 @@ def task_defaults(
     retries: int = RETRIES,
     retry_delay: timedelta = RETRY_DELAY,
     unavailable_delay: timedelta = RETRY_DELAY,
+    priority: int = PRIORITY,
 ) -> dict[str, Any]:
     """The `default_args` of a DAG. `Unavailable` passes; any other error of ours is terminal until somebody acts on it.
 
@@ -27,6 +31,7 @@ def task_defaults(
         timeout: that ends a try of a task.
         retry_delay: of a task that was killed, or failed by an error that is not ours.
         unavailable_delay: of a task that missed a server.
+        priority: which waiting task gets a slot: the one with the greatest, whatever follows it in its DAG.
     """
     policy = ExceptionRetryPolicy(
         rules=[
@@ -42,4 +47,6 @@ def task_defaults(
         "retry_delay": retry_delay,
         "retry_policy": policy,
         "execution_timeout": timeout,
+        "priority_weight": priority,
+        "weight_rule": "absolute",
     }

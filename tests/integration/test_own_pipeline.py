@@ -230,6 +230,10 @@ from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({folder!r})
 assert not bag.import_errors, bag.import_errors
 assert "rides_24h" in bag.dags["bikes"].doc_md
+batch, features = bag.dags["bikes"].tasks, bag.dags["bikes_features"].tasks
+assert {task.weight_rule for task in [*batch, *features]} == {"absolute"}
+assert min(task.priority_weight for task in batch) > max(task.priority_weight for task in features)
+assert bag.dags["bikes_features"].get_task("materialize").max_active_tis_per_dagrun == 1
 print(*sorted(stats.file.rpartition("/")[2] for stats in bag.dagbag_stats))
 print(*sorted(bag.dags), *bag.dags["bikes"].task_ids)
 """
