@@ -2,15 +2,16 @@
 
     make bench NAME=orchestration
 
-A real Airflow, configured as `almanac up` does it, runs the pipeline's real DAG. `work_seconds` is what the run's
-stages recorded of themselves, one after the other, shards two at a time; `overhead_seconds` is all the rest of the
-run: scheduling, process starts, imports, what lies between tasks. `beyond_warm_seconds` is the run less the same steps
-as functions of one process that has done them before. The peer's DAG maps a task over every partition and does
-nothing in it, on the same Airflow; `ratio_peer` is its time over our overhead.
+A real Airflow, configured as `almanac up` does it, runs the pipeline's real DAG. `overhead_seconds` are those of the
+run in which none of its stages was at work: scheduling, process starts, imports, what lies between tasks.
+`one_slot_seconds` are those in which one shard was at work and another one could have been. `beyond_warm_seconds` is
+the run less the same steps as functions of one process that has done them before. The peer's DAG maps a task over
+every partition and does nothing in it, on the same Airflow; `ratio_peer` is its time over our overhead.
 
-`share_of_run` is that of a run of 10,000,000 rows, which is reckoned, and rather too large: scoring grows with the
-rows and nothing else does, two shards are at work at once, and each further one costs what a task of the peer's
-does. `--rows` sets the number of partitions, of 256 rows each: with 39,100 of them the run itself has ten million rows.
+`share_of_run` is that of a run of 10,000,000 rows. It is reckoned, from runs of the world's rows in as many shards as
+they are cut into and in eight, and rather too large: as if two shards at once took half the time of one after the
+other. `--rows` sets the number of partitions, of 256 rows each: with 39,100 of them the run itself has ten million
+rows, nothing is reckoned, and it is measured once.
 
 World: 1,000 partitions (`--rows`), 4 hours of offline history.
 """
@@ -19,11 +20,11 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from almanac.airflow_api import AirflowApi
@@ -36,7 +37,10 @@ from benchmarks.batch import Job
 from benchmarks.measuring import Cores, finish, machine, options, ratio, run, say
 from benchmarks.reference import NAME, TILE, World, make_world, trees_of
 from benchmarks.servers import running_servers
-from jobs.shards import SHARD_SECONDS, SHARDS_AT_ONCE
+from jobs.shards import SHARD_ROWS_MAX, SHARD_SECONDS, SHARDS_AT_ONCE
+
+if TYPE_CHECKING:
+    from serving_cache.stage_times import StageTime
 
 PARTITIONS, PARTITIONS_QUICK = 1_000, 20
 ROUNDS = 3
@@ -47,13 +51,16 @@ POLL_SECONDS = 0.5
 PEER = "one_task_a_partition"
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (ROOT / "dags" / "almanac_pipelines.py", ROOT / "benchmarks" / "airflow" / f"{PEER}.py")
-# Shards as they are cut for anyone, by what earlier runs took.
+# Without a number of partitions, shards are cut as for anyone: by what earlier runs took.
 DECLARATION = """
 from dataclasses import replace
 from benchmarks.reference import reference_pipeline
 
-reference = replace(reference_pipeline({cells}), shard_partitions=None)
+reference = replace(reference_pipeline({cells}), shard_partitions={partitions})
 """
+TURNS = 4  # of shards at once, in the run that shows what each further turn costs
+ONCE = ("plan", "clean_up")  # stages that do not grow with the rows
+LARGE_ROWS = 1_000_000  # from here on one run goes before the measured ones, and Airflow's own first run is measured
 
 
 class Orchestra:
@@ -74,19 +81,29 @@ class Orchestra:
                 raise StackError("Airflow does not find the DAGs: look at its import errors")
             time.sleep(POLL_SECONDS)
 
-    def ours(self) -> dict[str, Any]:
-        """One run that scores everything: its seconds, and those that its stages worked."""
+    def ours(self, shards: int | None = None) -> dict[str, Any]:
+        """One run that scores everything: its seconds, and those that its stages worked.
+
+        Args:
+            shards: to cut it into; None for as many as anyone's run is cut into.
+        """
+        partitions = None if shards is None else math.ceil(self._world.pipeline.partitions.count / shards)
+        declaration = DECLARATION.format(cells=self._world.grid.cells, partitions=partitions)
+        Path(self._world.settings.pipelines).write_text(declaration)
         seconds = self._run(NAME, self._world.as_of.strftime(PARTITION_KEY_FORMAT), {"anew": True})
-        stages = self._stages()
-        shards = stages.pop("score")
-        abreast = max(max(shards), sum(shards) / SHARDS_AT_ONCE)
-        work = sum(map(sum, stages.values())) + abreast
+        times = self._times()
+        stages: dict[str, float] = {}
+        for one in times:
+            stages[one.stage] = stages.get(one.stage, 0.0) + one.seconds
+        scored = [one for one in times if one.stage == "score"]
+        work = covered(times)
         return {
             "seconds": seconds,
             "work_seconds": work,
             "overhead_seconds": seconds - work,
-            "shards": len(shards),
-            "stages": {"score": sum(shards)} | {name: sum(spent) for name, spent in stages.items()},
+            "one_slot_seconds": 2 * covered(scored) - stages["score"] if len(scored) > 1 else 0.0,
+            "shards": len(scored),
+            "stages": stages,
         }
 
     def peer(self) -> float:
@@ -105,48 +122,80 @@ class Orchestra:
                 raise StackError(f"run {started} of {dag} is {found['state']} ({why}): see Airflow's logs")
             time.sleep(POLL_SECONDS)
 
-    def _stages(self) -> dict[str, list[float]]:
-        """Seconds of each stage of the current generation's run, but that of another DAG beside it."""
+    def _times(self) -> list[StageTime]:
+        """The stages of the current generation's run, but that of another DAG beside it."""
         from serving_cache.postgres import PostgresStore
 
         with PostgresStore(self._settings.need("postgres_url")) as store:
             pointer = store.pointer(NAME)
             assert pointer is not None  # noqa: S101  (a run was published)
-            found: dict[str, list[float]] = {}
-            for one in store.stage_times(NAME, pointer.generation.generation):
-                found.setdefault(one.stage, []).append(one.seconds)
-        found.pop("materialize", None)
-        return found
+            found = store.stage_times(NAME, pointer.generation.generation)
+        return [one for one in found if one.stage != "materialize"]
 
 
-def at_rows(ours: dict[str, Any], rows: int, peer_seconds: float | None, partitions: int) -> dict[str, float]:
-    """What a run of `AT_ROWS` rows is reckoned to take, and how much of it is Airflow's."""
-    scoring = ours["stages"]["score"] * AT_ROWS / rows
-    shards = max(ours["shards"], math.ceil(scoring / SHARD_SECONDS))
-    work = sum(seconds for name, seconds in ours["stages"].items() if name != "score") + scoring / SHARDS_AT_ONCE
-    each = 0.0 if peer_seconds is None else peer_seconds / partitions
-    overhead = ours["overhead_seconds"] + (shards - ours["shards"]) * each
-    return {"rows": AT_ROWS, "seconds": work + overhead, "overhead_seconds": overhead, "shards": shards}
+def covered(times: Sequence[StageTime]) -> float:
+    """Seconds in which at least one stage was at work."""
+    total, reached = 0.0, -math.inf
+    for one in sorted(times, key=lambda one: one.started_at):
+        began = one.started_at.timestamp()
+        total += max(0.0, began + one.seconds - max(began, reached))
+        reached = max(reached, began + one.seconds)
+    return total
 
 
-def result_of(found: list[dict[str, Any]], warm: float, peer: float | None, world: World) -> dict[str, Any]:
-    """The JSON line, of the run with the median overhead."""
+def at_rows(ours: dict[str, Any], turns: dict[str, Any], rows: int) -> dict[str, float]:
+    """What a run of `AT_ROWS` rows is reckoned to take at least, and how much of it is Airflow's.
+
+    Args:
+        ours, turns: runs of so many rows, in as many shards as they are cut into, and in `TURNS` turns of shards.
+    """
+    scale, stages = AT_ROWS / rows, ours["stages"]
+    scoring = stages["score"] * scale
+    shards = max(math.ceil(scoring / SHARD_SECONDS), math.ceil(AT_ROWS / SHARD_ROWS_MAX))
+    count = math.ceil(shards / SHARDS_AT_ONCE)
+    each = max(0.0, turns["overhead_seconds"] - ours["overhead_seconds"]) / (TURNS - 1)
+    overhead = ours["overhead_seconds"] + (count - 1) * each
+    once = sum(stages.get(name, 0.0) for name in ONCE)
+    work = once + (sum(stages.values()) - once - stages["score"]) * scale + scoring / SHARDS_AT_ONCE
+    return {
+        "rows": AT_ROWS, "seconds": work + overhead, "overhead_seconds": overhead, "shards": count * SHARDS_AT_ONCE,
+        "turn_seconds": each,
+    }  # fmt: skip
+
+
+def middle(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the median overhead."""
+    return sorted(found, key=lambda one: float(one["overhead_seconds"]))[len(found) // 2]
+
+
+def result_of(
+    found: dict[int | None, list[dict[str, Any]]], warm: float, peer: float | None, world: World
+) -> dict[str, Any]:
+    """The JSON line, of the runs with the median overhead.
+
+    Args:
+        found: runs by the number of shards that were asked for.
+    """
     rows, partitions = world.grid.cells, world.pipeline.partitions.count
-    ours = sorted(found, key=lambda one: float(one["overhead_seconds"]))[len(found) // 2]
-    large = at_rows(ours, rows, peer, partitions)
+    ours, large = middle(found[None]), None
+    share = share_of_run = ours["overhead_seconds"] / ours["seconds"]
+    for asked, runs in found.items():
+        if asked is not None:
+            large = at_rows(ours, middle(runs), rows)
+            share_of_run = large["overhead_seconds"] / large["seconds"]
     return {
         "name": "orchestration",
         "unit": "s",
         **ours,
         "beyond_warm_seconds": ours["seconds"] - warm,
-        "share": ours["overhead_seconds"] / ours["seconds"],
+        "share": share,
         "peer": peer,
         "ratio_peer": ratio(peer, ours["overhead_seconds"]),
-        "share_of_run": large["overhead_seconds"] / large["seconds"],
+        "share_of_run": share_of_run,
         "large_run": large,
         "partitions": partitions,
         "rows": rows,
-        "rounds": len(found),
+        "rounds": len(found[None]),
     }
 
 
@@ -175,20 +224,22 @@ def main() -> None:
         settings = stack.enter_context(running_servers(cores))
         cells = asked.size(PARTITIONS, PARTITIONS_QUICK) * TILE**2
         world = make_world(settings, cells, trees=trees_of(asked.quick))
-        Path(world.settings.pipelines).write_text(DECLARATION.format(cells=cells))
-        job = Job(world)
-        warm = statistics.median([job.run()["seconds"] for _ in range(2)][1:])
+        job, large = Job(world), world.grid.cells >= LARGE_ROWS
+        warm = [job.run()["seconds"] for _ in range(1 if large else 2)][-1]
         say(
             f"{world.grid.cells:,} rows in {world.pipeline.partitions.count:,} partitions: {warm:.1f} s without Airflow"
         )
         with_airflow = airflow_of(world, stack)
         orchestra = Orchestra(world, with_airflow, stack.enter_context(AirflowApi(with_airflow)))
         orchestra.wait_parsed()
-        orchestra.ours()  # the scheduler's own first run
-        found = []
+        if not large:
+            orchestra.ours()  # the scheduler's own first run
+        kinds = (None,) if world.grid.cells >= AT_ROWS else (None, TURNS * SHARDS_AT_ONCE)
+        found: dict[int | None, list[dict[str, Any]]] = {shards: [] for shards in kinds}
         for number in range(asked.rounds):
-            found.append(orchestra.ours())
-            say(f"round {number + 1}/{asked.rounds}  " + "  ".join(f"{k} {v}" for k, v in found[-1].items()))
+            for shards, runs in found.items():
+                runs.append(orchestra.ours(shards))
+                say(f"round {number + 1}/{asked.rounds}  " + "  ".join(f"{k} {v}" for k, v in runs[-1].items()))
         peer = orchestra.peer() if asked.peers else None
         finish({**result_of(found, warm, peer, world), **machine(cores)})
 

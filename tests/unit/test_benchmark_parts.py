@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from benchmarks.__main__ import benchmarks
 from benchmarks.load import get, post
 from benchmarks.measuring import Stopwatch, finish, in_turn, median, ratio, shares, significant
-from benchmarks.orchestration import at_rows
+from benchmarks.orchestration import at_rows, covered
 from benchmarks.reference import grid_of_cells, reference_pipeline
 from benchmarks.reference_columns import COLUMNS
 from benchmarks.rollback import summed_up
@@ -79,11 +80,19 @@ def test_requests_are_http() -> None:
     assert post("http://h:1", "/a", b"{}").endswith(b"Content-Length: 2\r\n\r\n{}")
 
 
-def test_a_large_run_is_reckoned_from_a_small_one() -> None:
-    small = {"stages": {"score": 6.0, "plan": 1.0, "publish": 1.0}, "shards": 1, "overhead_seconds": 5.0}
-    found = at_rows(small, 250_000, peer_seconds=100.0, partitions=100)
-    assert found == {"rows": 10_000_000, "seconds": 2 + 120 + 12, "overhead_seconds": 5 + 7, "shards": 8}
-    assert at_rows(small, 10_000_000, None, 100)["seconds"] == 2 + 3 + 5
+def test_a_large_run_is_reckoned_from_small_ones() -> None:
+    ours = {"stages": {"score": 6.0, "plan": 1.0, "publish": 0.5}, "overhead_seconds": 5.0}
+    found = at_rows(ours, ours | {"overhead_seconds": 8.0}, 250_000)
+    assert (found["shards"], found["turn_seconds"], found["overhead_seconds"]) == (10, 1.0, 5 + 4)
+    assert found["seconds"] == 1 + 20 + 120 + 9
+
+
+def test_what_is_at_work_at_once_counts_once() -> None:
+    times = [
+        SimpleNamespace(started_at=datetime(2026, 3, 1, 12, 0, second, tzinfo=UTC), seconds=seconds)
+        for second, seconds in ((30, 2.0), (0, 10.0), (5, 3.0), (8, 4.0))
+    ]
+    assert covered(times) == 12 + 2  # type: ignore[arg-type]
 
 
 def test_every_benchmark_says_what_it_measures() -> None:
