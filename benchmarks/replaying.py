@@ -71,7 +71,6 @@ class Looked:
     """
 
     entity: EntityKey
-    at: datetime
     taken: frozenset[str]
     nightly: tuple[str, ...]
     streamed: tuple[str, ...]
@@ -254,7 +253,6 @@ class Replay:
         alone = climb(known, outcome.terms, outcome.moment.now, Unmade(reason="the generation alone is asked"))
         return Looked(
             entity=event.entity,
-            at=event.at,
             taken=event.taken,
             nightly=self._items(alone),
             streamed=self._items(answered),
