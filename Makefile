@@ -15,7 +15,7 @@ help:
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
-	@echo "make parity [CUSTOMERS=10000] [SEED=…]  batch, stream and fresh computation give the same bits"
+	@echo "make parity [CUSTOMERS=10000] [SEED=…] [FORM=functions|servers]  batch, stream and fresh computation give the same bits"
 	@echo "make replay [DATA=file] [DAYS=30]    the held-out days through Kafka: streamed lists beside nightly ones"
 	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
@@ -49,7 +49,8 @@ feast-tests: setup
 	@FEAST_REPO="$(FEAST_REPO)" $(BIN)/python -m tests.universal $(if $(STORE),$(STORE),offline) $(ARGS)
 
 parity: setup
-	@$(BIN)/python -m tests.parity $(if $(CUSTOMERS),--customers $(CUSTOMERS)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.parity $(if $(CUSTOMERS),--customers $(CUSTOMERS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(FORM),--form $(FORM))
 
 replay: setup
 	@$(BIN)/python -W ignore -m benchmarks replay $(if $(DATA),--data "$(DATA)") $(if $(DAYS),--days $(DAYS)) $(ARGS)
