@@ -47,10 +47,13 @@ from streaming.events import Event
 from streaming.handle import PREDICTION_INVALID, Handled, Sorted, dead_letters_of
 from streaming.own_rows import OwnRows
 from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
+from streaming.topics import RECORD_BYTES_MAX
 
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
-RETURN_WITHOUT_PURCHASE, TOO_LATE = "return-without-purchase", "too-late"
+RETURN_WITHOUT_PURCHASE, TOO_LATE, TOO_LARGE = "return-without-purchase", "too-late", "too-large"
+HISTORY_BYTES_MAX = RECORD_BYTES_MAX - 4_096
+"""Size of a history as a record, in bytes: what its topic takes, less its key, its headers and what is around it."""
 APPLIED_SECONDS = 1.0
 """Time between two looks at how far the sink has come."""
 
@@ -93,6 +96,7 @@ class _Batch:
 
     histories: dict[EntityKey, Folded | None]
     folded: list[tuple[Consumed, Event, Folded]] = field(default_factory=list)
+    features: list[Produced] = field(default_factory=list)
     refused: list[tuple[Consumed, EventError]] = field(default_factory=list)
     duplicates: int = 0
     unmatched: int = 0
@@ -177,11 +181,10 @@ class Folding:
         for origin, event in batch.events:
             if id(origin) in refused:
                 batch.seen.forget(event)
-        features = tuple(feature_record(self._pipeline, *one) for one in done.folded)
-        for record, (_, event, folded) in zip(features, done.folded, strict=True):
+        for record, (_, event, folded) in zip(done.features, done.folded, strict=True):
             self._written[record.key or b""] = (event.entity, folded)
         return _handled(
-            self._pipeline, tuple(predictions), features, done.refused, duplicates=done.duplicates,
+            self._pipeline, tuple(predictions), tuple(done.features), done.refused, duplicates=done.duplicates,
             unmatched=done.unmatched,
         )  # fmt: skip
 
@@ -257,9 +260,17 @@ class Folding:
                 f"{self._pipeline.entity} {event.entity} returns what is not in the history: send the purchase, then "
                 "this event again",
             )
-        done.unmatched += found.unmatched
         newer = max(made, held.created + 1 if held is not None else 0)
         folded = Folded(row=found.row, at=found.at, created=newer, lines=basket.lines)
+        record = feature_record(self._pipeline, origin, event, folded)
+        if len(record.value or b"") > HISTORY_BYTES_MAX:  # many baskets at one moment are one basket
+            raise EventError(
+                TOO_LARGE,
+                f"the history of {self._pipeline.entity} {event.entity} would have {len(record.value or b''):,} bytes "
+                f"with this event in it, at most {HISTORY_BYTES_MAX:,} are written: send fewer lines for one moment",
+            )
+        done.unmatched += found.unmatched
+        done.features.append(record)
         done.histories[event.entity] = folded
         done.folded.append((origin, event, folded))
 

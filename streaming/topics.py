@@ -19,6 +19,8 @@ PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
 LEADER_SECONDS_MAX = 30.0
 """Time that a busy broker may take until a topic it has just created can be written to."""
+RECORD_BYTES_MAX = 4 * EVENT_BYTES_MAX
+"""Size of a record that a topic takes, in bytes; the dead letters' takes twice as much."""
 BROKER_DEFAULT = -1
 """Replication factor: the broker's own default, which fits one node and many."""
 
@@ -60,10 +62,10 @@ def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
     """
     stream = declared(pipeline)
     return (
-        Topic(name=stream.topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
-        Topic(name=pipeline.predictions_topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
-        Topic(name=pipeline.features_topic, retention=timedelta(days=7), record_bytes_max=4 * EVENT_BYTES_MAX),
-        Topic(name=pipeline.dead_letter_topic, retention=timedelta(days=30), record_bytes_max=8 * EVENT_BYTES_MAX),
+        Topic(name=stream.topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
+        Topic(name=pipeline.predictions_topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
+        Topic(name=pipeline.features_topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
+        Topic(name=pipeline.dead_letter_topic, retention=timedelta(days=30), record_bytes_max=2 * RECORD_BYTES_MAX),
     )
 
 

@@ -19,9 +19,9 @@ from features.interactions_fold import Event as Basket
 from features.interactions_fold import advance
 from pipelines.weather import weather
 from streaming.duplicates import Duplicates
-from streaming.folding import Folding
+from streaming.folding import HISTORY_BYTES_MAX, Folding
 from streaming.handle import Handled, sort
-from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
+from streaming.records import HEADER_MESSAGE, Consumed, FeatureRow, read_feature_row, read_prediction
 from tests.baskets import RANGE, HistoriesInMemory, Sums, basket_pipeline, purchase
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
@@ -229,6 +229,20 @@ def test_more_than_a_history_remembers_is_too_late() -> None:
     for number in range(66):
         worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(10 + number)))
     assert reasons(worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(0)))) == {"too-late": 1}
+
+
+def test_a_history_that_no_topic_takes_is_not_begun_and_the_worker_goes_on() -> None:
+    """Baskets of one moment are one basket, which grows beyond what a record may have."""
+    worker = Worker()
+    for number in range(60):
+        done = worker.handle(("c1", [(f"{number:03}{line:03}" + "é" * 125, 1, 1.0) for line in range(50)], at(0)))
+        if done.reasons:
+            break
+        assert len(done.features[0].value or b"") <= HISTORY_BYTES_MAX
+    assert reasons(done) == {"too-large": 1}
+    assert done.features == done.predictions == ()
+    assert b"send fewer lines for one moment" in dict(done.dead_letters[0].headers)[HEADER_MESSAGE]
+    assert worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(1))).predictions
 
 
 def test_a_pipeline_that_cannot_fold_is_refused() -> None:
