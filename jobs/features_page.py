@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 HISTORY = timedelta(days=14)
 """How far the page's lines reach back."""
-FILES_SHOWN_MAX = 5
 
 History = Mapping[tuple[str, str], Sequence[Moved]]
 
