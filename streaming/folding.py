@@ -12,6 +12,9 @@ What keeps a history right:
 - an event that a history holds is known by its hash, so that a replay folds nothing in twice;
 - of two rows of one moment the later made one is the newer, wherever it is written: a zombie takes nothing back.
 
+An event that is older than all that a history remembers is late: whether it was folded in cannot be told any more. It
+gets no list, and is archived as it is: the next ingest, which has all lines, folds it in where it belongs, and once.
+
 An item that the range does not have is kept in the history, for it was bought; no list holds it, for items come from
 the items' own features. A return of what a history does not have is a dead letter.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -51,7 +54,7 @@ from streaming.topics import RECORD_BYTES_MAX
 
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
-RETURN_WITHOUT_PURCHASE, TOO_LATE, TOO_LARGE = "return-without-purchase", "too-late", "too-large"
+RETURN_WITHOUT_PURCHASE, TOO_LARGE = "return-without-purchase", "too-large"
 HISTORY_BYTES_MAX = RECORD_BYTES_MAX - 4_096
 """Size of a history as a record, in bytes: what its topic takes, less its key, its headers and what is around it."""
 APPLIED_SECONDS = 1.0
@@ -96,10 +99,11 @@ class _Batch:
 
     histories: dict[EntityKey, Folded | None]
     folded: list[tuple[Consumed, Event, Folded]] = field(default_factory=list)
-    features: list[Produced] = field(default_factory=list)
+    written: list[tuple[Produced, EntityKey, Folded]] = field(default_factory=list)
     refused: list[tuple[Consumed, EventError]] = field(default_factory=list)
     duplicates: int = 0
     unmatched: int = 0
+    late: int = 0
 
 
 class Folding:
@@ -160,7 +164,7 @@ class Folding:
         """
         self._written, self._placed = {}, {}
         if not batch.events:
-            return _handled(self._pipeline, (), (), list(batch.refused))
+            return _handled(self._pipeline, (), (), _Batch(histories={}, refused=list(batch.refused)))
         done = _Batch(histories=self._read(batch.entities), refused=list(batch.refused))
         made = micros_of(now)
         for origin, event in batch.events:
@@ -181,12 +185,10 @@ class Folding:
         for origin, event in batch.events:
             if id(origin) in refused:
                 batch.seen.forget(event)
-        for record, (_, event, folded) in zip(done.features, done.folded, strict=True):
-            self._written[record.key or b""] = (event.entity, folded)
-        return _handled(
-            self._pipeline, tuple(predictions), tuple(done.features), done.refused, duplicates=done.duplicates,
-            unmatched=done.unmatched,
-        )  # fmt: skip
+        for record, entity, folded in done.written:
+            self._written[record.key or b""] = (entity, folded)
+        features = tuple(record for record, _, _ in done.written)
+        return _handled(self._pipeline, tuple(predictions), features, done)
 
     def delivered(self, error: Any, message: Message) -> None:
         """Take note of where a feature row stands; rows of an entity come in their order."""
@@ -245,15 +247,13 @@ class Folding:
         basket = self._basket(event)
         held = done.histories[event.entity]
         found = advance(None if held is None else held.row, basket)
-        if not found.folded:
-            if held is not None and basket.hash in held.row["seen"]:
+        if not found.folded and held is not None:
+            if basket.hash in held.row["seen"]:
                 done.duplicates += 1
-                return
-            raise EventError(
-                TOO_LATE,
-                f"{self._pipeline.entity} {event.entity} has had more than a history remembers since this event: "
-                "send it to the offline source instead",
-            )
+            else:
+                done.late += 1
+                self._write(done, origin, event, replace(held, lines=basket.lines))
+            return
         if found.unmatched and found.unmatched == len({line[0] for line in basket.lines}):
             raise EventError(
                 RETURN_WITHOUT_PURCHASE,
@@ -262,6 +262,17 @@ class Folding:
             )
         newer = max(made, held.created + 1 if held is not None else 0)
         folded = Folded(row=found.row, at=found.at, created=newer, lines=basket.lines)
+        self._write(done, origin, event, folded)
+        done.unmatched += found.unmatched
+        done.histories[event.entity] = folded
+        done.folded.append((origin, event, folded))
+
+    def _write(self, done: _Batch, origin: Consumed, event: Event, folded: Folded) -> None:
+        """Have an event written: to the archive its lines, to the online store the history.
+
+        Raises:
+            EventError: its topic would not take the record.
+        """
         record = feature_record(self._pipeline, origin, event, folded)
         if len(record.value or b"") > HISTORY_BYTES_MAX:  # many baskets at one moment are one basket
             raise EventError(
@@ -269,10 +280,7 @@ class Folding:
                 f"the history of {self._pipeline.entity} {event.entity} would have {len(record.value or b''):,} bytes "
                 f"with this event in it, at most {HISTORY_BYTES_MAX:,} are written: send fewer lines for one moment",
             )
-        done.unmatched += found.unmatched
-        done.features.append(record)
-        done.histories[event.entity] = folded
-        done.folded.append((origin, event, folded))
+        done.written.append((record, event.entity, folded))
 
     def _basket(self, event: Event) -> Basket:
         """What of an event is folded in: as of a file, no line twice, nothing free, nothing that is no item.
@@ -309,16 +317,10 @@ class Folding:
 
 
 def _handled(
-    pipeline: Pipeline,
-    predictions: tuple[Produced, ...],
-    features: tuple[Produced, ...],
-    refused: list[tuple[Consumed, EventError]],
-    *,
-    duplicates: int = 0,
-    unmatched: int = 0,
+    pipeline: Pipeline, predictions: tuple[Produced, ...], features: tuple[Produced, ...], done: _Batch
 ) -> Handled:
-    letters, reasons = dead_letters_of(pipeline, refused)
+    letters, reasons = dead_letters_of(pipeline, done.refused)
     return Handled(
-        predictions=predictions, features=features, dead_letters=letters, reasons=reasons, duplicates=duplicates,
-        unmatched=unmatched,
+        predictions=predictions, features=features, dead_letters=letters, reasons=reasons, late=done.late,
+        duplicates=done.duplicates, unmatched=done.unmatched,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -224,11 +225,19 @@ def test_an_item_that_the_range_does_not_have_is_kept_in_the_history_and_in_no_l
     assert "BRAND NEW" not in json.loads(done.predictions[0].value or b"")["values"]["score"]["items"]
 
 
-def test_more_than_a_history_remembers_is_too_late() -> None:
+def test_an_event_older_than_all_that_a_history_remembers_is_archived_and_changes_no_history() -> None:
     worker = Worker()
     for number in range(66):
         worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(10 + number)))
-    assert reasons(worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(0)))) == {"too-late": 1}
+    newest = worker.topic[-1].folded
+    assert newest is not None
+    done = worker.handle(("c1", [(RANGE[1], 1, 1.0), ("POSTAGE", 1, 9.0)], at(0)))
+    assert (done.late, done.duplicates, done.predictions, done.dead_letters) == (1, 0, (), ())
+    archived = worker.topic[-1]
+    assert archived.observed_at == at(0)
+    assert archived.folded == replace(newest, lines=((RANGE[1], 1.0, 1.0),))
+    worker.apply()
+    assert worker.store.rows["c1"] == (newest.row, newest.at, newest.created)
 
 
 def test_a_history_that_no_topic_takes_is_not_begun_and_the_worker_goes_on() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from almanac.clock import DAY, at_micros, micros_of, utc_now
-from almanac.errors import SourceError
+from almanac.errors import DeclarationError, SourceError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions, Pipeline
 from almanac.ranking_declared import ANY_ITEM
@@ -22,7 +22,7 @@ from features import ingest_interactions
 from features.archive import Archive, Archived
 from features.archive_lines import EVENTS, archived_lines, event_columns
 from features.ingest import reach, refresh
-from features.interactions import HISTORY, STATS, TOGETHER
+from features.interactions import HISTORY, SEEN_MAX, STATS, TOGETHER
 from features.interactions_fold import Event, advance
 from features.interactions_lines import Lines
 from features.layout import EVENT_TIMESTAMP
@@ -130,6 +130,20 @@ def test_night_by_night_gives_the_rows_of_one_go(settings: Settings, tmp_path: P
         assert [row for row in by_night[view] if row in at_once[view]] == at_once[view]
 
 
+def test_items_may_be_said_anew_once_a_week(settings: Settings) -> None:
+    refresh(SMALL, settings, THIRD, window=10 * DAY)
+    nightly = everything(settings)
+    weekly = replace(SMALL, source=replace(SMALL.source, items_every=7 * DAY))
+    refresh(weekly, settings, THIRD, window=10 * DAY)
+    nights = ["2026-03-08", "2026-03-15"]  # the first of each week that the window is in
+    for view in ("item_stats", "item_together"):
+        assert sorted(path.stem for path in (settings.features_dir / "shop" / view).glob("*.parquet")) == nights
+        assert [row for row in nightly[view] if row in rows_of(settings, view)] == rows_of(settings, view)
+    assert everything(settings)["customer_history"] == nightly["customer_history"]
+    with pytest.raises(DeclarationError, match="1 to 31 whole days"):
+        replace(SMALL.source, items_every=DAY / 2)
+
+
 def test_an_earlier_window_brings_earlier_rows_and_the_same_newest(settings: Settings) -> None:
     refresh(SMALL, settings, THIRD, window=timedelta(0))
     few, known = rows_of(settings, "customer_history"), newest(settings)
@@ -166,6 +180,24 @@ def test_events_are_folded_in_once_wherever_they_also_come_from(settings: Settin
     stats = {row["item_id"]: row for row in rows_of(settings, "item_stats") if row[EVENT_TIMESTAMP].day == 19}
     assert stats["A NEW ITEM"]["sold_7d"] == 1.0  # the night before knew the late one, and no return is a sale
     assert refresh(SMALL, settings, THIRD, window=2 * DAY).hours_written == 0
+
+
+def test_an_event_older_than_all_that_a_history_remembers_is_folded_in_where_it_belongs(settings: Settings) -> None:
+    """What the stream cannot fold in any more, and archives: lines are all there, whatever a history remembers."""
+    often = [
+        Event(entity="often", at=micros(THIRD - timedelta(minutes=100 - n)), lines=(("AN ITEM", 1.0, 1.0),))
+        for n in range(SEEN_MAX + 6)
+    ]
+    archived(settings, often)
+    refresh(SMALL, settings, THIRD, window=2 * DAY)
+    late = Event(entity="often", at=micros(THIRD - timedelta(hours=3)), lines=(("ANOTHER", 2.0, 1.5),))
+    before = {name: value for name, value in newest(settings)["often"].items() if name in HISTORY}
+    assert not advance(before, late).folded
+    archived(settings, [late, late], first=len(often))
+    refresh(SMALL, settings, THIRD, window=2 * DAY)
+    found = newest(settings)["often"]
+    assert {name: found[name] for name in HISTORY} == folded([*often, late])["often"]
+    assert found["orders"] == len(often) + 1
 
 
 def test_what_events_brought_stays_when_the_source_becomes_another(settings: Settings) -> None:
