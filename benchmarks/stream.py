@@ -167,17 +167,17 @@ class Ours:
         return timed(report, "feature_rows", partial(sink.run, target), self._topic.events)
 
 
-class Floors:
-    """What the worker cannot be faster than: scoring alone, and transactions alone."""
+class Scoring:
+    """What the worker cannot be faster than: scoring alone."""
 
     def __init__(self, world: World, topic: Topic) -> None:
-        self._world, self._topic = world, topic
+        self._topic = topic
         self._scorer = Scorer.load(world.version, world.pipeline)
         cells = np.arange(min(BATCH_RECORDS_MAX, world.grid.cells))
         online = OnlineFeatures(world.pipeline, world.settings).read(cells.tolist(), at=world.as_of)
         self._batch = online.take(np.resize(cells, BATCH_RECORDS_MAX)).select(list(self._scorer.inputs))
 
-    def scoring(self) -> Mapping[str, Any]:
+    def measure(self) -> Mapping[str, Any]:
         """Batches of the worker's size, their features in memory."""
         batches = max(1, self._topic.events // BATCH_RECORDS_MAX)
         began = time.perf_counter()
@@ -185,7 +185,14 @@ class Floors:
             self._scorer.score(self._batch)
         return {"rate": batches * BATCH_RECORDS_MAX / (time.perf_counter() - began)}
 
-    def transactions(self) -> Mapping[str, Any]:
+
+class Transactions:
+    """What the worker cannot be faster than either: transactions alone."""
+
+    def __init__(self, world: World, topic: Topic) -> None:
+        self._world, self._topic = world, topic
+
+    def measure(self) -> Mapping[str, Any]:
         """Consume, write two records an event of about the size of ours, commit; nothing is read or scored."""
         settings, done, first, began = self._world.settings, 0, 0, 0.0
         out = self._world.pipeline.dead_letter_topic  # a topic that is there and that nobody else reads here
@@ -314,11 +321,10 @@ def main() -> None:
             with profiled_thread(world, topic):
                 ours.worker()
             return
-        floors = Floors(world, topic)
         contenders: dict[str, Measure] = {
             "ours": ours.worker,
-            "floor": floors.scoring,
-            "transactions": floors.transactions,
+            "floor": Scoring(world, topic).measure,
+            "transactions": Transactions(world, topic).measure,
             "overlays": ours.overlays,
             "features": ours.features,
         }

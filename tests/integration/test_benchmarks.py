@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from almanac.errors import StackError
 from almanac.settings import load_settings
 from almanac.stack.server import free_port
-from benchmarks import answer, batch, batch_shop, features_historical, features_sdk, lookup, stream
+from benchmarks import answer, batch, batch_shop, features_historical, features_sdk, lookup, shop_world, stream
 from benchmarks.features_parts import Bench
 from benchmarks.load import drive
 from benchmarks.measuring import Cores, Options
@@ -49,10 +50,15 @@ def test_batch(world: World) -> None:
 
 def test_batch_that_ranks(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
     settings = load_settings(state_dir=tmp_path, postgres_url=postgres_url, redis_url=redis_url)
-    lists = batch_shop.make_world(settings, 200, trees=2)
-    found = batch.Job(lists, rows=200, scoring="score_matrix").run()
-    assert (found["scored"], found["stages"]["scoring"] > 0) == (200, True)
-    assert batch_shop.Floor(lists, 100).run()["rate"] > 0
+    world = shop_world.make_shop(settings, 60, trees=2)
+    floor = batch_shop.Floor(world, 20, 1)
+    found = batch.Job(world, rows=world.entities, scoring="score_matrix").run(between=floor.turn)
+    assert (found["scored"], found["stages"]["scoring"] > 0) == (world.entities, True)
+    assert (floor.result()["turns"], floor.result()["candidates"]) == (len(floor.seconds), 50)
+    batch_shop.check_published(world, floor.lists)
+    key, (items, scores) = next(iter(floor.lists.items()))
+    with pytest.raises(StackError, match=f"the published list of {key} is not what"):
+        batch_shop.check_published(world, {key: (items[::-1], scores)})
 
 
 def test_lookup(world: World) -> None:
@@ -73,8 +79,9 @@ def test_lookup(world: World) -> None:
 
 def test_stream(world: World) -> None:
     topic = stream.Topic(world, EVENTS)
-    ours, floors = stream.Ours(world, topic), stream.Floors(world, topic)
-    for measure in (ours.worker, floors.scoring, floors.transactions, ours.overlays, ours.features):
+    ours = stream.Ours(world, topic)
+    floors = (stream.Scoring(world, topic).measure, stream.Transactions(world, topic).measure)
+    for measure in (ours.worker, *floors, ours.overlays, ours.features):
         assert measure()["rate"] >= 0
     stream.check_once(world, EVENTS)
     with pytest.raises(Exception, match="not exactly once"):
