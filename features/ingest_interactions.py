@@ -174,6 +174,10 @@ class _Files:
         start = max((night for night in said if night <= first), default=said[0])
         wanted = sorted({weeks[start.toordinal() // WEEK_DAYS], *(night for night in said if night >= start)})
         folders = [self._views[name] for name in (self._declared.stats, self._declared.together)]
+        for path in [path for folder in folders for path in folder.glob("*.parquet")]:
+            night = date.fromisoformat(path.stem)
+            if night <= last and night not in said:  # declared otherwise since, or a line came late
+                path.unlink()
         absent = [night for night in wanted if not all(self._valid(day_file(f, night), night) for f in folders)]
         if not absent:
             return

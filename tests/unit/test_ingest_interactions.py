@@ -131,10 +131,10 @@ def test_night_by_night_gives_the_rows_of_one_go(settings: Settings, tmp_path: P
 
 
 def test_items_may_be_said_anew_once_a_week(settings: Settings) -> None:
-    refresh(SMALL, settings, THIRD, window=10 * DAY)
+    refresh(SMALL, settings, THIRD, window=7 * DAY)
     nightly = everything(settings)
     weekly = replace(SMALL, source=replace(SMALL.source, items_every=7 * DAY))
-    refresh(weekly, settings, THIRD, window=10 * DAY)
+    refresh(weekly, settings, THIRD, window=7 * DAY)
     nights = ["2026-03-08", "2026-03-15"]  # the first of each week that the window is in
     for view in ("item_stats", "item_together"):
         assert sorted(path.stem for path in (settings.features_dir / "shop" / view).glob("*.parquet")) == nights
