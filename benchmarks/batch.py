@@ -18,7 +18,7 @@ World: 10,000,000 cells (`--rows`), 4 hours of offline history.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -73,12 +73,15 @@ class Job:
         self._rows = world.grid.cells if rows is None else rows
         self._runs = 0
 
-    def run(self, cutoff: datetime | None = None, *, anew: bool = True) -> dict[str, Any]:
+    def run(
+        self, cutoff: datetime | None = None, *, anew: bool = True, between: Callable[[], object] | None = None
+    ) -> dict[str, Any]:
         """One whole run; seconds of each stage, and rows a second without and with the gates.
 
         Args:
             cutoff: what the run is for; default: the newest hour.
             anew: everything is scored; otherwise what did not change is carried forward.
+            between: done before each shard and after the last, on time of its own, not the run's.
         """
         from jobs.check import gate_features, gate_predictions
         from jobs.plan import plan
@@ -98,11 +101,15 @@ class Job:
                 anew=anew,
             )
             report = gate_features(pipeline, settings, made)
+            apart = _Apart(between)
             for shard in made.shards_without(report.failing):
+                apart.turn()
                 rows += score_shard(pipeline, settings, made, shard).rows
+            apart.turn()
             gate_predictions(pipeline, settings, made)
             published = publish(pipeline, settings, made, now=utc_now())
-        whole, used = time.perf_counter() - began, time.process_time() - used
+        whole = time.perf_counter() - began - apart.seconds
+        used = time.process_time() - used - apart.cpu
         clean_up(pipeline, settings, made)
         cells = self._rows
         if published.state != "current" or published.rows != cells or (anew and rows != cells):
@@ -118,7 +125,7 @@ class Job:
             "stages": stages,
         }
 
-    def warm(self) -> None:
+    def warm(self, partitions: int = WARM_PARTITIONS) -> None:
         """Imports, connections, the model: a run of a few partitions, given up before it is published."""
         from jobs.check import gate_features, gate_predictions
         from jobs.plan import plan
@@ -127,7 +134,7 @@ class Job:
 
         pipeline, settings = self._world.pipeline, self._world.settings
         every = plan(pipeline, settings, run_key="warm", cutoff=self._world.as_of, now=utc_now(), anew=True)
-        made = replace(every, shards=[every.shards[0][:WARM_PARTITIONS]])
+        made = replace(every, shards=[every.shards[0][:partitions]])
         gate_features(pipeline, settings, made)
         score_shard(pipeline, settings, made, made.shards[0])
         gate_predictions(pipeline, settings, made)
@@ -159,6 +166,22 @@ class Job:
             "gate_features": spent("gate_features") - gathering,
             "gate_predictions": spent("gate_predictions"),
         }
+
+
+class _Apart:
+    """What is done between the steps of a run, and its time, which is not the run's."""
+
+    def __init__(self, work: Callable[[], object] | None) -> None:
+        self._work = work
+        self.seconds = self.cpu = 0.0
+
+    def turn(self) -> None:
+        """Do it once more."""
+        if self._work is not None:
+            began, used = time.perf_counter(), time.process_time()
+            self._work()
+            self.seconds += time.perf_counter() - began
+            self.cpu += time.process_time() - used
 
 
 class Floor:

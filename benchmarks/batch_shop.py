@@ -3,41 +3,49 @@
     make bench NAME=batch-shop
 
 Ours is what the tasks of a run call, in one process: plan, items and histories
-point in time, candidate items, their pairs' features, scoring, lists, rows to
-Postgres, blocks to Redis, publish. The floor is the scoring alone, of pairs in
-memory, one thread like ours, before and after ours: the pairs of some thousand
-entities, again and again. `ratio_floor` is what is left of it; `ratio_floor_cpu`
-the same by this process's time on its core, which work beside it does not change.
+point in time, windows, candidate items, their pairs' inputs, scoring, lists,
+rows to Postgres, blocks to Redis, publish; with gates in `with_gates`. The
+floor is scoring alone, of pairs in memory and on one thread like ours: those of
+4,000 of the entities, three times a turn, before each shard of ours and after
+the last, on the same core, so that a slow minute hits both. What it makes of
+them must be what ours published. `ratio_floor` is what is left of it; `ratio_floor_cpu` the same by processor time,
+which work beside it does not change. `peak_mb` is the most that the job's process, floor
+included, and its children had at once.
 
-World: 1,000,000 entities (`--rows`) with a history of twelve items on average,
-50 candidate items each of 4,000, lists of 30; a model of 150 trees, as a shop's.
+The peer is pandas over the same lines of purchases and item tables, of some
+entities: windows by groupby, candidate items by merges, LightGBM on one thread,
+sort, a Redis key an entity and `to_sql` a row an item; its lists must be ours.
+
+World: the pipeline `shop`, 1,000,000 simulated entities (`--rows`) with twelve
+lines each on average, 4,000 items, 50 candidate items each, lists of 30; a
+model of 150 trees. One round: some ten minutes in all on two quiet cores.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import statistics
+import sys
 import time
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from almanac.clock import floor_hour, utc_now
-from almanac.manifest import Description, Input, Parity, Reference, Window
-from almanac.partitioning import Buckets
-from almanac.pipeline import Freshness, Output, Pipeline, Ranking, days
-from almanac.ranking import HISTORY, HISTORY_COUNTS, HISTORY_TIMES, PAIR_COLUMNS, candidates, matrix
-from almanac.ranking_declared import ANY_ITEM
-from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS
-from almanac.registry import MODEL_FILE, ModelVersion, Registry
+from almanac.errors import StackError
+from almanac.registry import Registry
 from almanac.scoring import Scorer
-from almanac.settings import Settings
+from almanac.settings import load_settings
 from benchmarks.batch import GATES, STAGES, Job
+from benchmarks.join import watched
 from benchmarks.measuring import (
     Cores,
     finish,
-    in_turn,
     machine,
     median,
     on_core,
@@ -47,268 +55,250 @@ from benchmarks.measuring import (
     run,
     say,
     shares,
+    significant,
 )
-from benchmarks.reference import World
+from benchmarks.peer import running_peer
 from benchmarks.servers import running_servers
-from benchmarks.services import own_memory_mb
-from features.layout import EVENT_TIMESTAMP
+from benchmarks.shop_world import TREES, TREES_QUICK, Shop, make_shop, sample, shop_pipeline
 
 ENTITIES, ENTITIES_QUICK = 1_000_000, 1_000
-ITEMS = 4_000
-HISTORY_MEAN, HISTORY_MAX = 12, 100
-NEIGHBOURS_EACH, POPULAR = 20, 100
-BUCKET_ENTITIES = 4_000
-WRITTEN_AT_ONCE = 100_000
-TREES, TREES_QUICK, LEAVES = 150, 10, 31
-TRAIN_PAIRS = 50_000
-FLOOR_ENTITIES = 4_000
-NAME = "lists"
-ENTITY_COLUMNS = tuple(f"window_{number}" for number in range(18))
-ITEM_COLUMNS = ("sold_7d", "sold_30d", "sold_90d", "buyers_30d", "price", "days_on_sale", "days_since_sold")
-INPUTS = (*ENTITY_COLUMNS, *ITEM_COLUMNS, *PAIR_COLUMNS)
-MADE_AT = datetime(2026, 1, 10, tzinfo=UTC)
-
-DEFINITIONS = """
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Array, Float32, Int64, String
-
-
-def view(name, entity, **columns):
-    source = FileSource(name=name + "_file", path="{folder}/" + name + ".parquet", timestamp_field="event_timestamp")
-    fields = [Field(name=column, dtype=kind) for column, kind in columns.items()]
-    return FeatureView(name=name, entities=[entity], schema=fields, source=source)
-
-
-holder = Entity(name="holder", join_keys=["holder"], value_type=ValueType.STRING)
-thing = Entity(name="thing", join_keys=["thing"], value_type=ValueType.STRING)
-histories = view(
-    "histories", holder, bought_items=Array(String), bought_at=Array(Int64), bought_counts=Array(Int64),
-    **dict.fromkeys({entity_columns}, Float32),
-)
-things = view(
-    "things", thing, together_items=Array(String), together_weights=Array(Float32), available=Float32,
-    **dict.fromkeys({item_columns}, Float32),
-)
-holders_v1 = FeatureService(name="holders_v1", features=[histories])
-things_v1 = FeatureService(name="things_v1", features=[things])
-"""
-
-
-def list_pipeline(entities: int) -> Pipeline:
-    """The declaration, for about so many entities."""
-    return Pipeline(
-        name=NAME,
-        entity="holder",
-        partitions=Buckets(count=max(4, entities // BUCKET_ENTITIES)),
-        outputs=(Output(name="score"),),
-        features="holders_v1",
-        model=f"{NAME}@champion",
-        schedule="0 3 * * *",
-        freshness=Freshness(fresh_for=days(2), usable_for=days(7)),
-        ranking=Ranking(
-            item="thing",
-            features="things_v1",
-            kept=30,
-            candidates_max=50,
-            available="available",
-            attributes=("price",),
-        ),
-        default=ANY_ITEM,
-        description="The benchmarks' lists: thirty of fifty candidate items.",
-    )
-
-
-def make_world(settings: Settings, entities: int, *, trees: int) -> World:
-    """Histories and items in Parquet, definitions, a model, tables."""
-    from features.store import apply
-    from serving_cache.migrate import migrate
-
-    as_of = floor_hour(utc_now())
-    folder = settings.state_dir / "rows"
-    folder.mkdir()
-    definitions = folder / "feast_lists.py"
-    columns = {"entity_columns": ENTITY_COLUMNS, "item_columns": ITEM_COLUMNS}
-    definitions.write_text(DEFINITIONS.format(folder=folder, **columns))
-    settings = settings.model_copy(update={"feature_repo": str(definitions)})
-    _write_items(folder / "things.parquet", as_of)
-    _write_histories(folder / "histories.parquet", entities, as_of)
-    apply(settings)
-    pipeline = list_pipeline(entities)
-    migrate(settings.need("postgres_url"), [pipeline])
-    return World(pipeline=pipeline, settings=settings, version=_model(settings, pipeline, trees), as_of=as_of)
-
-
-def _names(places: np.ndarray[Any, Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.array([f"item {number:05d}" for number in range(ITEMS)]).take(pa.array(places))
-
-
-def _lists(values: Any, lengths: np.ndarray[Any, Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)), values)
-
-
-def _write_items(path: Any, as_of: datetime) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    chance = np.random.default_rng(3)
-    lengths = np.append(np.full(ITEMS, NEIGHBOURS_EACH), POPULAR)
-    near = np.concatenate([chance.choice(ITEMS, size=length, replace=False) for length in lengths])
-    weights = np.concatenate([np.sort(chance.random(length))[::-1] for length in lengths]).astype(np.float32)
-    rows = ITEMS + 1
-    table = {
-        "thing": pa.concat_arrays([_names(np.arange(ITEMS)), pa.array([ANY_ITEM])]),
-        EVENT_TIMESTAMP: pa.repeat(pa.scalar(as_of, pa.timestamp("us", tz="UTC")), rows),
-        NEIGHBOURS: _lists(_names(near), lengths),
-        NEIGHBOUR_WEIGHTS: _lists(pa.array(weights), lengths),
-        "available": np.ones(rows, np.float32),
-    }
-    pq.write_table(pa.table(table | {name: chance.random(rows).astype(np.float32) for name in ITEM_COLUMNS}), path)
-
-
-def _write_histories(path: Any, entities: int, as_of: datetime) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    chance, writer, newest = np.random.default_rng(5), None, int(as_of.timestamp()) * 1_000_000
-    with ExitStack() as stack:
-        for start in range(0, entities, WRITTEN_AT_ONCE):
-            count = min(WRITTEN_AT_ONCE, entities - start)
-            lengths = np.minimum(chance.geometric(1 / HISTORY_MEAN, count), HISTORY_MAX)
-            total = int(lengths.sum())
-            # Steps through the items, so that none comes twice in a history.
-            steps, first = chance.integers(1, ITEMS // HISTORY_MAX, count), chance.integers(0, ITEMS, count)
-            number = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            places = (np.repeat(first, lengths) + number * np.repeat(steps, lengths)) % ITEMS
-            columns = {
-                "holder": pa.array([f"{start + row:08d}" for row in range(count)]),
-                EVENT_TIMESTAMP: pa.repeat(pa.scalar(as_of, pa.timestamp("us", tz="UTC")), count),
-                HISTORY: _lists(_names(places), lengths),
-                HISTORY_TIMES: _lists(pa.array(newest - number * 86_400_000_000), lengths),
-                HISTORY_COUNTS: _lists(pa.array(1 + number % 3), lengths),
-            }
-            table = pa.table(columns | {name: chance.random(count).astype(np.float32) for name in ENTITY_COLUMNS})
-            writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
-            writer.write_table(table)
-
-
-def _model(settings: Settings, pipeline: Pipeline, trees: int) -> ModelVersion:
-    """A model of so many trees, learned from noise: how long it takes does not depend on what it learned."""
-    import lightgbm
-
-    from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
-
-    chance = np.random.default_rng(9)
-    inputs = chance.random((TRAIN_PAIRS, len(INPUTS)), dtype=np.float32)
-    truth = inputs @ chance.random(len(INPUTS)) + chance.random(TRAIN_PAIRS)
-    parameters = {"num_leaves": LEAVES, "num_threads": 1, "seed": 1, "verbosity": -1}
-    booster = lightgbm.train(parameters, lightgbm.Dataset(inputs, truth), num_boost_round=trees)
-    fitted = [Fitted(output="score", booster=exact_thresholds(booster), reference=Reference(weights={}, damping=1.0))]
-    span = Window(start=MADE_AT, end=MADE_AT)
-    version = Registry(settings.models_dir).register(
-        NAME,
-        {MODEL_FILE: to_onnx(Recipe(inputs=INPUTS, differences=()), fitted)},
-        Description(
-            features=pipeline.features,
-            inputs=tuple(Input(name=column) for column in INPUTS),
-            outputs=pipeline.output_names,
-            training=span,
-            held_out=span,
-            rows=TRAIN_PAIRS,
-            seed=1,
-            parity=Parity(rows=1, difference_max=0.0, tolerance=1e-3),
-            metrics={},
-            references={},
-            libraries={},
-        ),
-        now=MADE_AT,
-    )
-    Registry(settings.models_dir).set_alias(NAME, pipeline.model_alias, version.version)
-    return version
+FLOOR_ENTITIES, FLOOR_TIMES = 4_000, 3
+PEER_ENTITIES, PEER_TURNS = 20_000, 2
+WARM_PARTITIONS, WARM_PEER_ENTITIES = 2, 200
+MEMORY_MB_MAX = 3 * 1024**3 / 1e6
+RATIO_MIN = 0.7
+SAME_MIN, DIFFERENCE_MAX = 0.999, 1e-3
+"""Of the peer's lists: what share of their items ours have too, and by how much scores differ. LightGBM adds its trees
+up in double precision, ONNX Runtime in single."""
 
 
 class Floor:
-    """Scoring alone: pairs of some entities, made beforehand, again and again.
+    """Scoring alone: the pairs of the first entities, made beforehand, again and again.
 
     Args:
-        entities: whose pairs are scored at each turn.
+        entities: whose pairs are scored.
+        times: how often at each turn.
     """
 
-    def __init__(self, world: World, entities: int) -> None:
-        self._world = world
-        self._times = max(1, round(entities / FLOOR_ENTITIES))
+    def __init__(self, world: Shop, entities: int = FLOOR_ENTITIES, times: int = FLOOR_TIMES) -> None:
+        self._world, self._times = world, times
+        self._score = Scorer.score_matrix  # as it is, not as the job's stopwatch has it
+        self._scorer = Scorer.load(world.version, world.pipeline)
+        self.sample = sample(world.pipeline, world.settings, world.as_of, entities)
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
 
-    @cached_property
-    def _ready(self) -> tuple[Scorer, Any, int]:
-        import pyarrow.parquet as pq
+    def warm(self) -> None:
+        """Score them once, which counts for nothing."""
+        for part in self.sample.parts:
+            self._score(self._scorer, part.inputs)
 
-        from features.ranked import entities_of, items_at
-
-        pipeline, settings = self._world.pipeline, self._world.settings
-        file = pq.ParquetFile(settings.state_dir / "rows" / "histories.parquet")
-        table = next(file.iter_batches(FLOOR_ENTITIES))
-        items = items_at(pipeline, settings, self._world.as_of)
-        moments = np.full(table.num_rows, int(self._world.as_of.timestamp()) * 1_000_000, np.int64)
-        entities = entities_of(pipeline, table, items, moments)
-        assert pipeline.ranking is not None  # noqa: S101  list_pipeline declares it
-        pairs = candidates(entities, items, pipeline.ranking)
-        return Scorer.load(self._world.version, pipeline), matrix(entities, items, pairs, INPUTS), table.num_rows
-
-    def run(self) -> dict[str, Any]:
-        """Entities a second, and pairs."""
-        scorer, inputs, entities = self._ready
+    def turn(self) -> None:
+        """Score them once more."""
         began, used = time.perf_counter(), time.process_time()
         for _ in range(self._times):
-            scorer.score_matrix(inputs)
-        taken, used = time.perf_counter() - began, time.process_time() - used
-        scored = entities * self._times
-        return {"rate": scored / taken, "cpu_rate": scored / used, "pairs_rate": len(inputs) * self._times / taken}
+            self.warm()
+        self.seconds.append(time.perf_counter() - began)
+        self.cpu.append(time.process_time() - used)
+
+    def result(self) -> dict[str, float]:
+        """Of all turns so far: entities a second of time and of processor time, and pairs a second."""
+        entities, pairs = len(self.sample.keys) * self._times, self.sample.pairs * self._times
+        return {
+            "rate": entities / statistics.mean(self.seconds),
+            "cpu_rate": entities / statistics.mean(self.cpu),
+            "pairs_rate": pairs / statistics.mean(self.seconds),
+            "candidates": self.sample.pairs / len(self.sample.keys),
+            "turns": len(self.seconds),
+        }
+
+    @cached_property
+    def lists(self) -> dict[str, tuple[list[str], list[float]]]:
+        """Items and scores of each entity's list, as scoring alone has them."""
+        from almanac.list_scoring import ranked, scored
+
+        kept, items = self._world.ranking.kept, self.sample.items
+        made = [one for part in self.sample.parts for one in ranked(scored(part, self._scorer, kept), items, ())]
+        return {key: (list(one.items), list(one.scores)) for key, one in zip(self.sample.keys, made, strict=True)}
+
+
+def check_published(world: Shop, lists: Mapping[str, tuple[list[str], list[float]]]) -> None:
+    """Refuse to compare with a floor that scores something else.
+
+    Raises:
+        StackError: an entity's published list is another.
+    """
+    import psycopg
+
+    from serving_cache.layout import view_name
+
+    entity = world.pipeline.entity
+    asked = f"SELECT {entity}, items, scores FROM {view_name(world.pipeline.name)} WHERE {entity} = ANY(%s)"  # noqa: S608
+    with psycopg.connect(world.settings.need("postgres_url")) as connection:
+        found = connection.execute(asked, (list(lists),)).fetchall()
+    if len(found) != len(lists):
+        raise StackError(f"{len(found)} of {len(lists)} entities have a published list: see what the run logged")
+    for key, items, scores in found:
+        wanted = lists[key]
+        if items != wanted[0] or not np.array_equal(np.array(scores, np.float32), np.array(wanted[1], np.float32)):
+            raise StackError(f"the published list of {key} is not what scoring alone makes of it: compare the two")
+
+
+def check_peer(world: Shop, entities: int) -> dict[str, float]:
+    """Hold the peer's lists to those that are published.
+
+    Raises:
+        StackError: they are others.
+    """
+    import psycopg
+
+    from serving_cache.layout import view_name
+
+    entity = world.pipeline.entity
+    asked = (
+        f"WITH ours AS (SELECT {entity} AS entity, unnest(items) AS item, unnest(scores) AS score "  # noqa: S608
+        f"FROM {view_name(world.pipeline.name)} WHERE {entity} IN (SELECT entity FROM peer_lists)) "
+        "SELECT count(*), count(o.item), max(abs(o.score - p.score)), count(DISTINCT p.entity), "
+        "(SELECT count(*) FROM ours) FROM peer_lists p LEFT JOIN ours o USING (entity, item)"
+    )
+    with psycopg.connect(world.settings.need("postgres_url")) as connection:
+        row = connection.execute(asked).fetchone()
+    theirs, same, differ, found, ours = row or (0, 0, None, 0, 0)
+    share = same / max(theirs, ours, 1)
+    if found != entities or share < SAME_MIN or differ is None or differ > DIFFERENCE_MAX:
+        raise StackError(
+            f"the peer's lists of {found} of {entities} entities have {share:.1%} of our items, with scores that "
+            f"differ by up to {differ}: compare the two"
+        )
+    return {"same_share": share, "difference_max": float(differ)}
+
+
+@contextmanager
+def environment(world: Shop) -> Iterator[None]:
+    """Processes started here have the world's settings."""
+    before = dict(os.environ)
+    os.environ.update(world.environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def inside(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Be the process that is measured: ours with the floor in between, round after round."""
+    logging.disable(logging.WARNING)
+    settings = load_settings(source_data="")
+    pipeline = shop_pipeline(told["rows"])
+    world = Shop(
+        pipeline=pipeline,
+        settings=settings,
+        version=Registry(settings.models_dir).resolve(pipeline.model),
+        as_of=datetime.fromisoformat(told["as_of"]),
+        entities=told["entities"],
+    )
+    with on_core(told["core"]):
+        job = Job(world, rows=world.entities, scoring="score_matrix")
+        job.warm(WARM_PARTITIONS)
+        floor = Floor(world)
+        floor.warm()
+        runs = []
+        for number in range(told["rounds"]):
+            runs.append(job.run(between=floor.turn))
+            check_published(world, floor.lists)
+            shown = {"seconds": runs[-1]["seconds"], "rate": runs[-1]["rate"], "floor": floor.result()["rate"]}
+            say(f"round {number + 1}  " + "  ".join(f"{name} {significant(value)}" for name, value in shown.items()))
+    stages = {name: median([one["stages"] for one in runs], name) for name in (*STAGES, *GATES)}
+    return {
+        **{name: median(runs, name) for name in ("rate", "rate_with_gates", "seconds", "cpu")},
+        "stages": stages,
+        "floor": floor.result(),
+    }
+
+
+def measured(world: Shop, rows: int, rounds: int, cores: Cores) -> tuple[dict[str, Any], float]:
+    """Ours and the floor, in a process of their own; and the most memory that it had, in MB."""
+    told = {
+        "rows": rows, "entities": world.entities, "as_of": world.as_of.isoformat(), "rounds": rounds,
+        "core": cores.measured,
+    }  # fmt: skip
+    with environment(world):
+        command = [sys.executable, "-m", "benchmarks.batch_shop", "--inside", json.dumps(told)]
+        return watched(command, f"the run of {world.entities:,} entities")
+
+
+def result_of(
+    world: Shop, ours: Mapping[str, Any], peak: float, peer: Mapping[str, Any] | None, cores: Cores
+) -> dict[str, Any]:
+    """The JSON line."""
+    floor, stages = ours["floor"], ours["stages"]
+    return {
+        "name": "batch_shop",
+        "unit": "entities/s",
+        "ours": ours["rate"],
+        "peer": peer and peer["rate"],
+        "floor": floor["rate"],
+        "ratio_peer": None if peer is None else ratio(ours["rate"], peer["rate"]),
+        "ratio_floor": ratio(ours["rate"], floor["rate"]),
+        "ratio_floor_cpu": ratio(world.entities / ours["cpu"], floor["cpu_rate"]),
+        "ratio_floor_with_gates": ratio(ours["rate_with_gates"], floor["rate"]),
+        "ratio_min": RATIO_MIN,
+        "peak_mb": peak,
+        "memory_mb_max": MEMORY_MB_MAX,
+        "within": peak < MEMORY_MB_MAX and ours["rate"] >= RATIO_MIN * floor["rate"],
+        "seconds": ours["seconds"],
+        "stages": shares({name: stages[name] for name in STAGES}),
+        "gates_seconds": {name: stages[name] for name in GATES},
+        "floor_turns": floor["turns"],
+        "pairs_rate": floor["pairs_rate"],
+        "candidates": floor["candidates"],
+        "peer_stages": peer and shares(peer["stages"]),
+        "peer_same_share": peer and peer["same_share"],
+        "peer_entities": peer and peer["entities"],
+        "entities": world.entities,
+        **machine(cores),
+    }
 
 
 def main() -> None:
-    """Measure, or profile, and print the line."""
+    """Measure, or profile, and print the line; or be the process that is measured."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--inside":
+        print(json.dumps(inside(json.loads(sys.argv[2]))))
+        return
     asked = options(__doc__, rounds=1)
     cores, trees = Cores.choose(), TREES_QUICK if asked.quick else TREES
-    entities = asked.size(ENTITIES, ENTITIES_QUICK)
+    rows = asked.size(ENTITIES, ENTITIES_QUICK)
     with ExitStack() as stack:
         settings = stack.enter_context(running_servers(cores))
-        say("making the world: histories, items, model, tables")
-        world = make_world(settings, entities, trees=trees)
-        stack.enter_context(on_core(cores.measured))
-        job = Job(world, rows=entities, scoring="score_matrix")
-        floor = Floor(world, entities // 10)
-        job.warm()
+        say("making the world: lines, histories, items, model, tables")
+        world = make_shop(settings, rows, trees=trees)
+        say(f"{world.entities:,} entities have a history at {world.as_of:%Y-%m-%d %H:%M}")
         if asked.profile:
+            stack.enter_context(on_core(cores.measured))
+            job = Job(world, rows=world.entities, scoring="score_matrix")
+            job.warm(WARM_PARTITIONS)
             with profiled("batch job of lists"):
                 job.run()
             return
-        found = in_turn({"floor": floor.run, "ours": job.run, "floor_again": floor.run}, asked.rounds)
-        ours, alone = median(found["ours"], "rate"), median([*found["floor"], *found["floor_again"]], "rate")
-        spent = median([*found["floor"], *found["floor_again"]], "cpu_rate")
-        stages = {name: median([entry["stages"] for entry in found["ours"]], name) for name in (*STAGES, *GATES)}
-        finish(
-            {
-                "name": "batch-shop",
-                "unit": "entities/s",
-                "ours": ours,
-                "floor": alone,
-                "ratio_floor": ratio(ours, alone),
-                "ratio_floor_cpu": ratio(entities / median(found["ours"], "cpu"), spent),
-                "with_gates": median(found["ours"], "rate_with_gates"),
-                "pairs_rate": median(found["floor"], "pairs_rate"),
-                "stages": shares({name: stages[name] for name in STAGES}),
-                "gates_seconds": {name: stages[name] for name in GATES},
-                "memory_mb": {"job": own_memory_mb()},
-                "entities": entities,
-                "candidates": 50,
-                "trees": trees,
-                "rounds": asked.rounds,
-                **machine(cores),
-            }
-        )
+        peers: list[dict[str, Any]] = []
+        entities = min(PEER_ENTITIES, world.entities)
+        peer = None
+        if asked.peers:
+            folder = world.settings.state_dir
+            peer = stack.enter_context(
+                running_peer("feast", "pandas_lists.py", world.for_peers(), cores.measured, folder)
+            )
+            peer.ask(do="run", entities=min(WARM_PEER_ENTITIES, entities))
+            peers.append(peer.ask(do="run", entities=entities))
+            say(f"peer  {peers[-1]['rate']:.0f} entities/s")
+        ours, peak = measured(world, rows, asked.rounds, cores)
+        theirs = None
+        if peer is not None:
+            peers.append(peer.ask(do="run", entities=entities))
+            stages = {name: median([one["stages"] for one in peers], name) for name in peers[0]["stages"]}
+            theirs = {"rate": median(peers, "rate"), "stages": stages, "entities": entities}
+            theirs |= check_peer(world, entities)
+        finish(result_of(world, ours, peak, theirs, cores) | {"trees": trees, "rounds": asked.rounds})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,19 +134,36 @@ def joined(folder: Path, world: tuple[int, int, int], *, profile: bool = False) 
 def watched(command: list[str], what: str = "the join") -> tuple[dict[str, Any], float]:
     """Run a program; its last line as JSON, and the most memory (MB) that it and its children had at once.
 
+    The lines before its last are said as they come.
+
     Raises:
         StackError: it failed; quotes its last line.
     """
-    peak = 0.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    peak, last = 0.0, [""]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        reading = threading.Thread(target=_pass_on, args=(process.stdout, last), name="lines")
+        reading.start()
         while process.poll() is None:
             peak = max(peak, _memory_mb(process.pid))
             time.sleep(LOOK_SECONDS)
-        output, errors = process.communicate()
+        reading.join()
+        errors.seek(0)
+        said = errors.read().strip().splitlines() or ["no message"]
     if process.returncode != 0:
-        raise StackError(f"{what} ended ({(errors.strip().splitlines() or ['no message'])[-1]}): try fewer --rows")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        raise StackError(f"{what} ended ({said[-1]}): try fewer --rows")
+    found: dict[str, Any] = json.loads(last[0])
     return found, peak
+
+
+def _pass_on(lines: Iterable[str], last: list[str]) -> None:
+    """Say each line once the next one has come; the last stays in `last`."""
+    for line in lines:
+        if last[0]:
+            say(last[0])
+        last[0] = line.rstrip()
 
 
 def _memory_mb(pid: int) -> float:

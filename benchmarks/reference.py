@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import math
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -238,27 +239,46 @@ def features_at(world: World) -> pa.Table:
 def make_model(settings: Settings, pipeline: Pipeline, trees: int) -> ModelVersion:
     """Register the model; its LightGBM texts lie beside its graph, for peers. Learned once, then kept in the cache."""
     files = _model_files(settings.cache_dir / "bench", pipeline, trees)
+    return registered(settings, pipeline, files, COLUMNS, rows=TRAIN_ROWS, reference=REFERENCE)
+
+
+def registered(
+    settings: Settings,
+    pipeline: Pipeline,
+    files: Mapping[str, bytes],
+    columns: Sequence[str],
+    *,
+    rows: int,
+    reference: Reference | None = None,
+) -> ModelVersion:
+    """Register a benchmark's model, and let the pipeline's alias name it.
+
+    Args:
+        columns: its inputs.
+        rows: that it was trained on.
+        reference: what its outputs are differences to, if they are.
+    """
     registry = Registry(settings.models_dir)
     span = Window(start=TRAINED_AT - timedelta(days=3), end=TRAINED_AT)
     version = registry.register(
-        NAME,
-        files,
+        pipeline.model_name,
+        dict(files),
         Description(
             features=pipeline.features,
-            inputs=tuple(Input(name=column) for column in COLUMNS),
+            inputs=tuple(Input(name=column) for column in columns),
             outputs=pipeline.output_names,
             training=span,
             held_out=span,
-            rows=TRAIN_ROWS,
+            rows=rows,
             seed=1,
             parity=Parity(rows=PARITY_ROWS, difference_max=TOLERANCE, tolerance=TOLERANCE),
             metrics={},
-            references=dict.fromkeys(pipeline.output_names, REFERENCE),
+            references={} if reference is None else dict.fromkeys(pipeline.output_names, reference),
             libraries={},
         ),
         now=datetime.now(UTC),
     )
-    registry.set_alias(NAME, pipeline.model_alias, version.version)
+    registry.set_alias(pipeline.model_name, pipeline.model_alias, version.version)
     return version
 
 
