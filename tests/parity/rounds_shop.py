@@ -138,8 +138,8 @@ class _Shoppers:
 
 
 def crowd(customers: int) -> int:
-    """Entities of the simulated crowd that so many customers are drawn from."""
-    return max(customers, 1_000)
+    """Entities of the simulated crowd that so many customers are drawn from, each at some of the moments."""
+    return max(customers // 3, 1_000)
 
 
 def _event(customer: str, at: datetime, lines: Sequence[Line]) -> Outgoing:
