@@ -64,10 +64,10 @@ LARGE_ROWS = 1_000_000  # from here on one run goes before the measured ones, an
 
 
 class Orchestra:
-    """Runs of our DAG and of the peer's, on one Airflow."""
+    """Runs of our DAG and of the peer's, on one Airflow; `cells` is what the declaration was asked for."""
 
-    def __init__(self, world: World, settings: Settings, airflow: AirflowApi) -> None:
-        self._world, self._settings, self._airflow = world, settings, airflow
+    def __init__(self, world: World, cells: int, settings: Settings, airflow: AirflowApi) -> None:
+        self._world, self._cells, self._settings, self._airflow = world, cells, settings, airflow
 
     def wait_parsed(self) -> None:
         """Wait until Airflow knows both DAGs.
@@ -88,7 +88,7 @@ class Orchestra:
             shards: to cut it into; None for as many as anyone's run is cut into.
         """
         partitions = None if shards is None else math.ceil(self._world.pipeline.partitions.count / shards)
-        declaration = DECLARATION.format(cells=self._world.grid.cells, partitions=partitions)
+        declaration = DECLARATION.format(cells=self._cells, partitions=partitions)
         Path(self._world.settings.pipelines).write_text(declaration)
         seconds = self._run(NAME, self._world.as_of.strftime(PARTITION_KEY_FORMAT), {"anew": True})
         times = self._times()
@@ -230,7 +230,7 @@ def main() -> None:
             f"{world.grid.cells:,} rows in {world.pipeline.partitions.count:,} partitions: {warm:.1f} s without Airflow"
         )
         with_airflow = airflow_of(world, stack)
-        orchestra = Orchestra(world, with_airflow, stack.enter_context(AirflowApi(with_airflow)))
+        orchestra = Orchestra(world, cells, with_airflow, stack.enter_context(AirflowApi(with_airflow)))
         orchestra.wait_parsed()
         if not large:
             orchestra.ours()  # the scheduler's own first run
