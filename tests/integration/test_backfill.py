@@ -12,6 +12,7 @@ from almanac.clock import HOUR
 from almanac.errors import UsageError
 from almanac.settings import load_settings
 from jobs.backfill import TICKS_MAX, Tick, look, run, spans, ticks_between
+from jobs.moments import moment_of
 from serving_cache.postgres import PostgresStore
 from tests.generations import NOON, grid_pipeline, migrated, staged_parts, start_of
 
@@ -38,6 +39,21 @@ def test_ticks_are_those_of_the_schedule_with_both_ends() -> None:
 def test_times_that_make_no_sense_are_refused(first: datetime, last: datetime, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         ticks_between("0 * * * *", first, last, NOON + timedelta(minutes=30))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0001-01-01T00:00Z", "lies before 1900"),
+        ("2026-02-30T00:00Z", "is not a time such as"),
+        ("2026-03-01T12:00", "is not a time such as"),
+        ("", "is not a time such as"),
+    ],
+)
+def test_what_is_typed_for_a_time_and_is_none_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"--from .*{said}") as refused:
+        moment_of("--from", text)
+    assert str(refused.value).count("\n") == 0
 
 
 def test_missing_ticks_make_stretches_that_leave_out_what_is_there() -> None:
