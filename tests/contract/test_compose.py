@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import re
@@ -22,7 +21,6 @@ from almanac.settings import SECRET_SETTINGS, Settings, load_settings, secret_fi
 from almanac.stack import airflow, kafka, kafka_jars, postgres, redis
 from almanac.stack.places import Places
 from almanac.stack.programs import MANAGED, MODULES, NEEDS, QUIET
-from dags import scheduler
 from streaming.process import INSTANCE, STOP_SECONDS_MAX
 from tests.compose import (
     BESIDES,
@@ -80,22 +78,6 @@ def test_commands_are_those_of_the_stack(name: str) -> None:
         assert len(command) == 3 or program == "stream"
     elif name in ONCE:
         assert python_module(command) is not None
-
-
-def test_what_the_scheduler_imports_for_its_tasks_is_there() -> None:
-    ours = [name for name in scheduler.BEFOREHAND if name.partition(".")[0] in ("almanac", "features", "jobs")]
-    assert len(ours) > 5
-    for name in ours + [name.partition(".")[0] for name in scheduler.BEFOREHAND]:
-        assert importlib.util.find_spec(name) is not None, f"there is no module {name}"
-    assert list(scheduler.BEFOREHAND) == sorted(set(scheduler.BEFOREHAND))
-
-
-def test_the_scheduler_imports_every_job_that_a_task_calls() -> None:
-    parsed = [ast.parse(path.read_text()) for path in (ROOT / "dags").glob("almanac_*.py")]
-    called = {node.module for file in parsed for node in ast.walk(file) if isinstance(node, ast.ImportFrom)}
-    jobs = {module for module in called if module and module.startswith("jobs.")}
-    assert len(jobs) > 5
-    assert jobs <= set(scheduler.BEFOREHAND)
 
 
 def test_every_module_is_there_and_takes_its_arguments() -> None:
