@@ -55,7 +55,7 @@ _EXCLUDE = (
 )
 _FILTER = (
     f"Of a list: at most {CONDITIONS_MAX} conditions on its items' declared attributes (`ranking.attributes`), with "
-    "commas between them, such as price<3. All must hold; of < <= > >= = !=."
+    "commas between them, such as price<3. All must hold; of < <= > >= = !=. In an address < and > are percent-encoded."
 )
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 

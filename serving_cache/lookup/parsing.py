@@ -15,6 +15,9 @@ TEXT_SHOWN_MAX = 60  # characters of a caller's text repeated in an error
 DURATION_TEXT_MAX = 40  # characters
 WHOLE_DIGITS_MAX = 18  # more digits than any entity number has
 
+NO_KEYS = "\0\ufffd"
+"""What no key holds: a zero, which no store takes, and what stands for bytes of an address that are not UTF-8."""
+
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = r"\d{1,12}(?:\.\d{1,30})?"
 _SECONDS = re.compile(rf"({_NUMBER})(s|m|min|h|d)?", re.ASCII)
@@ -71,9 +74,7 @@ def entity(pipeline: Pipeline, value: object) -> EntityKey:
     if pipeline.partitions.key_type is str:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise UnknownEntity(f"{pipeline.entity} {shown(value)} is not a key: give a string or a whole number")
-        if isinstance(value, str) and any(
-            0xD800 <= ord(character) <= 0xDFFF or character == "\0" for character in value
-        ):
+        if isinstance(value, str) and any(0xD800 <= ord(one) <= 0xDFFF or one in NO_KEYS for one in value):
             raise UnknownEntity(f"{pipeline.entity} {shown(value)} is not Unicode text: give the entity's own key")
         return pipeline.partitions.check(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) <= WHOLE_DIGITS_MAX:

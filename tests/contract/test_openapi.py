@@ -152,6 +152,7 @@ TYPED = [
     ("GET", "/v1/{lists}/entities/a%0d%0aX-Other:%201", 404),
     ("GET", "/v1/{lists}/entities/%f0%9f%8e%81", 404),
     ("GET", "/v1/{lists}/entities/%00", 404),
+    ("GET", "/v1/{lists}/entities/caf%e9", 404),
     ("GET", "/v1/{lists}/entities/" + "x" * 10_000, 414),
     *(
         (("GET", "/v1/{lists}/entities/user-3%C3%A9?" + query, 400))

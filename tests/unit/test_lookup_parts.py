@@ -136,7 +136,7 @@ def test_other_cells_are_refused(value: object) -> None:
         parsing.entity(GRID, value)
 
 
-@pytest.mark.parametrize("value", ["", "a\0b", "x" * 257, "\ud800"])
+@pytest.mark.parametrize("value", ["", "a\0b", "x" * 257, "\ud800", "caf\ufffd"])
 def test_keys_that_no_store_can_hold_are_refused(value: str) -> None:
     with pytest.raises(UnknownEntity):
         parsing.entity(USERS, value)
