@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.errors import PredictionError
+from almanac.ragged import offsets_of
 from almanac.ranked import RankedList
 from almanac.ranking import Entities, Items, Lists, Pairs, candidates, matrix, top
 from almanac.ranking_declared import Ranking
@@ -46,6 +47,23 @@ class Prepared:
 
     pairs: Pairs
     inputs: Floats
+
+    def __len__(self) -> int:
+        return len(self.pairs.offsets) - 1
+
+    def where(self, chosen: NDArray[np.bool_]) -> Prepared:
+        """Some of the entities."""
+        if chosen.all():
+            return self
+        lengths = np.diff(self.pairs.offsets)
+        rows = np.repeat(chosen, lengths)
+        pairs = Pairs(
+            offsets_of(lengths[chosen]),
+            np.repeat(np.arange(int(chosen.sum())), lengths[chosen]),
+            self.pairs.item_index[rows],
+            {name: values[rows] for name, values in self.pairs.columns.items()},
+        )
+        return Prepared(pairs, self.inputs[rows])
 
 
 def prepared(entities: Entities, items: Items, columns: Sequence[str], ranking: Ranking) -> Prepared:

@@ -1,11 +1,13 @@
 """Only entities whose inputs changed are scored: the others take their prediction from the partition's block.
 
-What an entity is scored from is digested exactly: of numbers the model's columns of its row; of a list its features,
-and all items', which are the same for everybody. Model, code and declaration are the generation's. The digests lie
-beside the rows that they led to (`serving_cache/postgres_entities.py`), packed:
+What an entity is scored from is digested exactly: of numbers the model's columns of its row; of a list its features and
+all items', or else the candidate items and what the model is asked of each, which may be as before though something of
+the others changed. Model, code and declaration are the generation's. The digests lie beside the rows that they led to
+(`serving_cache/postgres_entities.py`), packed, entities in the order of the block's keys:
 
     16 bytes   what all entities have in common: the columns, and the items
-    8 bytes    of each entity, in the order of the block's keys
+    8 bytes    of each entity: its features
+    8 bytes    of each entity, where lists are ranked: its pairs
 
 Whatever does not fit (no digests, another number of them, a block that cannot be read or is not of these keys) has
 the partition scored whole. So does a null, which the scoring then refuses.
@@ -17,21 +19,23 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from almanac.block_merging import merged, places_in
 from almanac.blocks import block_hash
 from almanac.errors import BlockError, Unavailable, UsageError
-from almanac.list_blocks import AnyBlock, unpacked
+from almanac.list_blocks import AnyBlock, ListBlock, unpacked
+from almanac.list_scoring import Prepared
 from almanac.pipeline import Pipeline
 from almanac.ragged import Wholes
 from almanac.settings import Settings
 from jobs.building import keys_of, staged_of
 from jobs.digests import UNCOUNTED, partition_digests, spans_of
-from jobs.entity_digests import ENTITY_BYTES, Digests, entity_digests
-from jobs.listing import Listed, list_digests, staged_lists
+from jobs.entity_digests import ENTITY_BYTES, Digests, entity_digests, item_digests, pair_digests
+from jobs.listing import Listed, Wanted, list_digests, staged_lists
 from jobs.plan import Plan
 
 if TYPE_CHECKING:
@@ -52,7 +56,16 @@ class Known(NamedTuple):
     found: KnownBlock
     block: AnyBlock
     common: bytes
-    entities: Digests
+    features: Digests
+    pairs: Digests
+
+    def same(self, keys: NDArray[Any], digests: Digests, *, pairs: bool = False) -> Wholes:
+        """The row of each key in the block; -1 if it has none, or was made from something else."""
+        at = places_in(self.block, keys)
+        known = self.pairs if pairs else self.features
+        if not len(known):
+            return np.full(len(keys), -1, np.int64)
+        return np.where((at >= 0) & (known[at] == digests), at, -1)
 
 
 Piece = tuple[Sequence[int], "pa.Table"]
@@ -68,11 +81,15 @@ class Maker:
     scorer: Scorer
     items: Listed | None
 
-    def staged(self, piece: Piece, refused: dict[int, str]) -> list[StagedPartition]:
-        """The partitions of a piece, ready to be staged; those that cannot be scored go to `refused`."""
+    def staged(self, piece: Piece, refused: dict[int, str], wanted: Wanted | None = None) -> list[StagedPartition]:
+        """The partitions of a piece, ready to be staged; those that cannot be scored go to `refused`.
+
+        Args:
+            wanted: where lists are ranked, leaves entities out.
+        """
         if self.items is None:
             return staged_of(self.pipeline, self.plan, self.scorer, piece, refused)
-        return staged_lists(self.items, self.plan, self.scorer, piece, refused)
+        return staged_lists(self.items, self.plan, self.scorer, piece, refused, wanted)
 
     def digests(self, piece: Piece) -> dict[int, str]:
         """The digest of each partition's inputs."""
@@ -183,11 +200,12 @@ def taken_apart(one: KnownBlock, data: bytes) -> Known | None:
     except BlockError as error:
         log.warning("partition=%d is scored whole: %s", one.partition, error)
         return None
-    if block_hash(data) != one.block_hash or len(one.digests) != COMMON_BYTES + ENTITY_BYTES * block.rows:
+    kinds = 2 if isinstance(block, ListBlock) else 1
+    if block_hash(data) != one.block_hash or len(one.digests) != COMMON_BYTES + kinds * ENTITY_BYTES * block.rows:
         log.warning("partition=%d is scored whole: its digests are not those of its block", one.partition)
         return None
-    entities = np.frombuffer(one.digests, "<u8", offset=COMMON_BYTES)
-    return Known(one, block, one.digests[:COMMON_BYTES], entities)
+    held = np.frombuffer(one.digests, "<u8", offset=COMMON_BYTES)
+    return Known(one, block, one.digests[:COMMON_BYTES], held[: block.rows], held[block.rows :])
 
 
 def whole(maker: Maker, piece: Piece, refused: dict[int, str]) -> Made:
@@ -224,34 +242,88 @@ def _made(
     import pyarrow as pa
 
     about, table = piece
-    kept: dict[int, Wholes] = {}
-    noted: dict[int, bytes] = {}
+    noted: dict[int, _Noted] = {}
     chosen = np.ones(table.num_rows, np.bool_)
     for partition, start, end in spans_of(table):
         mine = table.slice(start, end - start)
         inputs, keys = maker.inputs(mine), keys_of(mine, maker.pipeline)
-        digests, common = entity_digests(inputs), maker.common(inputs)
+        digests = entity_digests(inputs)
         if digests is None:
             continue
-        noted[partition] = common + digests[np.argsort(keys, kind="stable")].tobytes()
-        was = known.get(partition)
-        if was is None or was.common != common or not was.block.rows:
-            continue
-        at = places_in(was.block, keys)
-        same = (at >= 0) & (was.entities[at] == digests)
-        kept[partition] = np.sort(at[same])
-        chosen[start:end] = ~same
+        noted[partition] = found = _Noted(maker.common(inputs), keys, digests, known.get(partition))
+        chosen[start:end] = found.look()
     some = table if chosen.all() else table.filter(pa.array(chosen))
+    pairs = None if maker.items is None else item_digests(maker.items.keys, maker.items.attributes)
+
+    def wanted(partition: int, keys: NDArray[Any], asked: Prepared) -> NDArray[np.bool_]:
+        if partition not in noted or pairs is None:
+            return np.ones(len(asked), np.bool_)
+        return noted[partition].look_at_pairs(keys, pair_digests(asked, pairs))
+
+    staged = maker.staged((about, some), refused, wanted)
     digests_of = maker.digests(piece)
-    ready = [
-        replace(
-            part,
-            block=merged(known[part.partition].block, kept[part.partition], part.block)
-            if part.partition in kept
-            else part.block,
-            input_digest=digests_of[part.partition],
-            entity_digests=noted.get(part.partition, b""),
-        )
-        for part in maker.staged((about, some), refused)
-    ]
-    return ready, sum(len(kept.get(part.partition, ())) for part in ready)
+    ready, unchanged = [], 0
+    for part in staged:
+        made = replace(part, input_digest=digests_of[part.partition])
+        if part.partition in noted:
+            try:
+                block, entities = noted[part.partition].together(part.block)
+            except BlockError as error:
+                log.warning("partition=%d is scored whole: %s", part.partition, error)
+                start, end = next((start, end) for number, start, end in spans_of(table) if number == part.partition)
+                ready += maker.staged(([part.partition], table.slice(start, end - start)), refused)
+                continue
+            made = replace(made, block=block, entity_digests=entities)
+            unchanged += block.rows - part.block.rows
+        ready.append(made)
+    return ready, unchanged
+
+
+class _Noted:
+    """What one partition's entities are scored from this time, and who of them keeps what the block before says.
+
+    Args:
+        common: a digest of what they have in common.
+        keys: of the entities; features: a digest of each one's.
+        was: the block before, and what it was made from; None if that is not known.
+    """
+
+    def __init__(self, common: bytes, keys: NDArray[Any], features: Digests, was: Known | None) -> None:
+        self._common, self._was = common, was
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._features, self._order = keys[order], features[order], order
+        self._kept = [np.empty(0, np.int64)]
+        self._pairs: list[tuple[NDArray[Any], Digests]] = []
+
+    def look(self) -> NDArray[np.bool_]:
+        """Who has other features than before, in the order in which the keys were given."""
+        changed = np.ones(len(self._keys), np.bool_)
+        if self._was is None or self._was.common != self._common:
+            return changed
+        at = self._was.same(self._keys, self._features)
+        self._kept.append(at[at >= 0])
+        changed[self._order] = at < 0
+        return changed
+
+    def look_at_pairs(self, keys: NDArray[Any], digests: Digests) -> NDArray[np.bool_]:
+        """Who of the others is to be scored: whose pairs are not as before."""
+        self._pairs.append((keys, digests))
+        if self._was is None:
+            return np.ones(len(keys), np.bool_)
+        at = self._was.same(keys, digests, pairs=True)
+        self._kept.append(at[at >= 0])
+        return np.asarray(at < 0)
+
+    def together(self, made: AnyBlock) -> tuple[AnyBlock, bytes]:
+        """The whole block, of those that keep what they have and those that were scored; and its digests."""
+        rows = np.sort(np.concatenate(self._kept))
+        block = made if self._was is None or not len(rows) else merged(self._was.block, rows, made)
+        parts = [self._common, self._features.tobytes()]
+        if isinstance(block, ListBlock):
+            pairs = np.zeros(block.rows, "<u8")
+            if self._was is not None and len(rows):
+                pairs[np.searchsorted(block.keys, self._was.block.keys[rows])] = self._was.pairs[rows]
+            for keys, digests in self._pairs:
+                pairs[np.searchsorted(block.keys, keys)] = digests
+            parts.append(pairs.tobytes())
+        return block, b"".join(parts)

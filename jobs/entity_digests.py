@@ -1,8 +1,13 @@
-"""A digest of each row of features, of its bytes alone: whether an entity would be scored from the same as before."""
+"""A digest of what each entity is scored from, of the bytes alone: its features, or what is asked of its pairs.
+
+Digests are uint64, in the order of the entities.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +17,8 @@ from almanac.ragged import Wholes
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from almanac.list_scoring import Prepared
 
 ENTITY_BYTES = 8
 """Of a digest. It is compared with the same entity's of the run before and no other, so that of changes one in 2**64
@@ -34,6 +41,33 @@ def entity_digests(table: pa.Table) -> Digests | None:
         digest = hashlib.blake2b(data[row * width : (row + 1) * width], digest_size=ENTITY_BYTES)
         for values, bounds in ragged:
             digest.update(values[bounds[row] : bounds[row + 1]])
+        made.append(digest.digest())
+    return np.frombuffer(b"".join(made), "<u8")
+
+
+def item_digests(keys: NDArray[np.bytes_], attributes: Mapping[str, NDArray[np.float32]]) -> Digests:
+    """A digest of what a list says of each item: its key and its attributes."""
+    columns = [np.ascontiguousarray(values, np.float32).tobytes() for values in attributes.values()]
+    made = []
+    for place, key in enumerate(keys.tolist()):
+        digest = hashlib.blake2b(b"".join(column[4 * place : 4 * place + 4] for column in columns), digest_size=8)
+        digest.update(key)
+        made.append(digest.digest())
+    return np.frombuffer(b"".join(made), "<u8")
+
+
+def pair_digests(asked: Prepared, items: Digests) -> Digests:
+    """A digest of each entity's candidate items, in order, and of what the model is asked of each of them.
+
+    Args:
+        items: `item_digests` of all items.
+    """
+    width = asked.inputs.shape[1] * asked.inputs.itemsize
+    inputs, named = memoryview(asked.inputs.tobytes()), memoryview(items[asked.pairs.item_index].tobytes())
+    made = []
+    for first, last in itertools.pairwise(asked.pairs.offsets.tolist()):
+        digest = hashlib.blake2b(named[ENTITY_BYTES * first : ENTITY_BYTES * last], digest_size=ENTITY_BYTES)
+        digest.update(inputs[width * first : width * last])
         made.append(digest.digest())
     return np.frombuffer(b"".join(made), "<u8")
 

@@ -6,10 +6,10 @@ All items are in memory once; candidate items of all entities never are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from almanac.ranking import Items, Lists
     from almanac.scoring import Scorer
     from serving_cache.records import StagedPartition
+
+Wanted = Callable[[int, NDArray[Any], Prepared], NDArray[np.bool_]]
+"""Of a partition, the keys of some of its entities, and what the model is to be asked of each: who is to be scored."""
 
 PAIRS_AT_ONCE = 200_000
 """Entities times candidate items that are in memory together."""
@@ -143,8 +146,13 @@ def staged_lists(
     scorer: Scorer,
     piece: tuple[Sequence[int], pa.Table],
     refused: dict[int, str],
+    wanted: Wanted | None = None,
 ) -> list[StagedPartition]:
-    """The partitions of a piece, ready to be staged; those that cannot be ranked go to `refused`."""
+    """The partitions of a piece, ready to be staged; those that cannot be ranked go to `refused`.
+
+    Args:
+        wanted: leaves entities out of the blocks, and unscored; None for none.
+    """
     from serving_cache.records import StagedPartition
 
     about, table = piece
@@ -154,7 +162,8 @@ def staged_lists(
     for partition in about:
         start, end = spans.get(partition, (0, 0))
         try:
-            block = block_of(listed, scorer, table.slice(start, end - start)) if end > start else None
+            chosen = None if wanted is None else partial(wanted, partition)
+            block = block_of(listed, scorer, table.slice(start, end - start), chosen) if end > start else None
         except (FeatureError, PredictionError) as error:
             refused[partition] = str(error)
             continue
@@ -171,19 +180,32 @@ def staged_lists(
     return ready
 
 
-def block_of(listed: Listed, scorer: Scorer, table: pa.Table) -> ListBlock:
+def block_of(
+    listed: Listed,
+    scorer: Scorer,
+    table: pa.Table,
+    wanted: Callable[[NDArray[Any], Prepared], NDArray[np.bool_]] | None = None,
+) -> ListBlock:
     """The lists of one partition's entities.
 
     Args:
         table: the entity's column, and those of its FeatureService; a row each.
+        wanted: of keys and what the model is to be asked of each: who is to be in the block; None for all.
 
     Raises:
         FeatureError: a feature is null, or a column that the model needs is nobody's.
         PredictionError: the model answers NaN or infinity.
     """
     keys, features = ordered(listed, table)
-    parts = [scored(some, scorer, listed.ranking.kept) for some in asked(listed, scorer.inputs, features)]
-    return block_with(listed, keys, parts)
+    parts, chosen = [], np.ones(len(keys), np.bool_)
+    start = 0
+    for some in asked(listed, scorer.inputs, features):
+        mine = slice(start, start + len(some))
+        if wanted is not None:
+            chosen[mine] = wanted(keys[mine], some)
+        parts.append(scored(some.where(chosen[mine]), scorer, listed.ranking.kept))
+        start = mine.stop
+    return block_with(listed, keys[chosen], parts)
 
 
 def ordered(listed: Listed, table: pa.Table) -> tuple[NDArray[Any], pa.Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url:
     return Library(settings, pipeline, folder)
 
 
-def run(made: Library, run_key: str, pipeline: Pipeline | None = None) -> Plan:
+def run(made: Library, run_key: str, pipeline: Pipeline | None = None, *, anew: bool = False) -> Plan:
     """Every step of the DAG."""
     pipeline = pipeline or made.pipeline
-    planned = plan(pipeline, made.settings, run_key=run_key, cutoff=utc_now(), now=utc_now())
+    planned = plan(pipeline, made.settings, run_key=run_key, cutoff=utc_now(), now=utc_now(), anew=anew)
     report = gate_features(pipeline, made.settings, planned)
     for shard in planned.shards_without(report.settled):
         score_shard(pipeline, made.settings, planned, shard)
@@ -91,6 +92,17 @@ def served(made: Library, cache: RedisStore) -> dict[str, RankedList]:
     return {key: row for key, row in found.items() if row is not None}
 
 
+def expected_lists(made: Library) -> dict[str, RankedList]:
+    """Every member's list, as the ranking gives it at once."""
+    table = pq.read_table(made.folder / "history.parquet").drop_columns(["event_timestamp"])
+    items = items_at(made.pipeline, made.settings, MOMENT)
+    moments = np.full(table.num_rows, micros_of(MOMENT))
+    scorer = Scorer.load(Registry(made.settings.models_dir).resolve(made.pipeline.model), made.pipeline)
+    assert made.pipeline.ranking is not None
+    expected = rank(entities_of(made.pipeline, table, items, moments), items, scorer, made.pipeline.ranking)
+    return dict(zip(table["member"].to_pylist(), expected, strict=True))
+
+
 def origins(store: PostgresStore, name: str) -> dict[int, int]:
     """Which generation scored each partition of the current one."""
     pointer = store.pointer(name)
@@ -104,13 +116,7 @@ def test_every_entity_has_the_list_that_the_ranking_gives(
     run(made, "first")
     with RedisStore(redis_url) as cache:
         lists = served(made, cache)
-    table = pq.read_table(made.folder / "history.parquet").drop_columns(["event_timestamp"])
-    items = items_at(made.pipeline, made.settings, MOMENT)
-    moments = np.full(table.num_rows, micros_of(MOMENT))
-    scorer = Scorer.load(Registry(made.settings.models_dir).resolve(made.pipeline.model), made.pipeline)
-    assert made.pipeline.ranking is not None
-    expected = rank(entities_of(made.pipeline, table, items, moments), items, scorer, made.pipeline.ranking)
-    assert lists == dict(zip(table["member"].to_pylist(), expected, strict=True))
+    assert lists == expected_lists(made)
     assert {len(one.items) for one in lists.values()} == {5}
     assert not any(GONE in one.items for one in lists.values())
     price = {book: 1 + number / 4 for number, book in enumerate(BOOKS)}
@@ -144,6 +150,41 @@ def test_only_partitions_whose_inputs_changed_are_scored(made: Library, store: P
     write_rows(made.folder / "together.parquet", together_rows(MOMENT, popular=BOOKS[10:19]))
     fourth = run(made, "others are popular")
     assert set(origins(store, made.pipeline.name).values()) == {fourth.generation}
+
+
+def test_of_a_partition_that_changed_only_members_are_scored_whose_inputs_did(
+    made: Library, store: PostgresStore, redis_url: str, people: psycopg.Connection
+) -> None:
+    pipeline = library(made.pipeline.name, changed_only=True)
+    run(made, "remembered", pipeline, anew=True)
+    rows = pq.read_table(made.folder / "history.parquet").to_pylist()
+
+    def night(key: str, borrowers: Sequence[int], books: Sequence[str]) -> tuple[int, int]:
+        """Some borrow; returns how many of how many members of a partition that changed were scored."""
+        for place in borrowers:
+            rows[place] = history_of(rows[place]["member"], MOMENT, books)
+        write_rows(made.folder / "history.parquet", rows)
+        found = store.stage_times(pipeline.name, run(made, key, pipeline).generation)
+        score = [one for one in found if one.stage == "score"]
+        return sum(one.rows - one.unchanged for one in score), sum(one.rows for one in score)
+
+    def members(borrowers: Sequence[int]) -> int:
+        buckets = {pipeline.partitions.partition_of(rows[place]["member"]) for place in borrowers}
+        return sum(pipeline.partitions.partition_of(row["member"]) in buckets for row in rows)
+
+    assert night("two of forty", (3, 20), BOOKS[15:19]) == (2, members((3, 20)))
+    with RedisStore(redis_url) as cache:
+        assert served(made, cache) == expected_lists(made)
+        cache.clear(pipeline.name)  # the blocks of before come from Postgres then
+    lost = pipeline.partitions.partition_of(rows[6]["member"])
+    people.execute(
+        "UPDATE entity_digests SET digests = 'nonsense' WHERE pipeline = %s AND partition = %s", (pipeline.name, lost)
+    )
+    borrowers = [place for place in (6, 7, 8) if pipeline.partitions.partition_of(rows[place]["member"]) != lost]
+    scored, every = night("without redis, and some digests lost", [6, *borrowers], BOOKS[7:9])
+    assert (scored, every) == (members((6,)) + len(borrowers), members([6, *borrowers]))
+    with RedisStore(redis_url) as cache:
+        assert served(made, cache) == expected_lists(made)
 
 
 def test_a_partition_with_a_hole_in_its_features_is_quarantined_alone(made: Library, store: PostgresStore) -> None:

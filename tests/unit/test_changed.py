@@ -17,6 +17,7 @@ from almanac.block_merging import merged, places_in
 from almanac.blocks import Block
 from almanac.clock import format_time
 from almanac.errors import BlockError
+from almanac.list_blocks import decode_lists
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
 from almanac.ranking import Items
@@ -162,7 +163,7 @@ def run(shop: Shop, memory: Memory) -> int:
     for partition, part in expected.items():
         known, data = memory.blocks[partition]
         assert data == part.block.encoded
-        assert len(known.digests) in (0, COMMON_BYTES + 8 * part.block.rows)
+        assert len(known.digests) in (0, COMMON_BYTES + (16 if shop.lists else 8) * part.block.rows)
     assert found.rows == len(shop.rows)
     return found.unchanged
 
@@ -185,8 +186,13 @@ def test_whatever_happens_the_blocks_are_those_of_scoring_everybody(lists: bool,
             elif lost == "bytes":
                 memory.blocks[partition] = (known, data[:-1] + bytes([data[-1] ^ 1]))
         same = [key for key, row in shop.rows.items() if before[0].get(key) == row]
-        alike = lost is None and (before[1] == shop.books or not lists)
-        assert run(shop, memory) == (len(same) if alike else 0)
+        kept = run(shop, memory)
+        if lost is not None:
+            assert kept == 0
+        elif before[1] == shop.books or not lists:
+            assert kept == len(same)
+        else:  # an item is another: of those who did nothing, who has it among the candidate items
+            assert kept <= len(same)
 
 
 def test_an_item_that_left_is_in_no_list_though_its_reader_did_nothing() -> None:
@@ -199,6 +205,37 @@ def test_an_item_that_left_is_in_no_list_though_its_reader_did_nothing() -> None
     shop.books[BOOKS[0]]["available"] = 0.0
     run(shop, memory)
     assert not any(BOOKS[0].encode() in data for _, data in memory.blocks.values())
+
+
+def test_who_has_nothing_to_do_with_an_item_that_changed_is_not_scored() -> None:
+    shop, memory = Shop(4, lists=True), Memory()
+    shop.rows = {
+        key: {"visits": 1.0, "spend": 1.0, "items": [(BOOKS[number], AT)]} for key, number in (("a", 12), ("b", 20))
+    }
+    run(shop, memory)
+    for book, name, value, kept in (
+        (BOOKS[21], "price", 7.0, 1),  # goes with b's
+        (BOOKS[21], "price", 7.0, 2),
+        (BOOKS[13], "shelf", 6.0, 1),  # goes with a's
+        (BOOKS[27], "shelf", 6.0, 2),  # nobody's
+        (BOOKS[27], "available", 0.0, 2),
+        (BOOKS[0], "price", 9.0, 0),  # popular
+    ):
+        shop.books[book][name] = value
+        assert run(shop, memory) == kept, book
+
+
+def test_a_block_that_contradicts_its_digests_has_its_partition_scored_whole() -> None:
+    shop, memory = Shop(5, lists=True), Memory()
+    one, other, *_ = (key for key in map(str, range(40)) if LISTS.partitions.partition_of(key) == 2)
+    shop.rows = {one: {"visits": 1.0, "spend": 1.0, "items": [(BOOKS[12], AT)]}}
+    run(shop, memory)
+    known, data = memory.blocks[2]
+    block = decode_lists(data)
+    wrong = replace(block, attributes={"price": block.attributes["price"] + 1})
+    memory.blocks[2] = (known._replace(block_hash=wrong.hash), wrong.encoded)
+    shop.rows[other] = shop.rows[one]
+    assert run(shop, memory) == 0
 
 
 def test_a_night_scored_anew_looks_nothing_up_and_is_remembered_all_the_same() -> None:
