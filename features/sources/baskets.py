@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from almanac.clock import MICROSECOND, at_micros, micros_of
+from almanac.clock import DAY, MICROSECOND, at_micros, micros_of
 from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
@@ -158,7 +158,7 @@ def open_baskets(
 ) -> Baskets:
     """Read a file and settle its clock; see `features.sources.lines.open_lines`."""
     recording = read_lines(path, *declared, now)
-    return Baskets(recording, settle_clock(settings.features_dir / CLOCK_FILE, name, recording, now))
+    return Baskets(recording, settle_clock(settings.features_dir / CLOCK_FILE, name, recording, now, DAY))
 
 
 class Baskets(Replayed[LinesRecording]):

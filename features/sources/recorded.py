@@ -80,19 +80,19 @@ class Replayed(Generic[Of]):
         )
 
 
-def settle_clock(path: Path, name: str, recording: Recorded, now: datetime) -> timedelta:
+def settle_clock(path: Path, name: str, recording: Recorded, now: datetime, step: timedelta = HOUR) -> timedelta:
     """The shift of a recording's clock: decided at its first use, kept in `path`, the same ever after.
 
-    A whole number of hours, so that the last moment becomes one of the hour that
-    ends at `now`. It may turn the hour of day: training and serving read the
-    same shifted clock, so the daily cycle is learnt where it then lies.
+    A whole number of steps, so that the last moment becomes one of the hour, or the day, that
+    ends at `now`. Hours may turn the hour of day: training and serving read the
+    same shifted clock, so the daily cycle is learnt where it then lies. Days leave nights nights.
     """
     with locked(path.with_suffix(".lock")):
         known = _read_clocks(path)
         entry = known.get(name)
         if entry is not None and entry["sha256"] == recording.digest:
             return timedelta(hours=entry["shift_hours"])
-        shift = clock_shift(recording.last, now)
+        shift = clock_shift(recording.last, now, step)
         known[name] = {
             "file": recording.path.name,
             "sha256": recording.digest,
@@ -118,8 +118,8 @@ def _read_clocks(path: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def clock_shift(last: datetime, now: datetime) -> timedelta:
-    """What to add to times: none for a live recording, else whole hours that bring its last moment up to now."""
+def clock_shift(last: datetime, now: datetime, step: timedelta = HOUR) -> timedelta:
+    """What to add to times: none for a live recording, else whole steps that bring its last moment up to now."""
     if timedelta(0) <= now - last <= LIVE_WITHIN:
         return timedelta(0)
-    return (now - last) // HOUR * HOUR
+    return (now - last) // step * step

@@ -132,14 +132,14 @@ def opened(tmp_path: Path, path: Path, pipeline: Pipeline = shop, now: datetime 
     return open_lines(pipeline, settings, now=now)
 
 
-def test_a_file_is_replayed_up_to_now_with_its_zone_and_whole_hours(tmp_path: Path, written: Path) -> None:
+def test_a_file_is_replayed_up_to_now_with_its_zone_and_whole_days(tmp_path: Path, written: Path) -> None:
     source = opened(tmp_path, written)
     lines = source.lines(source.earliest, NOON + timedelta(hours=1))
     assert lines["entity"].to_pylist() == ["17850", "13047"]
     winter, summer = (moment.astimezone(UTC) - source.clock_shift for moment in lines["at"].to_pylist())
     assert (winter.hour, summer.hour) == (9, 9)  # ten o'clock in British summer is nine in UTC
-    assert source.clock_shift % timedelta(hours=1) == timedelta(0)
-    assert timedelta(0) <= NOON - source.latest(NOON) < timedelta(hours=1)
+    assert source.clock_shift % timedelta(days=1) == timedelta(0)
+    assert timedelta(0) <= NOON - source.latest(NOON) < timedelta(days=1)
     later = opened(tmp_path, written, now=NOON + timedelta(days=9))
     assert later.clock_shift == source.clock_shift
     assert source.kept_aside().to_pylist()[0]["reason"] == "bad-entity"
