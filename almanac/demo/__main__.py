@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pipeline", choices=("weather", "shop"), default="weather", help="which one to show")
     parser.add_argument("--data", type=Path, help="file of real observations: GRIB or Parquet; of shop's purchases")
     parser.add_argument("--keep", action="store_true", help="leave the stack running and print the addresses")
+    parser.add_argument("--running", action="store_true", help="use the stack that runs, and a model that is in it")
     options = parser.parse_args(arguments)
     data = options.data.resolve() if options.data else None
     if data is not None and not data.is_file():
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     state_dir = Path(os.environ.get("ALMANAC_STATE_DIR") or PROJECT_ROOT / STATE_DIR).resolve()
     declared = lists.DECLARED if options.pipeline == "shop" else None
-    world = World(state_dir=state_dir, data=data, report=Report(), pipeline=options.pipeline, declared=declared)
+    world = World(
+        state_dir=state_dir, data=data, report=Report(), pipeline=options.pipeline, declared=declared,
+        keep=options.keep, running=options.running,
+    )  # fmt: skip
     failure: str | None = None
     try:
         (lists.show if options.pipeline == "shop" else show)(world)
@@ -56,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show(world: World) -> None:
     """The stages, in order."""
     report = world.report
-    report.stage("almanac down --purge, almanac up: Postgres, Redis, Kafka, Airflow, stream worker, lookup")
-    world.run("down", "--purge")
-    world.run("up", "--detach", show=True)
+    stages.anew(world)
     report.stage("almanac train weather: LightGBM on Feast's historical features, converted to ONNX")
     world.run("train", "weather", show=True)
     report.stage("the recent past is rehearsed: batch, then events through Kafka, hour by hour")

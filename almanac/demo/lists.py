@@ -32,11 +32,13 @@ CHEAP = 3.0
 def show(world: World) -> None:
     """The stages, in order."""
     report = world.report
-    report.stage("almanac down --purge, almanac up: Postgres, Redis, Kafka, Airflow, stream worker, lookup")
-    world.run("down", "--purge")
-    world.run("up", "--detach", show=True)
-    report.stage("almanac train shop: LambdaRank on what customers bought, converted to ONNX")
-    replace(world, declared=PLAIN).run("train", "shop", show=True)  # what is left out is nothing to learn from
+    if world.data is not None:
+        report.stage("almanac source shop: which rows of the file can be believed")
+        gates(world)
+    stages.anew(world)
+    if not world.running:
+        report.stage("almanac train shop: LambdaRank on what customers bought, converted to ONNX")
+        replace(world, declared=PLAIN).run("train", "shop", show=True)  # what is left out is nothing to learn from
     report.stage("Airflow precomputes a list for every customer")
     final, _ = stages.ran(world, "shop")
     if final != "success":
@@ -55,6 +57,18 @@ def show(world: World) -> None:
     if world.data is not None:
         report.stage("lists are measured on what was bought in the last month, which the model has not seen")
         measured(world)
+
+
+def gates(world: World) -> None:
+    """Every row of the file is a line, or set aside with its reason; a file that cannot be used ends it here."""
+    found = world.json("source", "shop")
+    aside = {reason: count for reason, count in found["set_aside"].items() if count}
+    world.report.claim(
+        found["rows"] == found["lines"] + sum(aside.values()),
+        "every row of the file is a line, or set aside with its reason",
+        f"{found['rows']:,} rows: {found['lines']:,} lines, "
+        + ", ".join(f"{count:,} {reason}" for reason, count in aside.items()),
+    )
 
 
 def nightly(world: World) -> str:
@@ -186,7 +200,13 @@ def outage(world: World, customer: str) -> None:
         "with Redis stopped the same list comes from Postgres, and says so",
         f"place {without['place']}: {without['reason']}",
     )
-    world.run("start", "redis", "stream", "airflow-scheduler")
+    world.run("start", "redis", "stream", *(["airflow-scheduler"] if world.keep else []))
+    back = world.wait_for(
+        "an answer from Redis",
+        lambda: found if (found := world.answer(customer))["place"] == "redis" else None,
+        seconds=ANSWER_SECONDS_MAX,
+    )
+    report.claim(_items(back) == _items(answer), "when they return it comes from Redis again", brief(back))
 
 
 def measured(world: World) -> None:

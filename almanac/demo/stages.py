@@ -26,6 +26,15 @@ WARMER_KELVIN = 4.0
 MALFORMED = '{"cell_id": "not a cell", "t2m":'
 
 
+def anew(world: World) -> None:
+    """An empty stack, all parts of it healthy; nothing where the one that runs is to be used."""
+    if world.running:
+        return
+    world.report.stage("almanac down --purge, almanac up: Postgres, Redis, Kafka, Airflow, stream worker, lookup")
+    world.run("down", "--purge")
+    world.run("up", "--detach", show=True)
+
+
 def ran(world: World, pipeline: str) -> tuple[str, int]:
     """Trigger a DAG through Airflow's API and follow it: how the run ended, and how many shards it had."""
     report = world.report

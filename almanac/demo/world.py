@@ -18,7 +18,7 @@ import httpx
 from almanac.demo.report import DemoFailed, Report
 from almanac.settings import Settings, load_settings
 
-COMMAND_TIMEOUT_SECONDS = 600.0
+COMMAND_TIMEOUT_SECONDS = 1_800.0
 REQUEST_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1
 ENTITIES_PER_REQUEST = 1000
@@ -36,6 +36,10 @@ class World:
     pipeline: str = "weather"
     declared: Path | None = None
     """A file that declares the pipeline; None for those of the checkout."""
+    keep: bool = False
+    """Whether the stack is to run on afterwards, whole."""
+    running: bool = False
+    """Whether the stack that runs is used with the model that it has, rather than one made anew."""
     seen: str | None = None
     """The last answer, or why there was none: what a wait in vain is explained with."""
 
