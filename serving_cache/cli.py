@@ -131,8 +131,10 @@ def rollback(
         url = settings().redis_url
         with nullcontext() if url is None else RedisStore(url) as cache:
             outcome, trouble = roll_back(found, store, cache, to)
+        held = store.held(found.name)
     typer.echo(f"{found.name} is back at generation {outcome.generation}, epoch {outcome.epoch}")
-    typer.echo(f"nothing is published over that until you run `almanac rollback {found.name} --clear`")
+    if held is not None:
+        typer.echo(f"nothing is published over that until you run `almanac rollback {found.name} --clear`")
     if trouble:
         typer.echo(f"Redis follows later: {trouble}", err=True)
 

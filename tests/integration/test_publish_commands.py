@@ -103,6 +103,7 @@ def test_rollback_and_rebuild(almanac: Command, name: str, postgres_url: str, re
         cache.clear(name)
         assert "generation 1, epoch 3" in almanac("rebuild", name)
         assert cache.pointer(name) == store.pointer(name)
+        assert "is published over" not in almanac("rollback", name, "--to", "2")  # undone: nothing holds any more
 
 
 def test_rollback_works_without_redis(
