@@ -24,7 +24,6 @@ from features.interactions import (
     SEEN_MAX,
     empty_history,
     event_hashes,
-    hundredths,
     key_hashes,
 )
 
@@ -50,12 +49,18 @@ class Event:
     @property
     def hash(self) -> int:
         """64 bits that say which event it is, by what it says."""
-        if self.mark is not None:
-            return self.mark
-        amounts = np.array([[line[1], line[2]] for line in self.lines], np.float64).T.reshape(2, -1)
-        items = key_hashes([line[0] for line in self.lines])
-        offsets = np.array([0, len(self.lines)], np.int64)
-        return int(event_hashes(key_hashes([self.entity]), np.array([self.at], np.int64), items, amounts, offsets)[0])
+        return hashes([self])[0] if self.mark is None else self.mark
+
+
+def hashes(events: Sequence[Event]) -> list[int]:
+    """The hash of each event, made of all at once."""
+    lines = [line for event in events for line in event.lines]
+    amounts = np.array([[line[1], line[2]] for line in lines], np.float64).T.reshape(2, -1)
+    offsets = np.cumsum([0, *(len(event.lines) for event in events)], dtype=np.int64)
+    moments = np.array([event.at for event in events], np.int64)
+    entities, items = key_hashes([event.entity for event in events]), key_hashes([line[0] for line in lines])
+    found: list[int] = event_hashes(entities, moments, items, amounts, offsets).tolist()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +136,11 @@ def _tiles(old: Mapping[str, Any], at: int, lines: Sequence[tuple[str, float, fl
     """The days' tiles with some lines of a moment, without those that are too old for any window."""
     tiles = {int(day): [int(old[name][place]) for name in TILES] for place, day in enumerate(old["days"])}
     if lines:
-        amounts = np.array([[line[1], line[2]] for line in lines], np.float64)
-        taken = int((amounts[:, 0] > 0).sum())
-        units, spend = np.rint(amounts[:, 0]).astype(np.int64), hundredths(amounts[:, 0], amounts[:, 1])
+        taken = sum(line[1] > 0 for line in lines)
+        units = sum(round(line[1]) for line in lines)  # to the nearest even, as `hundredths`
+        spend = sum(round(line[1] * line[2] * 100) for line in lines)
         tile = tiles.setdefault(at // DAY_MICROSECONDS, [0, 0, 0, 0])
-        for place, more in enumerate((int(taken > 0), taken, int(units.sum()), int(spend.sum()))):
+        for place, more in enumerate((int(taken > 0), taken, units, spend)):
             tile[place] += more
     kept = sorted(day for day in tiles if day > newest // DAY_MICROSECONDS - DAYS_KEPT)
     return {"days": kept, **{name: [tiles[day][place] for day in kept] for place, name in enumerate(TILES)}}

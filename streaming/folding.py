@@ -41,7 +41,7 @@ from almanac.ranked import RankedList
 from almanac.ranking import HISTORY
 from almanac.settings import Settings
 from features.interactions_fold import Event as Basket
-from features.interactions_fold import advance
+from features.interactions_fold import advance, hashes
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied
@@ -167,9 +167,9 @@ class Folding:
             return _handled(self._pipeline, (), (), _Batch(histories={}, refused=list(batch.refused)))
         done = _Batch(histories=self._read(batch.entities), refused=list(batch.refused))
         made = micros_of(now)
-        for origin, event in batch.events:
+        for origin, event, basket in self._baskets(batch, done):
             try:
-                self._fold(done, origin, event, made)
+                self._fold(done, origin, event, basket, made)
             except EventError as error:
                 done.refused.append((origin, error))
         predictions = []
@@ -238,13 +238,26 @@ class Folding:
             self._histories = self._open(self._pipeline, self._settings)
         return self._histories
 
-    def _fold(self, done: _Batch, origin: Consumed, event: Event, made: int) -> None:
+    def _baskets(self, batch: Sorted, done: _Batch) -> list[tuple[Consumed, Event, Basket]]:
+        """The events of which something can be folded in, with what that is and its hash; the others are refused."""
+        found = []
+        for origin, event in batch.events:
+            try:
+                found.append((origin, event, self._basket(event)))
+            except EventError as error:
+                done.refused.append((origin, error))
+        marks = hashes([basket for _, _, basket in found])
+        return [
+            (origin, event, replace(basket, mark=mark))
+            for (origin, event, basket), mark in zip(found, marks, strict=True)
+        ]
+
+    def _fold(self, done: _Batch, origin: Consumed, event: Event, basket: Basket, made: int) -> None:
         """Fold one event in.
 
         Raises:
             EventError: it cannot be.
         """
-        basket = self._basket(event)
         held = done.histories[event.entity]
         found = advance(None if held is None else held.row, basket)
         if not found.folded and held is not None:

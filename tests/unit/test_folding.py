@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from almanac.clock import format_time, micros_of
@@ -270,6 +270,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_histories_are_those_of_the_events_in_order_whatever_happens_in_between(steps: list[Any]) -> None:
     """Assignments, kills before the commit, replays and a sink that lags change nothing of any history."""
