@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from almanac.settings import settings
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from serving_cache.postgres import PostgresStore
     from serving_cache.redis import RedisStore
+
+hypothesis.settings.register_profile("almanac", deadline=None)  # how long an example takes says how busy a machine is
+hypothesis.settings.load_profile("almanac")
 
 _EXIT_STATUS = pytest.StashKey[int]()
 
