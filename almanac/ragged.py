@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 Wholes = NDArray[np.int64]
 
+ENTRIES_BITS = 10
+ENTRIES_MAX = 1 << ENTRIES_BITS
+"""Entries of a list whose best are looked for: a list's number, a score (32 bits) and a place share a sort key."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
@@ -63,3 +67,28 @@ def count_up(lengths: Wholes) -> Wholes:
 def offsets_of(lengths: Wholes) -> Wholes:
     """Where lists of these lengths begin, and where the last ends: int64 (lists + 1,)."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def best(scores: NDArray[np.float32], offsets: Wholes, most: int) -> Wholes:
+    """Indices of the greatest scores of each list, greatest first, equal ones by index.
+
+    One sort of whole numbers: list, score turned round, place within the list.
+
+    Args:
+        scores: float32, of lists with fewer than `ENTRIES_MAX` entries.
+        offsets: where each list begins, and where the last ends.
+        most: of each list.
+    """
+    counts, begins = np.diff(offsets), offsets[:-1]
+    bits = (scores + np.float32(0)).view(np.int32)  # + 0 makes -0 equal 0
+    falling = np.where(bits < 0, bits, ~bits & np.int32(0x7FFFFFFF)).view(np.uint32)
+    ordered = np.repeat((np.arange(len(counts)) << (32 + ENTRIES_BITS)) - begins, counts)
+    ordered += np.arange(len(scores))
+    turned = falling.astype(np.int64)
+    turned <<= ENTRIES_BITS
+    ordered += turned
+    ordered.sort()
+    kept = np.minimum(counts, most)
+    first = np.repeat(begins, kept)
+    found: Wholes = first + (ordered[first + count_up(kept)] & ((1 << ENTRIES_BITS) - 1))
+    return found

@@ -73,6 +73,11 @@ class Items:
         """The place of each key."""
         return {key: place for place, key in enumerate(self.keys)}
 
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What was made of all items once and is asked for again for every few entities, by what was asked."""
+        return {}
+
     def places(self, keys: Sequence[str] | NDArray[Any]) -> Places:
         """The places of these keys, -1 for what is not known."""
         return places_of(self.known, keys)

@@ -31,6 +31,7 @@ CODE = (
     "almanac.blocks",
     "almanac.list_blocks",
     "almanac.partitioning",
+    "almanac.candidate_items",
     "almanac.list_scoring",
     "almanac.ragged",
     "almanac.ranking",
