@@ -77,3 +77,11 @@ def test_help_lists_the_commands() -> None:
     )
     for command in ("up", "down", "status", "train", "trigger", "publish", "lookup", "generations", "models"):
         assert re.search(rf"\b{command}\b", done.stdout), f"{command} is not in --help"
+
+
+def test_architecture_names_every_module_of_the_core() -> None:
+    (core,) = re.findall(
+        r"^## Core .*?(?=^## )", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    modules = {path.name for path in (ROOT / "almanac").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if f"`{name}`" not in core} == set()
