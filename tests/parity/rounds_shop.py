@@ -22,7 +22,7 @@ BACK = (timedelta(hours=1), timedelta(hours=66))
 """How long ago moments are: within the days that features of items may be used online."""
 LATE = timedelta(days=3)
 """How much older than the round before it a late event is, at most."""
-CUSTOMERS_PER_ROUND, ROUNDS_MAX = 600, 16
+CUSTOMERS_PER_ROUND, ROUNDS_MAX = 1_000, 16
 NEW, TWICE, RETURNING = 0.1, 0.05, 0.1
 """Shares of a round's customers: who come for the first time, who buy twice at the moment, who may return things."""
 NAMES = ("Zoë Müller {}", "O'Neil {}", "客户 {}", "anna+{}@example.org", "{}")
@@ -36,7 +36,7 @@ def quick(declared: Pipeline, customers: int) -> Pipeline:
     return replace(
         declared,
         source=replace(declared.source, simulated=Simulated(entities=crowd(customers))),
-        training=replace(declared.training, window=timedelta(days=60), rows_max=60_000, trees=60),
+        training=replace(declared.training, window=timedelta(days=40), rows_max=20_000, trees=40),
     )
 
 
@@ -139,7 +139,7 @@ class _Shoppers:
 
 def crowd(customers: int) -> int:
     """Entities of the simulated crowd that so many customers are drawn from, each at some of the moments."""
-    return max(customers // 3, 1_000)
+    return max(customers // 6, 1_000)
 
 
 def _event(customer: str, at: datetime, lines: Sequence[Line]) -> Outgoing:

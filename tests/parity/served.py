@@ -16,6 +16,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ from tests.streams import ROOT, environment, eventually
 AT_ONCE = 100
 """Entities of one fresh computation: as many as a deadline made for a request allows on a busy machine."""
 TRIES = 20
+PATIENCE_SECONDS_MAX = 900.0
+"""Time that worker and sinks may take for a round on a busy machine."""
+POLL_SECONDS = 0.1
 STOP_SECONDS_MAX = 40
 DECLARATION = """
 from pipelines.{name} import {name} as _declared
@@ -186,15 +190,21 @@ class Served:
         """Wait until a consumer group has done all that a topic holds now."""
         asked = Applied(topic, group, self.settings)
         try:
-            ends = eventually(lambda: self._asked(asked.ends))
-            eventually(lambda: self._asked(asked.behind, ends) is None, lambda: self.log.read_text()[-2_000:])
+            ends, give_up_at = self._asked(asked.ends), time.monotonic() + PATIENCE_SECONDS_MAX
+            while (why := self._asked(asked.behind, ends)) is not None:
+                assert time.monotonic() < give_up_at, f"{why}: {self.log.read_text()[-2_000:]}"
+                time.sleep(POLL_SECONDS)
         finally:
             asked.close()
 
     def _asked(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What a broker answers; one that has just begun may not be ready."""
-        with kafka_errors("the broker does not say how far a group is", self.settings):
-            return question(*arguments)
+        """What a broker answers; one that has just begun, or is busy, may not be ready."""
+
+        def answer() -> tuple[Any]:
+            with kafka_errors("the broker does not say how far a group is", self.settings):
+                return (question(*arguments),)
+
+        return eventually(answer)[0]
 
     async def _computed(self, entities: list[Any]) -> dict[Any, Found]:
         """As a request does it whose generation and overlays say nothing: in parts, what was late once more."""
