@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from almanac.checking import need_number
@@ -183,14 +184,18 @@ class Buckets:
                 raise UnknownEntity(f"key {str(entity)[:40]!r} is not a whole number of 64 bits: give the entity's key")
             return entity
         text = str(entity)
-        if not 1 <= len(text.encode()) <= 256:
+        if not 1 <= (len(text) if text.isascii() else len(text.encode())) <= 256:
             raise UnknownEntity(f"key {text[:40]!r} is empty or longer than 256 bytes: give the entity's own key")
         return text
 
     def partition_of(self, entity: EntityKey) -> int:
         """The bucket that holds a key."""
-        digest = hashlib.blake2b(str(self.check(entity)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % self.count
+        return self.partitions_of([self.check(entity)])[0]
+
+    def partitions_of(self, entities: Iterable[EntityKey]) -> list[int]:
+        """The bucket of each of many keys, which were checked."""
+        hashed, count = partial(hashlib.blake2b, digest_size=8), self.count
+        return [int.from_bytes(hashed(str(key).encode()).digest(), "little") % count for key in entities]
 
     def label(self, partition: int) -> str:
         """What a person reads: `bucket 7`."""

@@ -126,7 +126,9 @@ def entities_of(pipeline: Pipeline, table: pa.Table, items: Items, moments: Whol
     """
     import pyarrow as pa
 
-    keys = pa.array(items.keys, pa.string())
+    if "arrow" not in items.memo:
+        items.memo["arrow"] = pa.array(items.keys, pa.string())
+    keys = items.memo["arrow"]
     lists: dict[str, Ragged] = {}
     columns: dict[str, NDArray[Any]] = {}
     for name in table.column_names:

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 Wanted = Callable[[int, NDArray[Any], Prepared], NDArray[np.bool_]]
 """Of a partition, the keys of some of its entities, and what the model is to be asked of each: who is to be scored."""
 
-PAIRS_AT_ONCE = 200_000
-"""Entities times candidate items that are in memory together."""
+ENTITIES_AT_ONCE = 4_096
+"""Entities of a partition whose features are taken out of Arrow together."""
+PAIRS_AT_ONCE = 16_384
+"""Entities times candidate items that are made, and scored, together: what a core's cache holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,10 +237,13 @@ def asked(listed: Listed, columns: Sequence[str], features: pa.Table) -> Iterato
     from features.ranked import entities_of, newest_events
 
     step = max(1, PAIRS_AT_ONCE // listed.ranking.candidates_max)
-    for start in range(0, features.num_rows, step):
-        some = features.slice(start, step)
+    for begin in range(0, features.num_rows, ENTITIES_AT_ONCE):
+        some = features.slice(begin, ENTITIES_AT_ONCE)
         moments = np.maximum(newest_events(some), listed.at)
-        yield prepared(entities_of(listed.pipeline, some, listed.items, moments), listed.items, columns, listed.ranking)
+        entities = entities_of(listed.pipeline, some, listed.items, moments)
+        for start in range(0, len(entities), step):
+            part = entities.part(start, min(start + step, len(entities)))
+            yield prepared(part, listed.items, columns, listed.ranking)
 
 
 def block_with(listed: Listed, keys: NDArray[Any], parts: Sequence[Lists]) -> ListBlock:

@@ -76,7 +76,7 @@ class Members:
             keys, owners = [pa.array([], kind)], [np.empty(0, dtype=np.int32)]
             for some in entities(tables_of(self._pipeline, self._settings), self._pipeline, self._plan.moment):
                 keys.append(pa.array(some, kind))
-                owners.append(np.fromiter(map(buckets.partition_of, some), np.int32, len(some)))
+                owners.append(np.array(buckets.partitions_of(some), np.int32))
             places = np.concatenate(owners)
             order = np.argsort(places, kind="stable")
             starts = np.searchsorted(places[order], np.arange(buckets.count + 1))
