@@ -48,7 +48,7 @@ class Job:
         self.near = near.loc[(near["seed"] != ANY) & (near["rank"] < NEIGHBOURS), ["seed", "item", "weight"]]
         liked = near.loc[(near["seed"] == ANY) & (near["rank"] < POPULAR), ["item", "rank"]]
         self.liked = liked.rename(columns={"rank": "popular_place"})
-        self.lines = pd.DataFrame()
+        self.lines, self.held = pd.DataFrame(), 0
 
     def newest(self, folder: str) -> pd.DataFrame:
         """The newest row of each item."""
@@ -58,6 +58,9 @@ class Job:
 
     def read(self, entities: int) -> None:
         """Hold the lines of the first entities."""
+        if self.held == entities:
+            return
+        self.held = entities
         keys = pd.read_parquet(self.world["lines"], columns=["entity"])["entity"].drop_duplicates()
         last = keys.sort_values().iloc[min(entities, len(keys)) - 1]
         columns = ["entity", "item", "quantity", "price", "at"]
