@@ -36,6 +36,7 @@ shop = Pipeline(
     name="shop",
     entity="customer_id",
     partitions=Buckets(count=64),
+    changed_only=True,
     outputs=(Output(name="score"),),
     features="shop_v1",
     model="shop@champion",
