@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 
 import msgspec
@@ -38,10 +39,9 @@ class RankedList(msgspec.Struct, frozen=True):
             )
         if len(set(self.items)) != len(self.items):
             raise PredictionError("a list has an item twice: rank each once")
-        numbers = [self.scores, *self.attributes.values()]
-        if not all(math.isfinite(number) for values in numbers for number in values):
+        if not all(all(map(math.isfinite, numbers)) for numbers in (self.scores, *self.attributes.values())):
             raise PredictionError(f"a list of {len(self.items)} items has a number that is NaN or infinite: refuse it")
-        if any(after > before for before, after in zip(self.scores, self.scores[1:], strict=False)):
+        if any(map(operator.lt, self.scores, self.scores[1:])):
             raise PredictionError("the scores of a list ascend: sort its items, best first")
 
     def first(self, count: int) -> RankedList:

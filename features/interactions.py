@@ -40,6 +40,8 @@ baskets held it; `basket_items` those of the newest basket. A day with interacti
 hundredths spent. `orders` and `first_at` are of all time. `seen` has hashes of the newest events that are folded in,
 with their moments; events up to `seen_floor` are taken as folded in."""
 
+_HISTORY_LISTS = tuple(name for name, kind in HISTORY.items() if kind.endswith("s"))
+
 STATS = {
     "sold_7d": "float32",
     "sold_30d": "float32",
@@ -170,5 +172,5 @@ def _mixed(bits: Hashes) -> Hashes:
 
 def empty_history() -> dict[str, Any]:
     """The columns of an entity of which nothing is known."""
-    found: dict[str, Any] = {name: [] for name, kind in HISTORY.items() if kind.endswith("s")}
+    found: dict[str, Any] = {name: [] for name in _HISTORY_LISTS}
     return {**found, "basket_at": NEVER, "orders": 0, "first_at": NEVER, "seen_floor": NEVER}
