@@ -106,10 +106,12 @@ def main() -> None:
         data = f"{pipeline.name}={Path(given.data).resolve()}" if given.data else ""
         settings = servers.model_copy(update={"source_data": data})
         found: list[Looked] = []
+        length = pipeline.ranking.length if pipeline.ranking is not None else 0
         for night, looked in replayed(pipeline, settings, days):
             found += looked
             again = sum(one.since_night for one in looked)
-            say(f"{format_time(night)}  {len(looked):>5} baskets, {again} after another of the same day")
+            day = f"{format_time(night)}  {len(looked):>5} baskets, {again:>3} after another of the same day"
+            say(day + so_far(found, length))
     told_of = compared(found, pipeline, given.seed)
     finish(
         {
@@ -117,6 +119,14 @@ def main() -> None:
             **told_of, **machine(cores),
         }
     )  # fmt: skip
+
+
+def so_far(found: Sequence[Looked], length: int) -> str:
+    """Recall of both lists up to now, for the line of a day; empty while nothing was looked up."""
+    if not found:
+        return ""
+    nightly, streamed = (values.mean() for values in judged(found, length)["recall"])
+    return f"; so far recall at {length} nightly {nightly:.4f}, streamed {streamed:.4f}"
 
 
 def compared(found: Sequence[Looked], pipeline: Pipeline, seed: int) -> dict[str, Any]:

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 SMALL = replace(
     shop,
-    source=replace(shop.source, simulated=Simulated(entities=60, items=40, history=days(20), lines_per_entity=30)),
-    training=replace(shop.training, holdout=days(2)),
+    source=replace(shop.source, simulated=Simulated(entities=40, items=30, history=days(6), lines_per_entity=20)),
+    training=replace(shop.training, holdout=days(1)),
     ranking=replace(shop.ranking, leave_out=("bought_items", "basket_items"), leave_out_for=hours(12)),
     freshness=replace(shop.freshness, fresh_for=days(2)),
 )
