@@ -103,9 +103,9 @@ class Shop:
                 del self.rows[self.dice.choice(sorted(self.rows))]
             else:
                 self.buy(self.dice.choice(sorted(self.rows)))
-        if self.dice.random() < 0.3:
-            book, name = self.dice.choice(BOOKS), self.dice.choice(["shelf", "price", "available"])
-            self.books[book][name] = float(self.dice.randint(0, 3))
+        if self.dice.random() < 0.5:
+            book = self.dice.choice([*BOOKS, *BOOKS[:9], *BOOKS[:9]])  # what is popular is in more lists
+            self.books[book][self.dice.choice(["shelf", "price", "available"])] = float(self.dice.randint(0, 9))
 
     def piece(self) -> tuple[list[int], pa.Table]:
         """All partitions and their features, a partition's rows together and in any order."""
