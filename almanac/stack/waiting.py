@@ -13,7 +13,7 @@ from almanac.stack.programs import AIRFLOW_PROGRAMS, SERVERS
 from almanac.stack.steps import Calling, last_line
 from almanac.stack.supervisor import Supervisor
 
-HEALTHY_SECONDS_MAX = {"postgres": 60, "redis": 30, "kafka": 90, **dict.fromkeys(AIRFLOW_PROGRAMS, 240)}
+HEALTHY_SECONDS_MAX = {"postgres": 60, "redis": 30, "kafka": 90, **dict.fromkeys(AIRFLOW_PROGRAMS, 480)}
 HEALTHY_SECONDS_MAX_OTHERS = 90
 STARTS_MAX = 2
 # How often a program is asked: one that takes long to start should have the processor for itself.
