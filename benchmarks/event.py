@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 
 from almanac.clock import HOUR
 from almanac.declarations import pipeline as declared
-from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.quality import horizons
 from almanac.scoring import Scorer
-from almanac.settings import settings
+from benchmarks.recorded import recording_of
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY_HOUR, HISTORY_HOURS, differences, grid_features, observation_names
 from features.sources import grid_of
-from features.sources.replay import read_recording
 from jobs.convert import Fitted, Recipe, to_onnx
 from jobs.dataset import Split, sample
 from jobs.train import boost, reference_for
@@ -43,11 +41,7 @@ class Week:
     """All hours that have features; the last of them are held out. Fields are (hours, cells)."""
 
     def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
-        grid, observed = grid_of(pipeline)
-        path = settings().data_of("weather")
-        if path is None:
-            raise UsageError("no observations are named: set ALMANAC_SOURCE_DATA=weather=<GRIB or Parquet file>")
-        recording = read_recording(path, grid, observed, pipeline.entity)
+        (grid, observed), recording = grid_of(pipeline), recording_of(pipeline)
         self.pipeline, self.variable = pipeline, observed.variable
         found = grid_features(recording.values, recording.times, grid, observed.variable)
         self.columns: Fields = {name: part.reshape(len(part), -1) for name, part in found.items()}

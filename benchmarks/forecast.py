@@ -25,13 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.declarations import pipeline as declared
-from almanac.errors import UsageError
 from almanac.manifest import Reference
 from almanac.pipeline import Pipeline
-from almanac.settings import settings
+from benchmarks.recorded import recording_of
 from features.grid import HISTORY_HOURS, differences, grid_features, observation_names, same_hour_column
 from features.sources import grid_of
-from features.sources.replay import read_recording
 from jobs.convert import Recipe
 from jobs.train import boost, reference_for
 
@@ -80,11 +78,7 @@ class History:
     """The hours before the held-out week, with their features; hours count from the first that has them."""
 
     def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
-        grid, observed = grid_of(pipeline)
-        path = settings().data_of("weather")
-        if path is None:
-            raise UsageError("no observations are named: set ALMANAC_SOURCE_DATA=weather=<GRIB or Parquet file>")
-        recording = read_recording(path, grid, observed, pipeline.entity)
+        (grid, observed), recording = grid_of(pipeline), recording_of(pipeline)
         values = recording.values[: len(recording.values) - held_out_hours]
         columns = grid_features(values, recording.times[: len(values)], grid, observed.variable)
         self.variable = observation_names(observed.variable)[0]
