@@ -152,7 +152,7 @@ class Pipeline:
             a text that it returns is why not, and rejects the generation.
         shard_partitions: partitions that one Airflow task scores; None to have them cut by measured cost.
         changed_only: of a partition that changed, score the entities alone whose inputs did; the others keep what they
-            have. It takes 8 bytes an entity in the record, 16 where lists are ranked, and pays where most stay as they are.
+            have. It takes 8 bytes an entity in the record, 16 of lists, and pays where most stay as they are.
         training: how `almanac train` makes the model.
         integrity: how its features are checked.
         owner, description, tags: shown in the Airflow UI.
