@@ -1,12 +1,13 @@
 """Lists to learn from and to measure on: candidate items of entities as of a moment, and what was then taken.
 
-Held out is the newest `Training.holdout` of what was taken. A list that is learned from speaks as of just before an
-entity took something, and its truth is what was taken then; items are those of the night before. What is held out is
-measured in two ways:
+Held out is the newest `Training.holdout` of what was taken. A list that is learned from is the one that would be
+answered just before an entity took something, and its truth is what was taken then: it speaks as of the entity's newest
+event, or of the night before if that is newer, and items are those of that night. What is held out is measured in two
+ways:
 
     nightly      one list for each entity, as of the first held-out midnight; its truth is all that the entity took
                  in the held-out time
-    each_basket  a list as of just before each time an entity took something; its truth is what was taken then
+    each_basket  the list that would be answered just before each time an entity took something; its truth is that
 """
 
 from __future__ import annotations
