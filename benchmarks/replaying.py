@@ -171,16 +171,26 @@ class Replay:
 
     def night(self, midnight: datetime) -> None:
         """A batch run as of a midnight, and what it was made of in the online store; then the stream may begin."""
+        from features.store import one_look
+
+        if self._crew is not None:
+            self._wait("features")
+        self._clock.moment = midnight
+        with one_look():
+            self._batch(midnight)
+        self._since = set()
+        if self._crew is None:
+            self._crew = Crew()
+            recruit(self._pipeline, self._settings, "replay", self._crew, self._clock)
+
+    def _batch(self, midnight: datetime) -> None:
         from features.materialize import materialize
         from jobs.plan import plan
         from jobs.publish import clean_up, publish
         from jobs.score import score_shard
         from serving_cache.records import State
 
-        if self._crew is not None:
-            self._wait("features")
         pipeline, settings = self._pipeline, self._settings
-        self._clock.moment = midnight
         made = plan(pipeline, settings, run_key=f"replay {format_time(midnight)}", cutoff=midnight, now=midnight)
         try:
             for shard in made.shards:
@@ -191,10 +201,6 @@ class Replay:
         if publication.state is not State.CURRENT:
             raise StackError(f"the generation of {format_time(midnight)} is {publication.state}: see what it logged")
         materialize(pipeline, settings, made.moment)
-        self._since = set()
-        if self._crew is None:
-            self._crew = Crew()
-            recruit(pipeline, settings, "replay", self._crew, self._clock)
 
     def through(self, part: Sequence[Told]) -> list[Looked]:
         """Look each entity's list up just before its event, send the events, and wait until they are applied."""
