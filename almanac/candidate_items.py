@@ -105,9 +105,9 @@ def candidates(entities: Entities, items: Items, limits: Limits) -> Pairs:
     reach, own = _reach(items, limits.available), _own(entities)
     rows = _Rows.of(own, reach, len(entities), bits)
     groups = _Groups.of(rows.keys)
-    total = rows.weights[groups.first].astype(np.float64)
-    np.add.at(total, groups.owner, rows.weights[groups.further])
-    weight: Floats = total.astype(np.float32)
+    every = np.concatenate([groups.first, groups.further])
+    owner = np.concatenate([np.arange(len(groups.keys)), groups.owner])
+    weight: Floats = np.bincount(owner, rows.weights[every], len(groups.keys)).astype(np.float32)
     prior = weight.copy()
     mine = np.flatnonzero(groups.first < len(rows.own.item))
     place = rows.own.place[groups.first[mine]].astype(np.float32)
@@ -238,7 +238,7 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False)
 class _Groups:
-    """Rows by their keys; most keys have one.
+    """Rows by their keys.
 
     Args:
         keys: the different ones, rising.
@@ -264,8 +264,7 @@ class _Groups:
         new = np.ones(len(keys), np.bool_)
         np.not_equal(rising[1:], rising[:-1], out=new[1:])
         starts, others = np.flatnonzero(new), np.flatnonzero(~new)
-        owner = np.searchsorted(starts, others) - 1
-        return cls(rising[starts], ordered[starts], ordered[others], owner)
+        return cls(rising[starts], ordered[starts], ordered[others], np.cumsum(new)[others] - 1)
 
 
 def _describe_own(pairs: Pairs, entities: Entities, own: _Own, first: Wholes) -> None:
@@ -287,15 +286,16 @@ def _describe_near(pairs: Pairs, rows: _Rows, groups: _Groups, kept: Wholes) -> 
     near = (row >= begin) & (row < end)
     count = near.astype(np.int64)
     # Of what stands in the own history too, the first row is not the first near one.
-    slot = np.minimum(np.searchsorted(kept, groups.owner), max(len(kept) - 1, 0))
-    more = (groups.further >= begin) & (groups.further < end)
-    more[more] = kept[slot[more]] == groups.owner[more]
-    at, further = slot[more], groups.further[more]
+    slot = np.full(len(groups.keys), -1, np.int64)
+    slot[kept] = np.arange(len(kept))
+    at = slot[groups.owner]
+    more = (groups.further >= begin) & (groups.further < end) & (at >= 0)
+    at, further = at[more], groups.further[more]
     back = at[::-1]
     later = row.copy()
     later[back] = further[::-1]
     row = np.where(near, row, later)
-    np.add.at(count, at, 1)
+    count += np.bincount(at, minlength=len(kept))
     some = np.flatnonzero(count)
     pairs.columns["near_count"][:] = count
     pairs.columns["near_place"][some] = rows.near_place[row[some] - begin]
