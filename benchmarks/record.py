@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("batch", "growth", "rerun", "lookup", "stream", "answer", "rollback", "features", "join")
+NAMES = ("batch", "batch_shop", "growth", "rerun", "lookup", "stream", "answer", "rollback", "features", "join")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 RUN_SECONDS_MAX = 3_600
 LINE_MAX = 118
@@ -88,6 +88,9 @@ def capacity(found: dict[str, dict[str, Any]]) -> str:
         add("Postgres, one cell of one generation (4 outputs)", stored["postgres_bytes_per_cell"], "bytes", "batch")
         add("Redis, one cell of one generation (4 outputs)", stored["redis_bytes_per_cell"], "bytes", "batch")
         add("memory of a batch process after its runs", batch["memory_mb"]["job"], "MB", "batch")
+    if shop := found.get("batch_shop"):
+        add("batch that ranks, one process, 50 pairs an entity", shop["ours"], "entities/s", "batch-shop")
+        add("most memory of a batch process that ranks", shop["peak_mb"], "MB", "batch-shop")
     if lookup := found.get("lookup"):
         add("lookup, one cell", lookup["one"]["ours"]["rate"], "requests/s", "lookup")
         add("lookup, a hundred cells", lookup["hundred"]["ours"]["rate"], "requests/s", "lookup")
