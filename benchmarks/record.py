@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("batch", "batch_shop", "growth", "rerun", "lookup", "stream", "answer", "rollback", "features", "join")
+NAMES = ("batch", "batch_shop", "growth", "rerun", "rerun_shop", "lookup", "stream", "answer", "rollback", "features", "join")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 RUN_SECONDS_MAX = 3_600
 LINE_MAX = 118
@@ -88,6 +88,13 @@ def capacity(found: dict[str, dict[str, Any]]) -> str:
         add("Postgres, one cell of one generation (4 outputs)", stored["postgres_bytes_per_cell"], "bytes", "batch")
         add("Redis, one cell of one generation (4 outputs)", stored["redis_bytes_per_cell"], "bytes", "batch")
         add("memory of a batch process after its runs", batch["memory_mb"]["job"], "MB", "batch")
+    if rerun := found.get("rerun_shop"):
+        add(
+            "Postgres, what one ranked entity was scored from",
+            rerun["postgres_bytes_per_entity"],
+            "bytes",
+            "rerun-shop",
+        )
     if shop := found.get("batch_shop"):
         add("batch that ranks, one process, 50 pairs an entity", shop["ours"], "entities/s", "batch-shop")
         add("most memory of a batch process that ranks", shop["peak_mb"], "MB", "batch-shop")
