@@ -35,7 +35,7 @@ def quick(declared: Pipeline, cells: int) -> Pipeline:
     return replace(
         declared,
         training=replace(
-            declared.training, window=timedelta(days=5), holdout=timedelta(days=1), rows_max=8_000, trees=40
+            declared.training, window=timedelta(days=7), holdout=timedelta(days=1), rows_max=8_000, trees=40
         ),
     )
 
