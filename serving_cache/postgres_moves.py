@@ -14,7 +14,7 @@ from almanac.generation_states import Board, Move, Standing, State, roll_back
 from almanac.pipeline import Pipeline
 from serving_cache.postgres_client import Connection
 from serving_cache.postgres_proof import need_whole
-from serving_cache.postgres_rows import StoreBase, lock_pointer, read_generation
+from serving_cache.postgres_rows import StoreBase, lock_pointer, need_same_partitioning, read_generation
 from serving_cache.records import Publication
 
 CHANNEL = "almanac_pointer"
@@ -84,6 +84,15 @@ class Moves(StoreBase):
         """The generation whose rollback keeps others from being published; None if none does."""
         rows = self._client.query("SELECT held FROM pointers WHERE pipeline = %s", (pipeline,))
         return rows[0][0] if rows else None
+
+    def need_same_partitioning(self, pipeline: Pipeline) -> None:
+        """Refuse a partitioning that no generation may be opened with.
+
+        Raises:
+            UsageError: it is neither the current generation's nor agreed to.
+        """
+        with self._client.session() as connection:
+            need_same_partitioning(connection, pipeline.name, repr(pipeline.partitions))
 
     def agree_to_partitioning(self, pipeline: Pipeline) -> None:
         """Let the next generation have the partitioning that is declared now.

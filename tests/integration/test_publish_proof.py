@@ -187,8 +187,10 @@ def test_a_partitioning_that_changed_between_plan_and_publish_is_refused(
     changed = grid_pipeline(pipeline.name, partitions=Grid(rows=8, cols=8, tile=2, north=57.0))
     with pytest.raises(UsageError, match=r"planned for Grid.*start a new run"):
         store.publish(attempt, changed, now=NOON)
-    with pytest.raises(UsageError, match="put the declaration back"):
-        published_generation(store, changed, 3.0)
+    store.need_same_partitioning(pipeline)
+    for refused in (lambda: published_generation(store, changed, 3.0), lambda: store.need_same_partitioning(changed)):
+        with pytest.raises(UsageError, match="put the declaration back"):
+            refused()
 
 
 def test_redis_heals_a_damaged_block_before_its_pointer_moves(
