@@ -87,7 +87,7 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
     """What a run as of the cutoff would do.
 
     Raises:
-        UsageError: the cutoff lies in the future.
+        UsageError: the cutoff lies in the future, or the partitioning changed and nobody has agreed to that.
         DataError, ModelError, UnknownModel: the run would fail with the same.
         Unavailable: a server does not answer.
     """
@@ -99,6 +99,7 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
     as_of = watermark(pipeline, settings, moment)
     check_watermark(pipeline, moment, as_of)
     with PostgresStore(settings.need("postgres_url")) as store:
+        store.need_same_partitioning(pipeline)
         pointer = store.pointer(pipeline.name)
         source, basis = store.basis(pipeline.name)
         costs = measured(store.recent_stages(pipeline.name, STAGES_LOOKED_AT_MAX))
