@@ -19,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
+from almanac.fresh_declared import FRESH_DEADLINE_MAX, Fresh
 from almanac.ladder import Candidate, Compute, Terms
 from almanac.list_blocks import unpacked
 from almanac.partitioning import Grid
@@ -56,7 +57,7 @@ from streaming.publish import publish as send
 from tests.streams import ROOT, environment, eventually
 
 AT_ONCE = 100
-"""Entities of one fresh computation: as many as a deadline made for a request allows on a busy machine."""
+"""Entities of one fresh computation."""
 TRIES = 20
 PATIENCE_SECONDS_MAX = 900.0
 """Time that worker and sinks may take for a round on a busy machine."""
@@ -207,8 +208,9 @@ class Served:
         return eventually(answer)[0]
 
     async def _computed(self, entities: list[Any]) -> dict[Any, Found]:
-        """As a request does it whose generation and overlays say nothing: in parts, what was late once more."""
+        """As a request does it whose generation and overlays say nothing, and that can wait: what was late once more."""
         fresh = open_fresh(self.settings, SystemClock())
+        patient = replace(self.pipeline, fresh=Fresh(deadline=FRESH_DEADLINE_MAX))
         terms = Terms.of(self.pipeline)
         found: dict[Any, Found] = {}
         why: dict[Any, str] = {}
@@ -218,7 +220,7 @@ class Served:
                 for start in range(0, len(left), AT_ONCE):
                     wishes = {one: Compute(model=self.model, newer_than=None) for one in left[start : start + AT_ONCE]}
                     began = asyncio.get_running_loop().time()
-                    for entity, made in (await fresh.compute(self.pipeline, wishes, terms, began)).items():
+                    for entity, made in (await fresh.compute(patient, wishes, terms, began)).items():
                         if isinstance(made, Candidate):
                             found[entity] = _found(made)
                         else:
