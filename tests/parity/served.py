@@ -208,7 +208,7 @@ class Served:
         return eventually(answer)[0]
 
     async def _computed(self, entities: list[Any]) -> dict[Any, Found]:
-        """As a request does it whose generation and overlays say nothing, and that can wait: what was late once more."""
+        """As for a request that no generation and no overlay answers, and that can wait; what was late once more."""
         fresh = open_fresh(self.settings, SystemClock())
         patient = replace(self.pipeline, fresh=Fresh(deadline=FRESH_DEADLINE_MAX))
         terms = Terms.of(self.pipeline)
@@ -267,7 +267,8 @@ def agree(served: Served, rounds: Sequence[Round], told: Callable[[str], None]) 
             compared += 1
             if None in said.values() or len(set(said.values())) > 1 or batch[entity].as_of != moment:
                 unlike.append(f"{entity} as of {format_time(moment)}: {said}")
-        told(f"{number} of {len(rounds)} moments, {compared:,} compared, {len(unlike):,} unlike")
+        first = f": {unlike[0]}" if unlike else ""
+        told(f"{number} of {len(rounds)} moments, {compared:,} compared, {len(unlike):,} unlike{first}")
     return unlike
 
 
