@@ -16,7 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("batch", "batch_shop", "growth", "rerun", "rerun_shop", "lookup", "stream", "answer", "rollback", "features", "join")
+NAMES = (
+    "batch",
+    "batch_shop",
+    "growth",
+    "rerun",
+    "rerun_shop",
+    "lookup",
+    "stream",
+    "answer",
+    "rollback",
+    "features",
+    "join",
+)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 RUN_SECONDS_MAX = 3_600
 LINE_MAX = 118
