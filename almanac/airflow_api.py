@@ -18,7 +18,7 @@ from almanac.settings import Settings
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 1.0
-AWAY_SECONDS_MAX = 60.0
+AWAY_SECONDS_MAX = 180.0
 """How long a run is followed while Airflow's API does not answer: it is started again, and the run goes on."""
 TASK_INSTANCES_MAX = 1000
 RUN_FINISHED = frozenset({"success", "failed"})

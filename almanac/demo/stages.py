@@ -35,8 +35,12 @@ def anew(world: World) -> None:
     world.run("up", "--detach", show=True)
 
 
-def ran(world: World, pipeline: str) -> tuple[str, int]:
-    """Trigger a DAG through Airflow's API and follow it: how the run ended, and how many shards it had."""
+def ran(world: World, pipeline: str) -> None:
+    """Trigger a DAG through Airflow's API and follow it to its end.
+
+    Raises:
+        DemoFailed: the run failed.
+    """
     report = world.report
     key = floor_hour(utc_now()).strftime(PARTITION_KEY_FORMAT)
     with AirflowApi(world.settings) as airflow:
@@ -49,20 +53,19 @@ def ran(world: World, pipeline: str) -> tuple[str, int]:
                 final = step
             else:
                 report.say(f"{step.state or '?':>15}  {step.title}")
-        shards = [task for task in airflow.tasks(pipeline, run) if task.task == "score"]
-    report.claim(final == "success", "Airflow ran the batch", f"run {final}, {len(shards)} mapped shards")
-    return final, len(shards)
+        tasks = world.wait_for("the tasks of the run", lambda: airflow.tasks(pipeline, run), seconds=DAG_PARSED_SECONDS)
+        shards = [task for task in tasks if task.task == "score"]
+    if not report.claim(final == "success", "Airflow ran the batch", f"run {final}, {len(shards)} mapped shards"):
+        raise DemoFailed(
+            "the batch run failed: open its failed task in the Airflow UI (make demo KEEP=1 leaves it running)"
+        )
 
 
 def batch(world: World) -> str:
     """Have Airflow precompute the grid, and return the generation's number."""
     report = world.report
     pipeline = declared("weather")
-    final, _ = ran(world, "weather")
-    if final != "success":
-        raise DemoFailed(
-            "the batch run failed: open its failed task in the Airflow UI (make demo KEEP=1 leaves it running)"
-        )
+    ran(world, "weather")
     current = next((g for g in world.json("generations", "weather") if g["state"] == "current"), None)
     if current is None:
         raise DemoFailed("no generation is current after a successful run")

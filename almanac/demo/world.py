@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from almanac.demo.report import DemoFailed, Report
+from almanac.errors import Unavailable
 from almanac.settings import Settings, load_settings
 
 COMMAND_TIMEOUT_SECONDS = 1_800.0
@@ -142,7 +143,7 @@ class World:
         while True:
             try:
                 found = probe()
-            except (httpx.HTTPError, DemoFailed):
+            except (httpx.HTTPError, DemoFailed, Unavailable):
                 found = None
             if found is not None:
                 return found
