@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ def main() -> int:
     given = parser.parse_args()
     if not LEAST <= given.customers <= MOST:
         parser.error(f"--customers {given.customers}: give {LEAST} to {MOST:,}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers are ended in order
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     wrong = 0
