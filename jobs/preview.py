@@ -200,6 +200,7 @@ def _by_features(
 ) -> dict[int, str]:
     """The reasons of partitions whose features must be compared."""
     from jobs.inputs import fetch
+    from jobs.listing import list_digests, listed
 
     cutoff, as_of, model = run
     if not asked or current is None:
@@ -209,6 +210,7 @@ def _by_features(
             asked, f"inputs changed: observations of {format_time(as_of)} after {format_time(current.as_of)}"
         )
     found: dict[int, str] = {}
+    items = listed(pipeline, settings, as_of)
     for shard in cut(pipeline, asked):
         plan = Plan(
             pipeline=pipeline.name,
@@ -219,7 +221,9 @@ def _by_features(
             model=model,
             shards=[shard],
         )
-        for partition, digest in partition_digests(fetch(pipeline, settings, plan, shard), shard).items():
+        table = fetch(pipeline, settings, plan, shard)
+        digests = partition_digests(table, shard) if items is None else list_digests(items, table, shard)
+        for partition, digest in digests.items():
             same = digest == basis[partition].input_digest
             found[partition] = UNCHANGED if same else "inputs changed: other features than the current generation's"
     return found

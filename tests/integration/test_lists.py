@@ -25,6 +25,7 @@ from features.ranked import entities_of, items_at
 from jobs.check import gate_features, gate_predictions
 from jobs.integrity import check_features
 from jobs.plan import Plan, plan
+from jobs.preview import preview
 from jobs.publish import publish
 from jobs.score import score_shard
 from serving_cache.layout import view_name
@@ -143,8 +144,10 @@ def test_only_partitions_whose_inputs_changed_are_scored(made: Library, store: P
     borrower = rows[3]["member"]
     rows[3] = history_of(borrower, MOMENT, BOOKS[20:25])
     write_rows(made.folder / "history.parquet", rows)
-    third = run(made, "one member borrowed")
     bucket = made.pipeline.partitions.partition_of(borrower)
+    asked = preview(made.pipeline, made.settings, cutoff=utc_now(), now=utc_now())
+    assert [one.partition for one in asked.partitions if one.action == "score"] == [bucket]
+    third = run(made, "one member borrowed")
     scored = {p for p, origin in origins(store, made.pipeline.name).items() if origin == third.generation}
     assert scored == {bucket}
     write_rows(made.folder / "together.parquet", together_rows(MOMENT, popular=BOOKS[10:19]))
