@@ -67,6 +67,7 @@ def shop_pipeline(entities: int) -> Pipeline:
             Gate(on="predictions", expectation=between, kwargs={"column": ITEMS_COLUMN, "min_value": 10}),
         ),
         shard_partitions=max(1, SHARD_ENTITIES // BUCKET_ENTITIES),
+        changed_only=False,  # all are ranked for; what remembering them takes, NAME=rerun-shop measures
     )
 
 
