@@ -37,7 +37,7 @@ from streaming.publish import REPLAY_HOURS_MAX, Outgoing
 from streaming.replaying import replayed_baskets
 from streaming.topics import ensure_topics
 
-APPLIED_SECONDS_MAX = 60.0
+APPLIED_SECONDS_MAX = 180.0
 POLL_SECONDS = 0.005
 FLUSH_SECONDS_MAX = 20.0
 SAMPLES = 2_000
