@@ -195,7 +195,7 @@ def old_hour(world: World) -> datetime:
 
 def prepare(world: World) -> None:
     """Publish a generation of the oldest hour there is, and bring the newest features online."""
-    from features.materialize import materialize
+    from features.materialize.run import materialize
 
     Job(world).run(old_hour(world))
     materialize(world.pipeline, world.settings, world.as_of)

@@ -30,9 +30,9 @@ from benchmarks.recorded import recording_of
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY_HOUR, HISTORY_HOURS, differences, grid_features, observation_names
 from features.sources import grid_of
-from jobs.convert import Fitted, Recipe, to_onnx
-from jobs.dataset import Split, sample
-from jobs.train import boost, reference_for
+from jobs.training.convert import Fitted, Recipe, to_onnx
+from jobs.training.dataset import Split, sample
+from jobs.training.train import boost, reference_for
 
 Fields = dict[str, NDArray[np.float32]]
 

@@ -26,10 +26,10 @@ from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
 from almanac.settings import Settings
 from benchmarks.features_parts import Bench, Part, beside
 from benchmarks.measuring import say
-from features.materialize import Materialization
-from features.materialize_plan import Asked
-from features.materialize_source import Source
-from features.materialize_writer import PackedWriter, keys_of, layout_of
+from features.materialize.plan import Asked
+from features.materialize.run import Materialization
+from features.materialize.source import Source
+from features.materialize.writer import PackedWriter, keys_of, layout_of
 
 ENTITIES = 300_000
 ENTITIES_QUICK = 6_000
@@ -135,7 +135,7 @@ class _World:
 
     def floor(self, keys: list[bytes], values: list[bytes]) -> Mapping[str, Any]:
         """The script of ours, and nothing else of it."""
-        from features.packed_store import PUT_IF_NEWER
+        from features.packed.store import PUT_IF_NEWER
 
         self.emptied()
         sha = self.client.script_load(PUT_IF_NEWER)
@@ -152,7 +152,7 @@ class _World:
 
     def packed(self) -> tuple[list[bytes], list[bytes]]:
         """Keys and values as ours wrote them."""
-        from features.packed_store import fetch
+        from features.packed.store import fetch
 
         keys = keys_of(self.source).of(np.arange(self.entities))
         values = [value for value in fetch(self.client, keys) if value is not None]
@@ -161,8 +161,8 @@ class _World:
         return keys, values
 
     def answers_of_ours(self, values: list[bytes]) -> pa.Table:
-        from features.packed import parse
-        from features.packed_arrow import decode
+        from features.packed.arrow import decode
+        from features.packed.codec import parse
 
         layout = layout_of(self.source)
         return decode(layout, parse(layout, values), len(values))

@@ -30,8 +30,8 @@ from almanac.pipeline import Pipeline
 from benchmarks.recorded import recording_of
 from features.grid import HISTORY_HOURS, differences, grid_features, observation_names, same_hour_column
 from features.sources import grid_of
-from jobs.convert import Recipe
-from jobs.train import boost, reference_for
+from jobs.training.convert import Recipe
+from jobs.training.train import boost, reference_for
 
 ROWS_TRAINED = 30_000
 ROWS_MEASURED = 60_000

@@ -69,9 +69,9 @@ def compared(entities: int, folder: Path) -> dict[str, Any]:
     Raises:
         StackError: one differs.
     """
-    from features.interactions_bulk import Baskets, histories
-    from features.interactions_fold import Event, advance
-    from features.interactions_lines import Lines
+    from features.interactions.bulk import Baskets, histories
+    from features.interactions.fold import Event, advance
+    from features.interactions.lines import Lines
 
     pipeline, settings = world(entities, folder)
     lines = Lines(settings.features_dir / pipeline.name)

@@ -307,7 +307,7 @@ def _learn(pipeline: Pipeline, trees: int) -> dict[str, bytes]:
     import lightgbm
 
     from almanac.scoring import Scorer
-    from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
+    from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
 
     inputs, truths = _training_rows(TRAINED_AT)
     recipe = Recipe(inputs=COLUMNS, differences=())
@@ -322,7 +322,7 @@ def _learn(pipeline: Pipeline, trees: int) -> dict[str, bytes]:
     ours = Scorer.open(graph, NAME, entity=pipeline.entity).score(dict(zip(COLUMNS, rows.T, strict=True)))
     difference = max(float(np.abs(ours[one.output] - one.predict(recipe, rows)).max()) for one in fitted)
     if difference > TOLERANCE:
-        raise ModelError(f"ONNX Runtime and LightGBM differ by {difference} K: look at jobs/convert.py")
+        raise ModelError(f"ONNX Runtime and LightGBM differ by {difference} K: look at jobs/training/convert.py")
     texts = {f"model-{one.output}.txt": one.booster.model_to_string().encode() for one in fitted}
     return {MODEL_FILE: graph, **texts}
 

@@ -96,7 +96,7 @@ def told(pipeline: Pipeline, settings: Settings, days: int) -> tuple[datetime, l
     A file's clock is shifted by whole days, so that its nights stay nights whenever this runs.
     """
     from features.sources.lines import open_lines
-    from jobs.ranker_data import held_out_since
+    from jobs.training.ranker_data import held_out_since
 
     now = utc_now()
     if settings.data_of(pipeline.name) is not None:
@@ -165,7 +165,7 @@ class Replay:
 
     def learn(self, progress: Callable[[str], None]) -> None:
         """A model from what was taken before the held-out time."""
-        from jobs.train import train
+        from jobs.training.train import train
 
         train(self._pipeline, self._settings, now=utc_now(), progress=progress)
 
@@ -184,7 +184,7 @@ class Replay:
             recruit(self._pipeline, self._settings, "replay", self._crew, self._clock)
 
     def _batch(self, midnight: datetime) -> None:
-        from features.materialize import materialize
+        from features.materialize.run import materialize
         from jobs.plan import plan
         from jobs.publish import clean_up, publish
         from jobs.score import score_shard

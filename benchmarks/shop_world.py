@@ -26,7 +26,7 @@ from almanac.ranking_declared import ITEMS_COLUMN, Ranking
 from almanac.registry import MODEL_FILE, ModelVersion
 from almanac.settings import Settings
 from benchmarks.reference import World, registered
-from features.interactions import STATS, WINDOWS
+from features.interactions.history import STATS, WINDOWS
 
 if TYPE_CHECKING:
     from jobs.listing import Listed
@@ -179,7 +179,7 @@ def _model(settings: Settings, pipeline: Pipeline, as_of: datetime, trees: int) 
     """A model of so many trees, learned from the pairs of some entities and a made-up truth."""
     import lightgbm
 
-    from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
+    from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
 
     parts = sample(pipeline, settings, as_of, TRAIN_ENTITIES).parts
     chance, inputs = np.random.default_rng(SEED), np.concatenate([part.inputs for part in parts])

@@ -51,7 +51,7 @@ from benchmarks.reference import World, make_world, trees_of
 from benchmarks.reference_columns import VALUE
 from benchmarks.servers import running_servers
 from benchmarks.services import own_memory_mb
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures, observation_row
 from serving_cache.layout import overlay_key
 from streaming.connection import consumed, next_offsets, open_consumer, open_transactional_producer

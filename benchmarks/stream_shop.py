@@ -31,7 +31,7 @@ from benchmarks.servers import running_servers
 from benchmarks.services import own_memory_mb
 from benchmarks.shop_world import TREES, TREES_QUICK, Shop, items_of, known_entities, make_shop, sample
 from benchmarks.stream import Topic, Transactions, check_once, profiled_thread, timed
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures, observation_row
 from features.online_histories import OnlineHistories
 from streaming.publish import Outgoing

@@ -49,7 +49,7 @@ def build(pipeline: Pipeline) -> DAG:
         def check() -> dict[str, Any]:
             from almanac.clock import utc_now
             from almanac.settings import settings
-            from jobs.integrity import check_features, summary_of
+            from jobs.checks.integrity import check_features, summary_of
 
             return summary_of(check_features(declared(name), settings(), now=utc_now()))
 

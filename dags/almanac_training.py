@@ -63,8 +63,8 @@ def build(pipeline: Pipeline, cron: str | None) -> DAG:
         def train() -> dict[str, Any]:
             from almanac.clock import utc_now
             from almanac.settings import settings
-            from jobs.promotion import summary_of
-            from jobs.train import train as train_model
+            from jobs.training.promotion import summary_of
+            from jobs.training.train import train as train_model
 
             return summary_of(train_model(declared(name), settings(), now=utc_now(), progress=print))
 
@@ -73,7 +73,7 @@ def build(pipeline: Pipeline, cron: str | None) -> DAG:
             from airflow.sdk.exceptions import AirflowSkipException
 
             from almanac.settings import settings
-            from jobs.promotion import promote as promote_version
+            from jobs.training.promotion import promote as promote_version
 
             overrule = bool(get_current_context()["params"]["promote"])
             found = promote_version(declared(name), settings(), int(trained["version"]), overrule=overrule)

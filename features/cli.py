@@ -55,7 +55,7 @@ def described_source(pipeline: Pipeline, settings: Settings) -> dict[str, Any]:
         from features.sources import open_source
 
         return {"source": open_source(pipeline, settings).describe(), "rows": None}
-    from features.ingest_interactions import SET_ASIDE, keep_aside
+    from features.interactions.ingest import SET_ASIDE, keep_aside
     from features.sources.lines import open_lines
 
     opened = open_lines(pipeline, settings)

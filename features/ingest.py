@@ -79,7 +79,7 @@ def refresh(pipeline: Pipeline, settings: Settings, cutoff: datetime, *, window:
     if pipeline.source is None:
         return Ingested(as_of=examine(pipeline, settings, cutoff), clock_shift=timedelta(0), hours_written=0, rows=0)
     if isinstance(pipeline.source, Interactions):
-        from features.ingest_interactions import refresh_interactions
+        from features.interactions.ingest import refresh_interactions
 
         found = refresh_interactions(pipeline, settings, cutoff, window=window)
         return Ingested(as_of=found.as_of, clock_shift=found.clock_shift, hours_written=found.files, rows=found.rows)
@@ -113,7 +113,7 @@ def reach(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
     if pipeline.source is None:
         return examine(pipeline, settings, cutoff)
     if isinstance(pipeline.source, Interactions):
-        from features.ingest_interactions import reach_of_interactions
+        from features.interactions.ingest import reach_of_interactions
 
         return reach_of_interactions(pipeline, settings, cutoff)
     return open_source(pipeline, settings).latest(cutoff)

@@ -39,9 +39,9 @@ from typing_extensions import override
 
 from almanac.errors import FeatureError
 from features.asof import Files, View, latest, paths_of
-from features.offline_job import ArrowRetrievalJob, metadata_of
-from features.offline_retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
-from features.offline_sources import append, opened, rows
+from features.offline.job import ArrowRetrievalJob, metadata_of
+from features.offline.retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
+from features.offline.sources import append, opened, rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Online features: the latest row of each entity in Redis, written by `features.materialize` and the stream."""
+"""Online features: the latest row of each entity in Redis, written by `features.materialize.run` and the stream."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from features.online_reading import NEVER, Features, Reader, read
-from features.packed_arrow import encode, micros
-from features.packed_store import put_if_newer
-from features.packed_views import keys_of, layout_of
+from features.packed.arrow import encode, micros
+from features.packed.store import put_if_newer
+from features.packed.views import keys_of, layout_of
 from features.reading_plans import plan_of
 from features.sources import grid_of
 from features.store import open_service, registry_errors

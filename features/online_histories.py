@@ -16,7 +16,7 @@ from almanac.errors import DeclarationError, FeatureError
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
 from almanac.settings import Settings
-from features.materialize_watermarks import token_key
+from features.materialize.watermarks import token_key
 from features.online import OnlineFeatures, open_redis, redis_errors
 from features.online_reading import Features
 from features.rankable import Range, Rows, history_rows, items_in_question, need_items

@@ -1,8 +1,8 @@
 """Reading online features in Redis without Feast: for processes that must start in a second and stay light.
 
 What to read stands in a reading plan, a small JSON document that `features.reading_plans` makes of Feast's registry
-whenever definitions are applied. Values are packed (`features.packed`), one for each entity and feature view; those of
-all entities and views come with one command, and are taken apart at once. Nothing here imports Feast.
+whenever definitions are applied. Values are packed (`features.packed.codec`), one for each entity and feature view;
+those of all entities and views come with one command, and are taken apart at once. Nothing here imports Feast.
 
 A plan names its version and layout. A process that reads another one says so, instead of misreading it.
 """
@@ -27,12 +27,12 @@ from almanac.pipeline import GridObservations, Pipeline
 from almanac.ragged import Ragged
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY, NEIGHBOURS
-from features.packed import Column, Layout, Micros, Packed, UnknownLayouts, numbers_of, packing, parse
-from features.packed_keys import Keys
-from features.packed_lists import lists_of
-from features.packed_store import LAYOUTS_FETCHED_MAX, fetch, layouts_of
-from features.packed_store import LAYOUTS_KEY as LAYOUTS_KEY
-from features.packed_store import layout_field as layout_field
+from features.packed.codec import Column, Layout, Micros, Packed, UnknownLayouts, numbers_of, packing, parse
+from features.packed.keys import Keys
+from features.packed.lists import lists_of
+from features.packed.store import LAYOUTS_FETCHED_MAX, fetch, layouts_of
+from features.packed.store import LAYOUTS_KEY as LAYOUTS_KEY
+from features.packed.store import layout_field as layout_field
 
 PLAN_VERSION = 2
 LAYOUT = "packed-1"

@@ -8,12 +8,12 @@ In `feature_store.yaml`, with or without the rest of this project:
       redis_type: redis                            # or redis_cluster, redis_sentinel (with sentinel_master)
 
 What Feast's Redis store does it does as well, through the same interface, and it answers the same. Beneath it lie
-other bytes: see `features.packed` for a value, `features.packed_keys` for its name, `features.packed_store` for the
-script that writes many rows in one call, each only if it is newer than what is stored. Feast's own store reads
+other bytes: see `features.packed.codec` for a value, `features.packed.keys` for its name, `features.packed.store` for
+the script that writes many rows in one call, each only if it is newer than what is stored. Feast's own store reads
 the stored event times and then writes, so that of two writers the older row can land last.
 
 Rows are read with one command for all views of a request, and their values are not taken apart before somebody asks
-for them (`features.online_sdk_response`). A row beyond its view's ttl has the status OUTSIDE_MAX_AGE, not PRESENT.
+for them (`features.online_sdk.response`). A row beyond its view's ttl has the status OUTSIDE_MAX_AGE, not PRESENT.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from redis.exceptions import ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from almanac.errors import FeatureError
-from features.online_sdk_plan import versioned
-from features.online_sdk_read import Reader, Reading, Request, Row
-from features.online_sdk_write import Row as NewRow
-from features.online_sdk_write import packaged
-from features.packed_store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
-from features.packed_views import keys_of, layout_of
+from features.online_sdk.plan import versioned
+from features.online_sdk.read import Reader, Reading, Request, Row
+from features.online_sdk.write import Row as NewRow
+from features.online_sdk.write import packaged
+from features.packed.store import LAYOUTS_KEY, fetch, fetch_layouts, is_cluster, layout_field, layouts_of, put_if_newer
+from features.packed.views import keys_of, layout_of
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         return found
 
     def get_online_features(self, config: RepoConfig, *asked: Any, **named: Any) -> OnlineResponse:
-        """The features of some entities; the arguments are those of `features.online_sdk_read.Request`.
+        """The features of some entities; the arguments are those of `features.online_sdk.read.Request`.
 
         Raises:
             FeatureError: a row is damaged or of a newer version, or an entity row lacks a join key.

@@ -21,8 +21,8 @@ from almanac.ranking import HISTORY_MAX, SEEDS_MAX
 from almanac.ranking import NEIGHBOURS_MAX as SEED_NEIGHBOURS_MAX
 from almanac.ranking_declared import ANY_ITEM
 from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items
-from features.interactions import HISTORY as HISTORY_COLUMNS
-from features.interactions import empty_history, windows_at
+from features.interactions.history import HISTORY as HISTORY_COLUMNS
+from features.interactions.history import empty_history, windows_at
 from features.online_reading import NEVER, PRESENT, Features
 
 
@@ -74,7 +74,7 @@ def placed(entities: Entities, items: Items) -> Entities:
 
 
 def history_lists(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.int64]], dict[str, Ragged]]:
-    """Columns and lists of histories that are Python's: see `features.interactions.HISTORY`."""
+    """Columns and lists of histories that are Python's: see `features.interactions.history.HISTORY`."""
     columns, lists = {}, {}
     for name, kind in HISTORY_COLUMNS.items():
         held = [row[name] for row in rows]
@@ -86,7 +86,7 @@ def history_lists(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[
 
 
 def history_rows(found: Features) -> list[dict[str, Any] | None]:
-    """The histories that were read, as `features.interactions_fold` takes them; None where there is no row.
+    """The histories that were read, as `features.interactions.fold` takes them; None where there is no row.
 
     Raises:
         FeatureError: the FeatureService has not all columns of a history.

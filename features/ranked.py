@@ -19,7 +19,7 @@ from almanac.ranking_declared import ANY_ITEM, Ranking
 from almanac.settings import Settings
 from features import rankable
 from features.layout import EVENT_TIMESTAMP, STATIC_SINCE
-from features.offline import file_errors, views_and_refs
+from features.offline.reading import file_errors, views_and_refs
 from features.store import open_service, registry_errors
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ def history_at(pipeline: Pipeline, settings: Settings, entities: pa.Table) -> pa
         FeatureError: no features were ingested, or the service is not registered.
         Unavailable: the registry does not answer.
     """
-    from features.offline_retrieval import Entities as Asked
-    from features.offline_retrieval import retrieved
+    from features.offline.retrieval import Entities as Asked
+    from features.offline.retrieval import retrieved
 
     asked = Asked.of(entities, EVENT_TIMESTAMP)
     with file_errors(pipeline):
@@ -172,7 +172,7 @@ def taken_between(pipeline: Pipeline, settings: Settings, start: datetime, end: 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from features.offline_sources import opened, rows
+    from features.offline.sources import opened, rows
 
     if not isinstance(pipeline.source, Interactions):
         raise DeclarationError(
@@ -223,7 +223,7 @@ def ragged_of(column: pa.Array, among: pa.Array | None = None) -> Ragged:
 def _views(
     pipeline: Pipeline, settings: Settings, service: str, bounds: tuple[datetime | None, datetime | None]
 ) -> list[View]:
-    from features.offline_retrieval import views_of
+    from features.offline.retrieval import views_of
 
     store, _ = open_service(pipeline, settings)
     with registry_errors():

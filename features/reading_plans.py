@@ -16,9 +16,9 @@ import msgspec
 from almanac.errors import FeatureError, Unavailable
 from almanac.settings import Settings
 from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View, encode_plan, plan_key
-from features.packed import NUMBERS
-from features.packed_lists import KINDS
-from features.packed_views import layout_of
+from features.packed.codec import NUMBERS
+from features.packed.lists import KINDS
+from features.packed.views import layout_of
 from features.store import REGISTRY_SCHEMA, registry_errors
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from almanac.settings import Settings
 from features.archive import newest_events
 from features.forward import bring_table_forward
 from features.layout import EVENT_TIMESTAMP
-from features.offline import historical
+from features.offline.reading import historical
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +36,8 @@ def known_at(pipeline: Pipeline, settings: Settings, asked: pa.Table, as_of: dat
     stay what they are.
 
     Returns:
-        As `features.offline.historical`, `event_timestamp` included: `as_of`, or the time of the entity's event.
+        As `features.offline.reading.historical`, `event_timestamp` included: `as_of`, or the time of the entity's
+        event.
 
     Raises:
         FeatureError, Unavailable: as `historical`.

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from almanac.clock import micros_of
-from features.asof_footers import Footer, footer_of
-from features.asof_times import GREATEST, LEAST
+from features.asof.footers import Footer, footer_of
+from features.asof.times import GREATEST, LEAST
 
 EXACT = ("ms", "us")
 """Units of a time that microseconds hold as it is."""

@@ -13,7 +13,9 @@ RUN_TIMEOUT_SECONDS = 1800.0
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
-    from jobs import features_cli, models_cli, plan_cli, quality_cli
+    from jobs import plan_cli, quality_cli
+    from jobs.checks import cli as features_cli
+    from jobs.training import models_cli
 
     app.command("pipelines")(list_pipelines)
     app.command("trigger")(trigger)

@@ -34,7 +34,7 @@ def explained(
     lacking = _first_lacking(pipeline, table, failing)
     if not lacking:
         return dict(failing)
-    from features.integrity_freshness import why_lacking
+    from features.integrity.freshness import why_lacking
 
     try:
         why = why_lacking(pipeline, settings, list(lacking.values()), moment)

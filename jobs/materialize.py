@@ -49,8 +49,8 @@ def plan_features(
         FeatureError: definitions, files or rows are not what they should be; nothing was written.
         Unavailable: Redis, Postgres or the registry does not answer.
     """
-    from features.materialize import Materialization
-    from features.materialize_plan import Asked, bundled
+    from features.materialize.plan import Asked, bundled
+    from features.materialize.run import Materialization
 
     with Materialization(pipeline, settings) as run:
         shards = run.plan(Asked(since=since, until=until, full=full))
@@ -72,8 +72,8 @@ def materialize_shards(pipeline: Pipeline, settings: Settings, shards: list[dict
         FeatureError: a view was changed since it was planned, or its files or rows are not what they should be.
         Unavailable: Redis, Postgres or the registry does not answer.
     """
-    from features.materialize import Materialization
-    from features.materialize_plan import Shard
+    from features.materialize.plan import Shard
+    from features.materialize.run import Materialization
 
     found = msgspec.convert(shards, list[Shard])
     rows = kept = 0
@@ -95,9 +95,9 @@ def materialize_by_hand(pipeline: Pipeline, settings: Settings, *, since: str, u
         Unavailable: a server does not answer; what is done is done, and the same command goes on.
     """
     from features.ingest import refresh
-    from features.materialize import Materialization
-    from features.materialize_plan import Asked
-    from features.materialize_progress import shown
+    from features.materialize.plan import Asked
+    from features.materialize.progress import shown
+    from features.materialize.run import Materialization
     from jobs.plan import FEATURE_WINDOW
 
     settings.need("redis_url")

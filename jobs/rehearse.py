@@ -115,7 +115,7 @@ def _pause(pipeline: Pipeline, settings: Settings, paused: bool) -> bool:
 def _batch(pipeline: Pipeline, settings: Settings, moment: datetime) -> None:
     """Step 1: a generation as of a past hour, published, and its features in the online store."""
     from almanac.clock import utc_now
-    from features.materialize import materialize
+    from features.materialize.run import materialize
     from jobs.plan import plan
     from jobs.publish import clean_up, publish
     from jobs.score import score_shard

@@ -40,8 +40,8 @@ from almanac.ragged import Ragged
 from almanac.ranked import RankedList
 from almanac.ranking import HISTORY
 from almanac.settings import Settings
-from features.interactions_fold import Event as Basket
-from features.interactions_fold import advance, hashes
+from features.interactions.fold import Event as Basket
+from features.interactions.fold import advance, hashes
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied

@@ -18,12 +18,12 @@ from almanac.ragged import Ragged
 from almanac.ranking import Items
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
-from features.interactions import HISTORY
+from features.interactions.history import HISTORY
 from features.online import open_redis, redis_errors
 from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, read
-from features.packed import Column
-from features.packed_arrow import encode, micros
-from features.packed_store import put_if_newer
+from features.packed.arrow import encode, micros
+from features.packed.codec import Column
+from features.packed.store import put_if_newer
 from features.rankable import Range, history_rows
 from pipelines.shop import shop
 from streaming.publish import Outgoing

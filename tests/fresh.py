@@ -16,7 +16,7 @@ from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import COLUMNS_KEY
 from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View, encode_plan, plan_key
-from features.packed import Cells, Column, Layout, as_bytes, records
+from features.packed.codec import Cells, Column, Layout, as_bytes, records
 from tests.models import description
 
 COLUMNS = ("t2m", "lag_1h", "latitude")

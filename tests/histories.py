@@ -25,12 +25,12 @@ from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Pipeline, horizons, hours, minutes
 from almanac.settings import Settings, load_settings
 from features import asof
-from features.materialize import Materialization
-from features.materialize_source import Source
-from features.materialize_writer import PackedWriter, keys_of, layout_of
-from features.packed import parse
-from features.packed_arrow import decode
-from features.packed_store import fetch, time_of
+from features.materialize.run import Materialization
+from features.materialize.source import Source
+from features.materialize.writer import PackedWriter, keys_of, layout_of
+from features.packed.arrow import decode
+from features.packed.codec import parse
+from features.packed.store import fetch, time_of
 from features.store import REGISTRY_SCHEMA, feature_store
 from serving_cache.migrate import migrate
 

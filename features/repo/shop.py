@@ -1,6 +1,6 @@
 """Feast definitions of the pipeline `shop`: what is known of a customer, and of an item.
 
-The columns are computed by `features.interactions`; Airflow's ingest step writes
+The columns are computed by `features.interactions.history`; Airflow's ingest step writes
 them to Parquet, and purchases on the stream push the customer's history alone.
 """
 
@@ -9,7 +9,7 @@ from datetime import timedelta
 from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
 from feast.types import Array, FeastType, Float32, Int64, String
 
-from features.interactions import HISTORY, STATS, TOGETHER
+from features.interactions.history import HISTORY, STATS, TOGETHER
 from features.view_files import file_of
 
 PIPELINE = "shop"

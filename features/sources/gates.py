@@ -20,7 +20,7 @@ from almanac.errors import AlmanacError
 from almanac.interactions import Interactions
 from almanac.partitioning import Partitioning
 from almanac.ranking_declared import ANY_ITEM
-from features.interactions_codes import coded
+from features.interactions.codes import coded
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ import pytest
 from almanac.blocks import decode
 from almanac.errors import Unavailable
 from almanac.settings import Settings, load_settings
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.store import preload
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import plan

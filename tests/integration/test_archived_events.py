@@ -19,8 +19,8 @@ from almanac.settings import Settings, load_settings
 from features.archive import archived_files, open_archive
 from features.grid import HISTORY_HOURS
 from features.ingest import refresh
-from features.materialize import materialize
-from features.offline import historical
+from features.materialize.run import materialize
+from features.offline.reading import historical
 from features.online import OnlineFeatures, observation_row
 from features.store import apply
 from jobs.check import gate_features

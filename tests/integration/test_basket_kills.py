@@ -22,8 +22,8 @@ from almanac.list_scoring import rank
 from almanac.registry import Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
-from features.interactions_fold import Event as Basket
-from features.interactions_fold import advance
+from features.interactions.fold import Event as Basket
+from features.interactions.fold import advance
 from features.rankable import entities_of, history_lists, placed
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore

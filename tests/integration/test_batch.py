@@ -37,7 +37,7 @@ WEATHER = replace(tiny, coverage_min=0.8, training=replace(tiny.training, challe
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_url: str) -> Settings:
     """Settings with a trained model and a migrated store."""
-    from jobs.train import train
+    from jobs.training.train import train
 
     found = load_settings(state_dir=tmp_path_factory.mktemp("batch"), postgres_url=postgres_url, redis_url=redis_url)
     migrate(postgres_url, [WEATHER])

@@ -17,7 +17,7 @@ from almanac.settings import Settings, load_settings
 from features.cli import run_feast
 from features.store import apply, feature_store
 from features.tables import examine, labels_of, tables_of
-from jobs.train import train
+from jobs.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 

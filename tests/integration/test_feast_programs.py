@@ -21,7 +21,7 @@ from feast import FeatureStore
 from feast.cli.cli import cli
 
 from almanac.stack.server import HOST, free_port
-from features.packed_views import keys_of
+from features.packed.views import keys_of
 from features.store import redis_connection
 from tests.feast_repository import ASKED, BEGAN, HOURS, STORES, entity_rows, write_repository
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from features.materialize_plan import Asked
+from features.materialize.plan import Asked
 from tests.histories import NOON, VIEWS, Row, World, histories, offline, online, write_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of Feast's own imports

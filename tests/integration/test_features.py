@@ -21,8 +21,8 @@ from almanac.settings import Settings, load_settings
 from features.grid import VIEWS
 from features.identity import definitions_digest
 from features.ingest import refresh
-from features.materialize import materialize
-from features.offline import historical
+from features.materialize.run import materialize
+from features.offline.reading import historical
 from features.online import OnlineFeatures, observation_row
 from features.sources import open_source
 from features.store import open_service, redis_connection

@@ -12,8 +12,8 @@ import redis
 
 from almanac.clock import utc_now
 from features.online_reading import Reader
-from features.packed import Column
-from features.packed_store import put_if_newer
+from features.packed.codec import Column
+from features.packed.store import put_if_newer
 from serving_cache.lookup.online import OnlineFeatures
 from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.lookup.predicting import flattened

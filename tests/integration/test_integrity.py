@@ -20,13 +20,13 @@ from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
-from features.integrity_freshness import why_lacking
+from features.integrity.freshness import why_lacking
 from features.layout import view_dir
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures, observation_row
 from features.store import apply
-from jobs.features_page import page_of
-from jobs.integrity import check_features
+from jobs.checks.integrity import check_features
+from jobs.checks.page import page_of
 from jobs.lacking import explained
 from pipelines.weather import weather
 from serving_cache.feature_checks import FeatureChecks

@@ -21,11 +21,11 @@ from almanac.ragged import Ragged
 from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings, load_settings
 from features.ingest import refresh
-from features.interactions import HISTORY, STATS, TOGETHER, windows_at
-from features.interactions_fold import Event, advance
-from features.materialize import materialize
-from features.materialize_watermarks import put_token, token_key
-from features.offline import historical
+from features.interactions.fold import Event, advance
+from features.interactions.history import HISTORY, STATS, TOGETHER, windows_at
+from features.materialize.run import materialize
+from features.materialize.watermarks import put_token, token_key
+from features.offline.reading import historical
 from features.online import OnlineFeatures, observation_row
 from features.online_histories import ITEMS_KEPT, OnlineHistories
 from features.online_reading import MISSING, PRESENT

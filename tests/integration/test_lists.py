@@ -20,10 +20,10 @@ from almanac.ranked import RankedList
 from almanac.registry import Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.ranked import entities_of, items_at
 from jobs.check import gate_features, gate_predictions
-from jobs.integrity import check_features
+from jobs.checks.integrity import check_features
 from jobs.plan import Plan, plan
 from jobs.preview import preview
 from jobs.publish import publish

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-import features.materialize as module
+import features.materialize.run as module
 from almanac.clock import HOUR
 from almanac.errors import FeatureError, Unavailable
-from features.materialize import Materialization
-from features.materialize_plan import Asked, Watermark, bundled, cut
-from features.materialize_source import Source
-from features.materialize_watermarks import read, token_key
-from features.materialize_writer import Batch, PackedWriter, keys_of
-from features.packed_store import age_of, fetch
+from features.materialize.plan import Asked, Watermark, bundled, cut
+from features.materialize.run import Materialization
+from features.materialize.source import Source
+from features.materialize.watermarks import read, token_key
+from features.materialize.writer import Batch, PackedWriter, keys_of
+from features.packed.store import age_of, fetch
 from jobs.materialize import materialize_shards, plan_features
 from tests.histories import (
     NOON,

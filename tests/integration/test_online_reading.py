@@ -22,8 +22,8 @@ from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
 from features.definitions import REPO
 from features.ingest import refresh
-from features.materialize import materialize
-from features.offline import historical
+from features.materialize.run import materialize
+from features.offline.reading import historical
 from features.online import OnlineFeatures, observation_row
 from features.online_reading import (
     PLAN_TABLE,
@@ -35,9 +35,9 @@ from features.online_reading import (
     encode_plan,
     plan_key,
 )
-from features.packed import Column
-from features.packed_arrow import encode
-from features.packed_store import fetch, put_if_newer
+from features.packed.arrow import encode
+from features.packed.codec import Column
+from features.packed.store import fetch, put_if_newer
 from features.reading_plans import plan_of, write_plans
 from features.store import CONFIG_FILE, apply, environment, open_service, redis_connection
 from pipelines.weather import weather

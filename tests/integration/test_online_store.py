@@ -16,7 +16,7 @@ from feast.types import Int64
 from feast.utils import _utc_now
 
 from almanac.errors import FeatureError
-from features.packed_views import keys_of
+from features.packed.views import keys_of
 from features.store import redis_connection
 from tests.feast_pairs import NOW, OURS, ROWS, TTL, Pair, definitions, driver_rows, driver_view, open_pair, open_store
 

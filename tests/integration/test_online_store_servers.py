@@ -12,8 +12,8 @@ from feast import FeatureStore
 from redis.cluster import RedisCluster
 
 from almanac.stack.server import HOST
-from features.packed_keys import BUCKETS
-from features.packed_views import keys_of
+from features.packed.keys import BUCKETS
+from features.packed.views import keys_of
 from tests.feast_pairs import NOW, OURS, definitions, driver_rows, open_store
 from tests.redises import MASTER, running_cluster, running_sentinel
 

@@ -25,15 +25,15 @@ from almanac.manifest import Description, Input
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures, observation_row
-from jobs.adding import add_lightgbm, add_onnx, own_form
 from jobs.check import gate_features, gate_predictions
-from jobs.integrity import check_features
+from jobs.checks.integrity import check_features
 from jobs.plan import Plan, plan
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
-from jobs.train import train
+from jobs.training.adding import add_lightgbm, add_onnx, own_form
+from jobs.training.train import train
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Publication, State

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from almanac.errors import FeatureError
-from features.packed import CODEC_VERSION, Column, Layout, parse
-from features.packed_arrow import decode, encode
-from features.packed_keys import Keys
-from features.packed_store import CALL_BYTES_MAX, LAYOUTS_KEY, Writes, fetch, fetch_layouts, put_if_newer, time_of
+from features.packed.arrow import decode, encode
+from features.packed.codec import CODEC_VERSION, Column, Layout, parse
+from features.packed.keys import Keys
+from features.packed.store import CALL_BYTES_MAX, LAYOUTS_KEY, Writes, fetch, fetch_layouts, put_if_newer, time_of
 
 LAYOUT = Layout(project="p", view="v", columns=(Column("number", "INT64"), Column("name", "STRING")))
 WIDER = Layout(project="p", view="v", columns=(*LAYOUT.columns, Column("more", "DOUBLE")))

@@ -22,11 +22,11 @@ from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
 from features.ranked import Taken, items_at, taken_between
-from jobs.evaluate_lists import evaluate_lists, flattered, span_of
-from jobs.promotion import promote
-from jobs.ranker import learn_from
-from jobs.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, nightly, sample
-from jobs.train import train
+from jobs.training.evaluate_lists import evaluate_lists, flattered, span_of
+from jobs.training.promotion import promote
+from jobs.training.ranker import learn_from
+from jobs.training.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, nightly, sample
+from jobs.training.train import train
 from pipelines.shop import shop
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -142,7 +142,7 @@ def test_a_registered_model_is_measured_again_with_the_same_figures(
     assert json.loads(json.dumps(found.as_dict()))["lists"]["nightly"]["rows"] == found.lists["nightly"].rows
     promoted = promote(SMALL, settings, 1)
     assert promoted.promoted
-    from jobs.models_cli import print_lists, print_metrics
+    from jobs.training.models_cli import print_lists, print_metrics
 
     print_metrics(trained.version)
     print_lists(found.model_id, found.lists, found.start, found.end)

@@ -28,7 +28,7 @@ from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
 from features.archive import archived_files
 from features.ingest import refresh
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore

@@ -30,7 +30,7 @@ from almanac.stack.server import Server, free_port
 from almanac.stack.servers import running
 from features.archive import Archive, archived_files
 from features.ingest import refresh
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.online import OnlineFeatures, observation_row
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore

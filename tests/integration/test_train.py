@@ -19,10 +19,10 @@ from almanac.pipeline import Pipeline, Training, days
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
-from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
-from jobs.evaluate import EXPECTED, TOLERANCE, golden_rows, prove
-from jobs.promotion import promote, summary_of
-from jobs.train import reference_for, train
+from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
+from jobs.training.evaluate import EXPECTED, TOLERANCE, golden_rows, prove
+from jobs.training.promotion import promote, summary_of
+from jobs.training.train import reference_for, train
 from tests.acceptance.tiny_weather import weather as _tiny
 
 tiny = replace(_tiny, training=replace(_tiny.training, challenger=None))
@@ -99,7 +99,7 @@ def test_golden_rows_hold_what_the_stored_text_answers(trained: Trained) -> None
     import pyarrow.parquet as pq
 
     from features.grid import differences
-    from jobs.evaluate import as_matrix
+    from jobs.training.evaluate import as_matrix
 
     version = trained.version
     scorer = Scorer.load(version, tiny)

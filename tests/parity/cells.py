@@ -19,8 +19,8 @@ from almanac.pipeline import hours
 from features.grid import grid_features, views
 from features.online import NEWEST_AT, observation_row
 from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View
-from features.packed import Column
-from features.packed_arrow import encode
+from features.packed.arrow import encode
+from features.packed.codec import Column
 from pipelines.weather import weather
 from serving_cache.lookup.predicting import Question, predict
 from streaming.duplicates import Duplicates

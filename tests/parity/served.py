@@ -38,14 +38,14 @@ from almanac.settings import Settings, load_settings, settings
 from almanac.stack.servers import running_kafka, running_postgres, running_redis
 from almanac.steady import SystemClock
 from features.ingest import refresh
-from features.materialize import materialize
+from features.materialize.run import materialize
 from features.ranked import items_at
 from jobs.check import gate_features, gate_predictions
 from jobs.plan import FEATURE_WINDOW, plan
-from jobs.promotion import promote
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
-from jobs.train import train
+from jobs.training.promotion import promote
+from jobs.training.train import train
 from serving_cache.lookup.__main__ import open_fresh
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore

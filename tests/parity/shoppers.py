@@ -21,12 +21,12 @@ from almanac.ragged import Ragged
 from almanac.ranked import RankedList
 from almanac.ranking import Items
 from almanac.settings import load_settings
-from features.interactions import HISTORY
-from features.interactions_bulk import Baskets, histories
-from features.interactions_fold import Event as Basket
+from features.interactions.bulk import Baskets, histories
+from features.interactions.fold import Event as Basket
+from features.interactions.history import HISTORY
 from features.online_reading import LAYOUT, PLAN_VERSION, Plan, Reader, View
-from features.packed import Column
-from features.packed_arrow import encode
+from features.packed.arrow import encode
+from features.packed.codec import Column
 from features.rankable import Range, items_in_question
 from features.ranked import entities_of
 from serving_cache.lookup.listing import listed

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from almanac.manifest import Reference
 from almanac.scoring import Scorer
-from jobs.convert import Fitted, Recipe, exact_thresholds, to_onnx
+from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
 
 TREES, LEAVES, ROWS = 40, 31, 4_000
 

@@ -17,8 +17,8 @@ from almanac.errors import ModelError, UsageError
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Output, Pipeline, hours
 from almanac.scoring import Scorer, check_self_contained
-from jobs.adding import _booster, _fitted, own_form
-from jobs.convert import Recipe, to_onnx
+from jobs.training.adding import _booster, _fitted, own_form
+from jobs.training.convert import Recipe, to_onnx
 
 RIDES = Pipeline(
     name="rides",

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from almanac.errors import FeatureError
-from features import asof_chunks, asof_keys, asof_latest, asof_search
 from features.asof import Files, Rows, View, Wanted, join, latest
+from features.asof import chunks as asof_chunks
+from features.asof import keys as asof_keys
+from features.asof import newest as asof_latest
+from features.asof import search as asof_search
 from tests.joins import BEGAN, STAMP, at, entities_of, one_view, rows_of
 
 TTLS = (None, timedelta(0), timedelta(seconds=1), timedelta(seconds=4))

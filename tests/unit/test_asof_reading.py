@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from almanac.errors import FeatureError
-from features import asof_chunks, asof_index, asof_search
 from features.asof import Files, join, latest
+from features.asof import chunks as asof_chunks
+from features.asof import index as asof_index
+from features.asof import search as asof_search
 from tests.joins import STAMP, at, entities_of, one_view
 
 

@@ -8,8 +8,8 @@ import pytest
 from almanac.clock import parse_time
 from almanac.errors import DeclarationError, SourceError
 from almanac.pipeline import Output, Training, days, minutes
-from jobs.dataset import Rows, Truth, every_row, horizon_hours, sample, split
-from jobs.evaluate import baselines
+from jobs.training.dataset import Rows, Truth, every_row, horizon_hours, sample, split
+from jobs.training.evaluate import baselines
 from pipelines.weather import weather
 
 HORIZONS = (1, 6, 12, 24)

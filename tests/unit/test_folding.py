@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from almanac.clock import format_time, micros_of
 from almanac.errors import DeclarationError, Unavailable
 from almanac.settings import load_settings
-from features.interactions_fold import Event as Basket
-from features.interactions_fold import advance
+from features.interactions.fold import Event as Basket
+from features.interactions.fold import advance
 from pipelines.weather import weather
 from streaming.duplicates import Duplicates
 from streaming.folding import HISTORY_BYTES_MAX, Folding

@@ -18,13 +18,13 @@ from almanac.interactions import Simulated
 from almanac.pipeline import Interactions, Pipeline
 from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings, load_settings
-from features import ingest_interactions
 from features.archive import Archive, Archived
 from features.archive_lines import EVENTS, archived_lines, event_columns
 from features.ingest import reach, refresh
-from features.interactions import HISTORY, SEEN_MAX, STATS, TOGETHER
-from features.interactions_fold import Event, advance
-from features.interactions_lines import Lines
+from features.interactions import ingest as ingest_interactions
+from features.interactions.fold import Event, advance
+from features.interactions.history import HISTORY, SEEN_MAX, STATS, TOGETHER
+from features.interactions.lines import Lines
 from features.layout import EVENT_TIMESTAMP
 from features.sources.lines import open_lines
 from pipelines.shop import shop

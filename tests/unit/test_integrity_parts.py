@@ -14,11 +14,11 @@ from almanac.clock import DAY, micros_of
 from almanac.errors import DeclarationError
 from almanac.feature_checks import ViewFound, natural, stability_index, view_state, words
 from almanac.integrity import Integrity
-from features.integrity_profile import PARTS_MIN, Values, drift_of, learn, profile_of
-from features.integrity_skew import skew_of
+from features.integrity.profile import PARTS_MIN, Values, drift_of, learn, profile_of
+from features.integrity.skew import skew_of
 from features.tables import Table
-from jobs.feature_suites import ROWS_MAX, spread
-from jobs.features_charts import histogram, sparkline
+from jobs.checks.charts import histogram, sparkline
+from jobs.checks.suites import ROWS_MAX, spread
 
 NOW = datetime(2026, 3, 30, tzinfo=UTC)
 TABLE = Table(

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from almanac.clock import DAY_MICROSECONDS as DAY
 from almanac.ragged import Ragged
-from features import interactions_bulk, interactions_fold
-from features.interactions import HISTORY, NEVER, WINDOWS, WINDOWS_DAYS, hundredths, windows_at
-from features.interactions_bulk import Baskets, histories
-from features.interactions_fold import TILES, Event, advance
+from features.interactions import bulk as interactions_bulk
+from features.interactions import fold as interactions_fold
+from features.interactions.bulk import Baskets, histories
+from features.interactions.fold import TILES, Event, advance
+from features.interactions.history import HISTORY, NEVER, WINDOWS, WINDOWS_DAYS, hundredths, windows_at
 
 ENTITIES, ITEMS = ["ann", "bob", "eve"], [f"item {letter}" for letter in "abcdef"]
 START = 20_000 * DAY

@@ -13,8 +13,8 @@ from almanac.clock import HOUR
 from almanac.errors import UsageError
 from almanac.partitioning import Buckets, Grid
 from almanac.settings import load_settings
-from features.materialize_plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
-from features.materialize_source import keys_between
+from features.materialize.plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
+from features.materialize.source import keys_between
 from jobs.materialize import asked_times, materialize_by_hand
 from pipelines.weather import weather
 

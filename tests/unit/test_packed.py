@@ -14,9 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from almanac.errors import FeatureError
-from features.packed import CODEC_VERSION, Column, Layout, UnknownLayouts, decode_layout, numbers_of, packing, parse
-from features.packed_arrow import arrow_type, decode, encode, micros, schema_of
-from features.packed_keys import Keys, by_bucket
+from features.packed.arrow import arrow_type, decode, encode, micros, schema_of
+from features.packed.codec import (
+    CODEC_VERSION,
+    Column,
+    Layout,
+    UnknownLayouts,
+    decode_layout,
+    numbers_of,
+    packing,
+    parse,
+)
+from features.packed.keys import Keys, by_bucket
 
 WIDE = {
     "FLOAT": st.floats(width=32),

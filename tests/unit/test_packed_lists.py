@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almanac.errors import FeatureError
-from features.packed import Column, Layout, parse
-from features.packed_arrow import encode
-from features.packed_lists import lists_of, texts
+from features.packed.arrow import encode
+from features.packed.codec import Column, Layout, parse
+from features.packed.lists import lists_of, texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

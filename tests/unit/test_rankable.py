@@ -17,8 +17,8 @@ from almanac.list_scoring import rank
 from almanac.ragged import Ragged
 from almanac.ranking_declared import ANY_ITEM, Ranking
 from almanac.ranking_rows import Items
-from features.interactions import HISTORY
-from features.interactions_fold import Event, advance
+from features.interactions.fold import Event, advance
+from features.interactions.history import HISTORY
 from features.online_reading import MISSING, NEVER, PRESENT, Features, View, ViewRows
 from features.rankable import (
     Range,

@@ -18,8 +18,8 @@ from almanac.ranked import RankedList
 from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import load_settings
 from almanac.tallies import tally
-from jobs.adding import add_onnx
 from jobs.listing import check_keys
+from jobs.training.adding import add_onnx
 from serving_cache.layout import decode_overlay, encode_overlay
 from tests.generations import NOON, bucket_pipeline, grid_pipeline, list_of, list_pipeline, lists_of, overlay_of
 

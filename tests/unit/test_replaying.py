@@ -14,8 +14,8 @@ from almanac.errors import UsageError
 from almanac.interactions import Simulated
 from almanac.pipeline import Interactions
 from almanac.settings import load_settings
-from features.interactions_fold import Event
-from features.interactions_lines import with_events
+from features.interactions.fold import Event
+from features.interactions.lines import with_events
 from features.sources.crowd import Crowd
 from features.sources.lines import open_lines
 from pipelines.shop import shop

@@ -1,0 +1,1 @@
+"""What entities took of items: lines, histories folded of them, what is known of items, and their files."""

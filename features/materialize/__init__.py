@@ -1,0 +1,1 @@
+"""Bringing the newest offline row of each entity online."""

@@ -1,0 +1,1 @@
+"""Checks of a pipeline's features, and the page that shows them."""

@@ -1,0 +1,1 @@
+"""Making model versions: data to learn from, fitting, converting, measuring, promoting."""
