@@ -19,6 +19,7 @@ from almanac.list_blocks import decode_lists
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
 from almanac.ranking_declared import ANY_ITEM
+from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_client import Client
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
@@ -142,7 +143,7 @@ def subject(request: pytest.FixtureRequest, postgres_url: str, redis_url: str) -
     if request.param.startswith("memory"):
         yield MemoryRecordSubject() if request.param == "memory record" else MemoryCacheSubject()
         return
-    migrated(postgres_url)
+    migrate(postgres_url, [])
     if request.param == "postgres":
         with PostgresSubject(postgres_url) as postgres:
             yield postgres
