@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from confluent_kafka import KafkaException, Message
 from numpy.typing import NDArray
 
-from almanac.clock import format_time, parse_time, utc_now
+from almanac.clock import DAY, EPOCH, MICROSECOND, at_micros, format_time, micros_of, parse_time, utc_now
 from almanac.errors import StackError
 from almanac.ladder import Answer, Decision, Unmade, climb
 from almanac.list_quality import quality
@@ -41,9 +41,6 @@ APPLIED_SECONDS_MAX = 180.0
 POLL_SECONDS = 0.005
 FLUSH_SECONDS_MAX = 20.0
 SAMPLES = 2_000
-DAY = timedelta(days=1)
-MICROSECOND = timedelta(microseconds=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +102,7 @@ def told(pipeline: Pipeline, settings: Settings, days: int) -> tuple[datetime, l
         last = by_hours.latest(now) - by_hours.clock_shift
         now = last + (now - last) // DAY * DAY + MICROSECOND
     source = open_lines(pipeline, settings, now=now)
-    first = EPOCH + held_out_since(pipeline, (source.latest(now) - EPOCH) // MICROSECOND) * MICROSECOND
+    first = at_micros(held_out_since(pipeline, micros_of(source.latest(now))))
     found = []
     for event in replayed_baskets(pipeline, source, now, REPLAY_HOURS_MAX):
         body = msgspec.json.decode(event.value or b"")

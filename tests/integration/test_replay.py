@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,8 @@ from almanac.clock import format_time
 from almanac.interactions import Simulated
 from almanac.pipeline import days, hours
 from almanac.rungs import Source
-from almanac.settings import load_settings
+from almanac.settings import Settings, load_settings
+from almanac.stack.servers import running_postgres, running_redis
 from benchmarks.replay import parts
 from benchmarks.replaying import Looked, Replay, Told, judged, spread, told
 from features.store import apply
@@ -43,12 +45,18 @@ def after(event: Told, items: tuple[str, ...]) -> Told:
     return Told(entity=event.entity, at=at, event=sent, taken=frozenset(items))
 
 
-def test_lists_change_with_their_customers_events_and_generations_do_not(
-    tmp_path: Path, postgres_url: str, redis_url: str, kafka_bootstrap: str
-) -> None:
-    settings = load_settings(
-        state_dir=tmp_path, postgres_url=postgres_url, redis_url=redis_url, kafka_bootstrap=kafka_bootstrap
-    )
+@pytest.fixture
+def own_settings(tmp_path: Path, kafka_bootstrap: str) -> Iterator[Settings]:
+    """Stores of the test's own: others of the session may have served the declared pipeline, partitioned otherwise."""
+    (tmp_path / "redis").mkdir()
+    with running_postgres(tmp_path / "postgres") as postgres_url, running_redis(tmp_path / "redis") as redis_url:
+        yield load_settings(
+            state_dir=tmp_path, postgres_url=postgres_url, redis_url=redis_url, kafka_bootstrap=kafka_bootstrap
+        )
+
+
+def test_lists_change_with_their_customers_events_and_generations_do_not(own_settings: Settings) -> None:
+    settings = own_settings
     register_model(settings.models_dir, SMALL, (1.0, 0.1), ("near_weight", "own_count"))
     first, events = told(SMALL, settings, 1)
     chosen = list({event.entity: event for event in events if event.taken}.values())[:CUSTOMERS]
