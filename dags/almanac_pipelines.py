@@ -29,6 +29,7 @@ from dags.retries import PRIORITY, PRIORITY_OF_PREDICTIONS, task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=30)
 SHARDS_IN_PARALLEL = 2
+FEATURES_NICENESS = 10  # a core, too, is for predictions first
 FEATURES_IN_PARALLEL = 1  # Redis is what limits them, and the other slot is for predictions
 RETRIES = 5
 RETRY_DELAY = timedelta(seconds=3)  # of a task that was killed: what killed it need not be there any more
@@ -316,9 +317,12 @@ def build_features(pipeline: Pipeline) -> DAG:
             doc_md="Reads the newest rows of its shards, and writes each that is newer than what is online.",
         )
         def materialize(shards: list[dict[str, Any]]) -> dict[str, int]:
+            import os
+
             from almanac.settings import settings
             from jobs.materialize import materialize_shards, task_label
 
+            os.nice(FEATURES_NICENESS)
             get_current_context()["shard_label"] = task_label(declared(name), shards)  # type: ignore[typeddict-unknown-key]
             return materialize_shards(declared(name), settings(), shards)
 
