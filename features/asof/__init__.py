@@ -10,8 +10,8 @@ record batches; only the columns that a view names are read.
 
 Nothing is sorted or held that grows with a source: row groups whose statistics
 say that no entity can see them are skipped, keys and times of the others are
-streamed past the entity rows (`asof_search`), and the features of the rows that
-were found are read afterwards (`asof_gather`).
+streamed past the entity rows (`search`), and the features of the rows that
+were found are read afterwards (`gather`).
 """
 
 from __future__ import annotations
