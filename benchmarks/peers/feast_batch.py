@@ -7,8 +7,8 @@ the first of them alone.
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ import lightgbm
 import pandas as pd
 import redis
 import sqlalchemy
+from answering import Request, answer, lap
 from feast_world import open_store, postgres_url, service_of
 
 SETS_AT_ONCE = 10_000
@@ -66,20 +67,11 @@ class Job:
         pipe.execute()
 
 
-def lap(taken: dict[str, float], stage: str, began: float) -> float:
-    """Note a stage's seconds; returns the time now."""
-    now = time.perf_counter()
-    taken[stage] = now - began
-    return now
-
-
-def main() -> None:
-    """Answer requests until the input ends."""
-    job = Job(json.loads(sys.stdin.readline()))
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(job.run(json.loads(line).get("cells", job.world["cells"]))), flush=True)
+def of(world: dict[str, Any]) -> Callable[[Request], Any]:
+    """What answers requests about a world."""
+    job = Job(world)
+    return lambda asked: job.run(asked.get("cells", world["cells"]))
 
 
 if __name__ == "__main__":
-    main()
+    answer(of)

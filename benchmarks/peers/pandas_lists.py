@@ -7,8 +7,8 @@ the first of them. Their lines and the items' tables are read beforehand, and co
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import redis
 import sqlalchemy
+from answering import Request, answer, lap
 from feast_world import postgres_url
 
 DAY = 86_400_000_000
@@ -172,20 +173,11 @@ def micros(moment: str) -> int:
     return (datetime.fromisoformat(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def lap(taken: dict[str, float], stage: str, began: float) -> float:
-    """Note a stage's seconds; returns the time now."""
-    now = time.perf_counter()
-    taken[stage] = now - began
-    return now
-
-
-def main() -> None:
-    """Answer requests until the input ends."""
-    job = Job(json.loads(sys.stdin.readline()))
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(job.run(json.loads(line)["entities"])), flush=True)
+def of(world: dict[str, Any]) -> Callable[[Request], Any]:
+    """What answers requests about a world."""
+    job = Job(world)
+    return lambda asked: job.run(asked["entities"])
 
 
 if __name__ == "__main__":
-    main()
+    answer(of)

@@ -6,17 +6,17 @@ Runs in its own environment; speaks JSON lines: the world first, then `{"count":
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightgbm
 import numpy as np
 import pandas as pd
 import redis
+from answering import Request, answer
 from quixstreams import Application
 
 logging.disable(logging.INFO)
@@ -76,15 +76,13 @@ class Stream:
         return {"rate": (self.seen - 1) / (self.last - self.first), "events": self.seen}
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
-    stream = Stream(json.loads(sys.stdin.readline()))
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(stream.run(json.loads(line)["count"])), file=answers, flush=True)
+def of(world: dict[str, Any]) -> Callable[[Request], Any]:
+    """What answers requests about a world."""
+    stream = Stream(world)
+    return lambda asked: stream.run(asked["count"])
 
 
 if __name__ == "__main__":
-    main()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    answer(of, answers)
