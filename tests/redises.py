@@ -13,7 +13,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from almanac.stack.redis import binary
-from almanac.stack.server import HOST, free_port
+from almanac.stack.server import HOST, PORT_ATTEMPTS_MAX, PORTS, free_port, port_is_free
 
 NODES = 3
 SLOTS = 16_384
@@ -21,13 +21,14 @@ READY_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 20
 POLL_SECONDS = 0.05
 MASTER = "mymaster"
+BUS = 10_000  # a node of a cluster talks to the others at its own port and so many more (until Redis 7 it must)
 
 
 @contextmanager
 def running_cluster(folder: Path) -> Iterator[list[int]]:
     """Three nodes that share the slots; yields their ports once each of them knows the whole cluster."""
     with ExitStack() as stack:
-        ports = [free_port() for _ in range(NODES)]
+        ports = _free_ports(NODES, also=BUS)
         for port in ports:
             stack.enter_context(_running(folder, port, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000"))
         nodes: list[Any] = [stack.enter_context(redis.Redis(host=HOST, port=port)) for port in ports]
@@ -48,12 +49,12 @@ def running_cluster(folder: Path) -> Iterator[list[int]]:
 @contextmanager
 def running_sentinel(folder: Path) -> Iterator[tuple[int, int]]:
     """A Redis and a Sentinel that watches it as `mymaster`; yields the ports of the Sentinel and of the Redis."""
-    master, watcher = free_port(), free_port()
+    master, watcher = _free_ports(2)
     configuration = folder / "sentinel.conf"
     configuration.write_text(
         f"port {watcher}\nbind {HOST}\ndir {folder}\nsentinel monitor {MASTER} {HOST} {master} 1\n"
     )
-    with _running(folder, master), _process(watcher, str(configuration), "--sentinel"):
+    with _running(folder, master), _process(folder, watcher, str(configuration), "--sentinel"):
         with redis.Redis(host=HOST, port=watcher) as client:
             _until(lambda: client.sentinel_get_master_addr_by_name(MASTER) is not None, "the Sentinel knows no master")
         yield watcher, master
@@ -64,18 +65,18 @@ def _running(folder: Path, port: int, *options: str) -> Iterator[None]:
     place = folder / str(port)
     place.mkdir()
     words = ("--port", str(port), "--bind", HOST, "--dir", str(place), "--save", "", "--appendonly", "no")
-    with _process(port, *words, *options):
+    with _process(place, port, *words, *options):
         yield
 
 
 @contextmanager
-def _process(port: int, *words: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        [binary(), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-    )
+def _process(place: Path, port: int, *words: str) -> Iterator[None]:
+    log = place / "redis.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen([binary(), *words], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
     try:
         with redis.Redis(host=HOST, port=port) as client:
-            _until(lambda: _answers(client), f"redis-server {' '.join(words)} does not answer")
+            _until(lambda: _answers(client) or _ended(process, log), f"redis-server {' '.join(words)} does not answer")
         yield
     finally:
         process.terminate()
@@ -84,6 +85,24 @@ def _process(port: int, *words: str) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(STOP_SECONDS_MAX)
+
+
+def _free_ports(count: int, also: int = 0) -> list[int]:
+    """Ports that nothing uses now, each of them free also so many further on, within the range of servers."""
+    found: set[int] = set()
+    for _ in range(PORT_ATTEMPTS_MAX):
+        port = free_port()
+        if port + also in PORTS and port_is_free(port + also):
+            found.add(port)
+        if len(found) == count:
+            return list(found)
+    raise AssertionError(f"no {count} free ports on {HOST}")
+
+
+def _ended(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """False while it runs; a server that has ended will not answer, and says why in its log."""
+    assert process.poll() is None, f"redis-server ended with status {process.returncode}: {log.read_text()}"
+    return False
 
 
 def _answers(client: redis.Redis) -> bool:
