@@ -1,15 +1,15 @@
 """Ranked lists on their way into the record and back: arrays in each row, which a person can query.
 
-Into a binary COPY a row at a time, for rows differ in length; back as the bytes of a partition's arrays joined, which
-NumPy and Arrow take apart. See https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
+Rows differ in length, so that a binary COPY is made of arrays of bytes, one for each part of a row, which Arrow joins;
+what comes back is the bytes of a partition's arrays joined, which NumPy and Arrow take apart. See
+https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,17 @@ from almanac.list_blocks import ListBlock
 from almanac.ranking_declared import ITEMS_COLUMN, SCORES_COLUMN, STORED_COLUMNS
 from serving_cache.records import StagedPartition
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 ROWS_PER_WRITE = 1_024
 """Lists that the server takes in while the next ones are packed: some hundred KB."""
 LEAST_COLUMN = "scores_least"
 _TEXT_OID, _REAL_OID = 25, 700
 _HEAD_BYTES, _EMPTY_BYTES = 20, 12
 _SIZED = struct.Struct(">i")
-_ARRAY = struct.Struct(">iiiii")
-_EMPTY = struct.Struct(">iii")
 _NUMBER = np.dtype([("size", ">i4"), ("value", ">f4")])
+_OPENING = np.dtype([(name, ">i4") for name in ("size", "dimensions", "nulls", "kind", "entries", "first")])
 
 
 def are_lists(columns: Sequence[str]) -> bool:
@@ -36,51 +38,80 @@ def are_lists(columns: Sequence[str]) -> bool:
     return tuple(columns[: len(STORED_COLUMNS)]) == STORED_COLUMNS
 
 
-def copied_lists(generation: int, parts: Sequence[StagedPartition]) -> Iterator[bytes]:
+def copied_lists(generation: int, parts: Sequence[StagedPartition]) -> Iterator[memoryview]:
     """The rows (generation, partition, entity, items, scores, each attribute) of partitions, some at a time."""
     for part in parts:
         if isinstance(part.block, ListBlock):
             yield from _rows(generation, part.partition, part.block)
 
 
-def _rows(generation: int, partition: int, block: ListBlock) -> Iterator[bytes]:
+def _rows(generation: int, partition: int, block: ListBlock) -> Iterator[memoryview]:
     start = struct.pack(">hiqii", 3 + len(block.stored_columns), 8, generation, 4, partition)
-    keys = [_key(key) for key in block.keys.tolist()]
-    items = [_SIZED.pack(len(item)) + item for item in block.items.tolist()]
-    places, bounds = block.places.tolist(), block.offsets.tolist()
-    numbers = [_numbers(block.scores)]
-    numbers += [_numbers(values[block.places]) for values in block.attributes.values()]
-    width = _NUMBER.itemsize
-    made: list[bytes] = []
-    for row, key in enumerate(keys):
-        first, last = bounds[row], bounds[row + 1]
-        texts = b"".join([items[place] for place in places[first:last]])
-        made += (start, key, _opening(last - first, _TEXT_OID, len(texts)), texts)
-        opening = _opening(last - first, _REAL_OID, width * (last - first))
-        for values in numbers:
-            made += (opening, values[width * first : width * last])
-        if (row + 1) % ROWS_PER_WRITE == 0:
-            yield b"".join(made)
-            made = []
-    yield b"".join(made)
+    items = _sized(block.items)
+    for row in range(0, block.rows, ROWS_PER_WRITE):
+        yield _stream(start, block, items, slice(row, min(row + ROWS_PER_WRITE, block.rows)))
 
 
-def _key(key: int | bytes) -> bytes:
-    return _SIZED.pack(len(key)) + key if isinstance(key, bytes) else struct.pack(">iq", 8, key)
+def _stream(start: bytes, block: ListBlock, items: pa.BinaryArray, rows: slice) -> memoryview:
+    """Some rows: the parts of each joined by Arrow, an array of bytes a part."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    bounds = block.offsets[rows.start : rows.stop + 1].astype(np.int64)
+    entries, bounds = slice(int(bounds[0]), int(bounds[-1])), bounds - bounds[0]
+    counts, places = np.diff(bounds), block.places[entries]
+    named = items.take(pa.array(places))
+    ends = np.frombuffer(named.buffers()[1], np.int32)[: len(places) + 1]
+    texts = _spans(named.buffers()[2], ends[bounds])
+    parts = [_sized(block.keys[rows]), _openings(counts, _TEXT_OID, np.diff(ends[bounds])), texts]
+    opening = _openings(counts, _REAL_OID, counts * _NUMBER.itemsize)
+    for values in (block.scores[entries], *(values[places] for values in block.attributes.values())):
+        numbers = np.empty(len(values), dtype=_NUMBER)
+        numbers["size"], numbers["value"] = 4, values
+        parts += [opening, _spans(numbers, bounds * _NUMBER.itemsize)]
+    joined = pc.binary_join_element_wise(pa.scalar(start), *parts, b"")
+    sizes = np.frombuffer(joined.buffers()[1], np.int32)
+    return memoryview(joined.buffers()[2])[: int(sizes[len(joined)])]
 
 
-def _numbers(values: NDArray[np.float32]) -> bytes:
-    found = np.empty(len(values), dtype=_NUMBER)
-    found["size"], found["value"] = 4, values
-    return found.tobytes()
+def _sized(values: NDArray[Any]) -> pa.BinaryArray:
+    """Keys or items as fields: int64 or text, each after its size."""
+    text = values.dtype.kind == "S"
+    fields = np.empty(len(values), np.dtype([("size", ">i4"), ("value", values.dtype if text else ">i8")]))
+    fields["size"], fields["value"] = np.char.str_len(values) if text else 8, values
+    return _cut(fields, fields["size"].astype(np.int64) + _SIZED.size)
 
 
-@lru_cache(maxsize=65_536)
-def _opening(entries: int, kind: int, size: int) -> bytes:
-    """Size and header of an array of so many entries, which take so many bytes."""
-    if not entries:
-        return _SIZED.pack(_EMPTY_BYTES) + _EMPTY.pack(0, 0, kind)
-    return _SIZED.pack(_HEAD_BYTES + size) + _ARRAY.pack(1, 0, kind, entries, 1)
+def _openings(entries: NDArray[Any], kind: int, sizes: NDArray[Any]) -> pa.BinaryArray:
+    """Size and header of arrays of so many entries, which take so many bytes; an empty one has no dimension."""
+    filled = entries > 0
+    fields = np.empty(len(entries), dtype=_OPENING)
+    fields["size"] = np.where(filled, _HEAD_BYTES + sizes, _EMPTY_BYTES)
+    fields["dimensions"], fields["nulls"], fields["kind"], fields["entries"], fields["first"] = (
+        filled,
+        0,
+        kind,
+        entries,
+        1,
+    )
+    return _cut(fields, _SIZED.size + np.where(filled, _HEAD_BYTES, _EMPTY_BYTES))
+
+
+def _cut(fields: NDArray[Any], lengths: NDArray[Any]) -> pa.BinaryArray:
+    """The first so many bytes of each."""
+    width = fields.dtype.itemsize
+    data = fields.view(np.uint8)
+    if len(fields) and int(lengths.min()) < width:
+        data = data.reshape(-1, width)[np.arange(width) < lengths[:, None]]
+    return _spans(data, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _spans(data: Any, bounds: NDArray[Any]) -> pa.BinaryArray:
+    """Bytes that lie one after another, from each bound up to the next."""
+    import pyarrow as pa
+
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(bounds, np.int32)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.binary(), len(bounds) - 1, buffers)
 
 
 def list_selects(columns: Sequence[str]) -> list[sql.Composable]:
