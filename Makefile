@@ -39,8 +39,9 @@ demo: setup
 	@$(BIN)/python -m almanac.demo $(if $(PIPELINE),--pipeline "$(PIPELINE)") $(if $(DATA),--data "$(DATA)") \
 	  $(if $(KEEP),--keep)
 
+# Two processes, each with servers of its own; a file's tests stay together, in the order of `testpaths`.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	@$(BIN)/python -m pytest tests/unit tests/style
