@@ -65,7 +65,8 @@ class Applied:
             self._admin = open_admin(self._settings)
         asked = {partition: OffsetSpec.latest() for partition in self._partitions()}
         answers = self._admin.list_offsets(asked, request_timeout=ANSWER_SECONDS_MAX)
-        return {of.partition: answer.result(ANSWER_SECONDS_MAX).offset for of, answer in answers.items()}
+        # Twice that, so that the client says first what the request came to.
+        return {of.partition: answer.result(2 * ANSWER_SECONDS_MAX).offset for of, answer in answers.items()}
 
     def behind(self, ends: Mapping[int, int]) -> str | None:
         """Why the sink is not known to be past these ends; None once it is.

@@ -167,6 +167,10 @@ def kafka_errors(doing: str, settings: Settings) -> Iterator[None]:
         yield
     except KafkaException as error:
         raise almanac_error(error, doing, settings) from error
+    except TimeoutError:
+        raise Unavailable(
+            f"{doing}: no answer in time (Kafka at {settings.kafka_bootstrap}): look at `almanac status`"
+        ) from None
 
 
 def almanac_error(error: KafkaException, doing: str, settings: Settings) -> AlmanacError:

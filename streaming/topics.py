@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +18,10 @@ from streaming.pause import Pause
 
 PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
+ANSWER_SECONDS_MAX = 2 * REQUEST_SECONDS_MAX
+"""Time that is waited for the client to say that a request came to nothing."""
+CLIENT_SECONDS_MAX = 3.0
+"""Time that one client is asked whether new topics have leaders."""
 LEADER_SECONDS_MAX = 30.0
 """Time that a busy broker may take until a topic it has just created can be written to."""
 RECORD_BYTES_MAX = 4 * EVENT_BYTES_MAX
@@ -82,10 +87,11 @@ def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
         present = admin.list_topics(timeout=REQUEST_SECONDS_MAX).topics
         missing = [topic for topic in wanted if topic.name not in present]
         created = []
-        pending = admin.create_topics([topic.new() for topic in missing]) if missing else {}
+        new = [topic.new() for topic in missing]
+        pending = admin.create_topics(new, request_timeout=REQUEST_SECONDS_MAX) if new else {}
         for name, future in pending.items():
             try:
-                future.result(timeout=REQUEST_SECONDS_MAX)
+                future.result(ANSWER_SECONDS_MAX)
                 created.append(name)
             except KafkaException as error:
                 cause = error.args[0]
@@ -94,18 +100,26 @@ def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
                 if cause.retriable() or cause.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
                     raise
                 raise UsageError(f"topic {name} cannot be created ({cause.str()}): create it by hand") from None
-        _wait_for_leaders(admin, [topic for topic in missing if topic.name in created])
+        if created:
+            _wait_for_leaders(admin, settings, [topic for topic in missing if topic.name in created])
         return created
 
 
-def _wait_for_leaders(admin: AdminClient, created: list[Topic]) -> None:
-    """Return once every partition answers: a topic that was just created is refused for a moment."""
+def _wait_for_leaders(admin: AdminClient, settings: Settings, created: list[Topic]) -> None:
+    """Return once every partition answers: a topic that was just created is refused for a moment.
+
+    Another client asks after `CLIENT_SECONDS_MAX`: one that once heard of a partition without a leader has been seen
+    to hold on to that for half a minute and more, while the broker had elected it within a third of a second.
+    """
     asked = {
         TopicPartition(topic.name, partition): OffsetSpec.latest()
         for topic in created
         for partition in range(topic.partitions)
     }
-    for attempt in Pause.attempts((KafkaException,), LEADER_SECONDS_MAX):
+    opened = time.monotonic()
+    for attempt in Pause.attempts((KafkaException, TimeoutError), LEADER_SECONDS_MAX):
         with attempt:
-            for future in (admin.list_offsets(asked) if asked else {}).values():
-                future.result(timeout=REQUEST_SECONDS_MAX)
+            if time.monotonic() - opened > CLIENT_SECONDS_MAX:
+                admin, opened = open_admin(settings), time.monotonic()
+            for future in admin.list_offsets(asked, request_timeout=REQUEST_SECONDS_MAX).values():
+                future.result(ANSWER_SECONDS_MAX)
