@@ -182,10 +182,10 @@ def _without_heads(data: NDArray[np.uint8], sizes: NDArray[np.int64], counts: ND
     if int(sizes.sum()) != len(data) or bool((sizes < heads).any()):
         raise ValueError
     starts = np.cumsum(sizes) - sizes
-    change = np.zeros(len(data) + 1, dtype=np.int8)
-    np.add.at(change, starts, 1)
-    np.add.at(change, starts + heads, -1)
-    elements: NDArray[np.uint8] = data[np.cumsum(change[:-1], dtype=np.int8) == 0]
+    kept = np.ones(len(data), dtype=np.bool_)
+    for size in (_HEAD_BYTES, _EMPTY_BYTES):
+        kept[starts[heads == size, None] + np.arange(size)] = False
+    elements: NDArray[np.uint8] = data[kept]
     return elements
 
 
