@@ -142,11 +142,13 @@ def carry_out_move(connection: Connection, pipeline: str, move: Move, now: datet
         Superseded: the epoch is no longer the one that the move was decided at; the transaction must not be committed.
     """
     for generation, state in move.changes.items():
+        # What is rolled back with the current one was left long ago: its time to be gone back to begins now.
+        left = generation == move.left or state is State.ROLLED_BACK
         connection.execute(
             "UPDATE generations SET state = %s, epoch = CASE WHEN %s THEN %s ELSE epoch END, "
             "left_at = CASE WHEN %s THEN %s ELSE left_at END WHERE pipeline = %s AND generation = %s",
             (
-                state, generation == move.generation, move.epoch, generation == move.left, now, pipeline, generation,
+                state, generation == move.generation, move.epoch, left, now, pipeline, generation,
             ),
         )  # fmt: skip
     moved = connection.execute(

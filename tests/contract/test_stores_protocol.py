@@ -86,3 +86,18 @@ def test_retention_gives_what_was_left_its_time(subject: Subject) -> None:
         record.rollback(pipeline.name, 4, now=NOON)
     subject.follow(pipeline)
     assert len(subject.manifest(pipeline.name, 3)) == 16
+
+
+def test_everything_that_a_rollback_passes_over_can_be_gone_back_to_for_a_day(subject: Subject) -> None:
+    pipeline = grid_pipeline(generations_kept=4)
+    subject.prepared(pipeline)
+    record = subject.record
+    for day in range(5):
+        published_generation(record, pipeline, float(day), NOON + timedelta(days=day))
+    now = NOON + timedelta(days=4, hours=23)  # 3 was left almost two days ago, 4 almost one
+    record.rollback(pipeline.name, 2, now=now)
+    left = {found.generation: found.left_at for found in record.generations(pipeline.name)}
+    assert [left[number] for number in (1, 3, 4, 5)] == [NOON + timedelta(days=1), now, now, now]
+    assert record.retire(pipeline, now=now + timedelta(hours=23, minutes=59)) == []
+    assert record.rollback(pipeline.name, 3, now=now + timedelta(hours=23)).generation == 3
+    assert record.retire(pipeline, now=now + timedelta(hours=24)) == [4, 5]

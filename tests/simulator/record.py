@@ -266,9 +266,9 @@ class MemoryRecord(Reading):
             raise Superseded("somebody moved it")
         for number, state in move.changes.items():
             self._set(number, state=state)
+            if number == move.left or state is State.ROLLED_BACK:
+                self._set(number, left_at=now)
         self._set(move.generation, epoch=move.epoch)
-        if move.left is not None:
-            self._set(move.left, left_at=now)
         if self.moved is not None:
             self.moved(move, attempt)
         self.board = replace(
