@@ -39,6 +39,7 @@ from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
 from almanac.ranked import RankedList
 from almanac.ranking import HISTORY
+from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings
 from features.interactions.fold import Event as Basket
 from features.interactions.fold import advance, hashes
@@ -47,14 +48,14 @@ from features.sources.gates import normalised
 from streaming.applied import Applied
 from streaming.connection import kafka_errors
 from streaming.events import Event
-from streaming.handle import PREDICTION_INVALID, Handled, Sorted, dead_letters_of
+from streaming.handle import PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, Handled, Sorted, dead_letters_of
 from streaming.own_rows import OwnRows
 from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
 from streaming.topics import RECORD_BYTES_MAX
 
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
-RETURN_WITHOUT_PURCHASE, TOO_LARGE = "return-without-purchase", "too-large"
+TOO_LARGE = "too-large"
 HISTORY_BYTES_MAX = RECORD_BYTES_MAX - 4_096
 """Size of a history as a record, in bytes: what its topic takes, less its key, its headers and what is around it."""
 APPLIED_SECONDS = 1.0
@@ -179,7 +180,8 @@ class Folding:
             elif outcome.items:
                 values = {self._pipeline.output_names[0]: outcome}
                 as_of = at_micros(moment)
-                made_of = (self._pipeline, origin, event)
+                # Where it stands now, not where it first stood: a list has all that was folded in before it.
+                made_of = (self._pipeline, replace(origin, headers=()), event)
                 predictions.append(prediction_record(*made_of, values, model, now, as_of=as_of))
         refused = {id(origin) for origin, _ in done.refused}
         for origin, event in batch.events:
@@ -262,7 +264,10 @@ class Folding:
         found = advance(None if held is None else held.row, basket)
         if not found.folded and held is not None:
             if basket.hash in held.row["seen"]:
-                done.duplicates += 1
+                if origin.redriven:  # it was folded in, but the model had no list for it then
+                    done.folded.append((origin, event, held))
+                else:
+                    done.duplicates += 1
             else:
                 done.late += 1
                 self._write(done, origin, event, replace(held, lines=basket.lines))
@@ -307,8 +312,8 @@ class Folding:
         lines: dict[tuple[str, float, float], None] = {}
         for at, line in enumerate(event.lines):
             item, quantity, price = normalised(line[declared.item]), float(line[QUANTITY]), float(line[PRICE])
-            if not item:
-                raise EventError("bad-item", f"{declared.name}[{at}].{declared.item} is no readable text: correct it")
+            if not item or item == ANY_ITEM:  # as it is read, not as it was sent
+                raise EventError("bad-item", f"{declared.name}[{at}].{declared.item} names no item: correct it")
             if item not in self._source.not_items and price >= self._source.price[0] and quantity:
                 lines[(item, quantity, price)] = None
         if not lines:

@@ -42,6 +42,8 @@ from streaming.records import Consumed, Produced, dead_letter_record, feature_re
 FEATURES_MISSING = "features-missing"
 FEATURES_EXPIRED = "features-expired"
 PREDICTION_INVALID = "prediction-invalid"
+RETURN_WITHOUT_PURCHASE = "return-without-purchase"
+"""Where events carry lines: see `streaming.folding`."""
 
 ObservationRow = Callable[[Pipeline, Any, datetime, Observed], Mapping[str, Any]]
 """The observation view's row for one event: entity, time and what was observed go in."""

@@ -46,8 +46,10 @@ class Nights:
         config = {"memory_limit": MEMORY, "temp_directory": str(temporary), "preserve_insertion_order": False}
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:", config=config)
         held = ", ".join(map(quoted_path, files))  # DuckDB takes no parameters in a table's definition
+        # No line is of any item; one that was archived as that must not be what is popular.
         self._connection.execute(
-            f"CREATE VIEW read AS SELECT * FROM read_parquet([{held}]) WHERE quantity > 0"  # noqa: S608
+            f"CREATE VIEW read AS SELECT * FROM read_parquet([{held}]) "  # noqa: S608
+            f"WHERE quantity > 0 AND item <> '{ANY_ITEM}'"
         )
         self._connection.execute(
             "CREATE TABLE names AS SELECT name, row_number() OVER (ORDER BY name)::INTEGER AS item "

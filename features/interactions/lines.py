@@ -3,7 +3,8 @@
     <features_dir>/<pipeline>/lines/2026-11.parquet
 
 Each line knows which event it is of, by a hash of what that event says, so that
-a basket that comes from the source and on the stream counts once. A file says in
+a basket that comes from the source and on the stream counts once; a basket of
+which the stream had several events of one moment is known by its lines. A file says in
 its own metadata what it was made from, up to which moment, and a digest of each
 day's lines: what was computed from equal lines need not be computed again. Lines
 that events brought stay when the source becomes another.
@@ -105,6 +106,7 @@ class Lines:
         kept = []
         for part in parts:  # an event that is there already is not taken again
             new = part.filter(pc.invert(pc.is_in(part["event"], known))) if len(known) else part
+            new = new if part is parts[0] else _not_among(own, new)
             kept.append(new)
             known = pc.unique(pa.concat_arrays([known, pc.unique(new["event"])]))
         found = pa.concat_tables(kept) if len(kept) > 1 else kept[0]
@@ -187,6 +189,27 @@ def with_events(lines: pa.Table) -> pa.Table:
     )
     table = lines.select(COLUMNS).take(pa.array(order))
     return table.append_column("event", pa.array(np.repeat(hashes, np.diff(offsets)), pa.int64()))
+
+
+def _not_among(own: pa.Table, lines: pa.Table) -> pa.Table:
+    """Lines that the source does not have: of one moment it knows one basket, where several events may have come."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    near = own.filter(pc.is_in(own["at"], pc.unique(lines["at"])))
+    return lines.filter(pa.array(~np.isin(_line_hashes(lines), _line_hashes(near)))) if near.num_rows else lines
+
+
+def _line_hashes(lines: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A hash of each line by itself, and of whose it is and when."""
+    import pyarrow as pa
+
+    entity, entities = coded(lines["entity"])
+    item, items = coded(lines["item"])
+    at = np.asarray(lines["at"].cast(pa.int64()).to_numpy())
+    amounts = np.stack([np.asarray(lines[name].to_numpy(), np.float64) for name in ("quantity", "price")])
+    each = np.arange(len(at) + 1)
+    return event_hashes(key_hashes(entities)[entity], at, key_hashes(items)[item], amounts, each)
 
 
 def _streamed(table: pa.Table) -> pa.Table:

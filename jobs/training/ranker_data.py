@@ -5,8 +5,8 @@ answered just before an entity took something, and its truth is what was taken t
 event, or of the night before if that is newer, and items are those of that night. What is held out is measured in two
 ways:
 
-    nightly      one list for each entity, as of the first held-out midnight; its truth is all that the entity took
-                 in the held-out time
+    nightly      one list for each entity, as of just before the first held-out midnight; its truth is all that the
+                 entity took in the held-out time
     each_basket  the list that would be answered just before each time an entity took something; its truth is that
 """
 
@@ -70,13 +70,13 @@ def held_out_since(pipeline: Pipeline, newest: int) -> int:
 
 
 def nightly(pipeline: Pipeline, settings: Settings, taken: Taken, midnight: int) -> Asked:
-    """One list for each entity that took something, as of a midnight before."""
+    """One list for each entity that took something, as of just before a midnight."""
     encoded = taken.keys.dictionary_encode()
     owner = encoded.indices.to_numpy().astype(np.int64)
     rows = np.repeat(owner, taken.items.lengths)
     order = np.argsort(rows, kind="stable")
     together = Ragged(taken.items.values[order], offsets_of(np.bincount(rows, minlength=len(encoded.dictionary))))
-    moments = np.full(len(encoded.dictionary), midnight, np.int64)
+    moments = np.full(len(encoded.dictionary), midnight - 1, np.int64)  # what was taken at midnight is foretold
     table = _histories(pipeline, settings, encoded.dictionary, moments)
     return _asked(pipeline, settings, table, together, at_micros(midnight))
 
@@ -93,7 +93,7 @@ def each_basket(
     for start in range(0, len(chosen), LISTS_AT_ONCE):
         some = chosen[start : start + LISTS_AT_ONCE]
         days = taken.moments[some] // DAY_MICROSECONDS
-        as_of = days * DAY_MICROSECONDS if by_night else taken.moments[some] - 1
+        as_of = (days * DAY_MICROSECONDS if by_night else taken.moments[some]) - 1
         table = _histories(pipeline, settings, taken.keys.take(some), as_of)
         for day in np.unique(days):
             places = np.flatnonzero(days == day)

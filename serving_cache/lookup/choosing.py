@@ -9,6 +9,7 @@ items than it answers with, so that enough are left; where they are not, the ans
 from __future__ import annotations
 
 import csv
+import ctypes
 import math
 import operator
 import re
@@ -41,7 +42,7 @@ class NoLists(UsageError):
 
 @dataclass(frozen=True)
 class Condition:
-    """What must hold of an attribute: `price < 3`."""
+    """What must hold of an attribute: `price < 3`; the number as a float32, as attributes are."""
 
     attribute: str
     operator: str
@@ -146,4 +147,5 @@ def _condition(text: str, attributes: tuple[str, ...]) -> Condition:
         number = math.nan
     if not math.isfinite(number):
         raise UsageError(f"filter {shown(text)} compares with {shown(digits)}: give a number")
-    return Condition(name, sign, number)
+    # Attributes are float32: 2.95 means the number that answers show as 2.95.
+    return Condition(name, sign, ctypes.c_float(number).value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +86,17 @@ def test_what_cannot_be_understood_is_said_in_one_line(wish: dict[str, Any], sai
     with pytest.raises(UsageError, match=said) as caught:
         chosen(**wish)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shown", ["2.95", "2.55", "0.1", "16777217", "1e39"])
+def test_a_condition_means_the_number_that_answers_show(shown: str) -> None:
+    held = float(np.float32(min(float(shown), 3e38)))  # as a block has it
+    for sign, holds in (("<=", True), (">=", True), ("=", True), ("<", False), (">", False), ("!=", False)):
+        wanted = choice(PIPELINE, None, None, f"price{sign}{shown}")
+        assert wanted is not None
+        if shown == "1e39":  # beyond what an attribute can be
+            holds = sign in ("<=", "<", "!=")
+        assert wanted.conditions[0].holds(held) is holds, sign
 
 
 def test_a_pipeline_without_lists_takes_no_wishes() -> None:

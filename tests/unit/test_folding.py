@@ -9,20 +9,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from almanac.clock import format_time, micros_of
+from almanac.decisions import is_newer
 from almanac.errors import DeclarationError, Unavailable
+from almanac.list_scoring import Scores
 from almanac.settings import load_settings
 from features.interactions.fold import Event as Basket
 from features.interactions.fold import advance
 from pipelines.weather import weather
+from serving_cache.records import OverlayRecord
 from streaming.duplicates import Duplicates
 from streaming.folding import HISTORY_BYTES_MAX, Folding
 from streaming.handle import Handled, sort
-from streaming.records import HEADER_MESSAGE, Consumed, FeatureRow, read_feature_row, read_prediction
+from streaming.records import HEADER_MESSAGE, HEADER_ORIGIN, Consumed, FeatureRow, read_feature_row, read_prediction
+from streaming.redrive import Choice
 from tests.baskets import RANGE, HistoriesInMemory, Sums, basket_pipeline, purchase
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
@@ -72,18 +77,24 @@ class Worker:
 
     def __init__(self) -> None:
         self.store, self.sink = HistoriesInMemory(), SinkInMemory()
+        self.scorer: Scores = Sums()
         self.folding = Folding(PIPELINE, SETTINGS, lambda pipeline, settings: self.store, self.sink)
         self.topic: list[FeatureRow] = []
         self.offset = 0
 
-    def handle(self, *events: tuple[str, list[Line], datetime], commit: bool = True) -> Handled:
+    def handle(
+        self, *events: tuple[str, list[Line], datetime], commit: bool = True, first: int | None = None
+    ) -> Handled:
+        """A batch; `first` is where its event stood when it became a dead letter, which is sent again now."""
         records = []
+        headers = () if first is None else ((HEADER_ORIGIN, f"t/0/{first}".encode()),)
         for customer, lines, moment in events:
             sent = purchase(customer, lines, moment)
-            records.append(Consumed(topic="t", partition=0, offset=self.offset, key=sent.key, value=sent.value))
+            place = {"topic": "t", "partition": 0, "offset": self.offset}
+            records.append(Consumed(**place, key=sent.key, value=sent.value, headers=headers))
             self.offset += 1
         batch = sort(records, PIPELINE, Duplicates(), NOW)
-        done = self.folding.handle(batch, "baskets-v1", Sums(), NOW)
+        done = self.folding.handle(batch, "baskets-v1", self.scorer, NOW)
         if commit:
             for record in done.features:
                 stored = Consumed(topic="f", partition=0, offset=len(self.topic), key=record.key, value=record.value)
@@ -101,6 +112,18 @@ class Worker:
             if held is None or (held[1], held[2]) <= (row.folded.at, row.folded.created):
                 self.store.rows[row.entity] = (dict(row.folded.row), row.folded.at, row.folded.created)
         self.sink.applied[0] = until
+
+
+class Broken(Sums):
+    """A model that answers NaN."""
+
+    def score_matrix(self, matrix: Any) -> dict[str, Any]:
+        return {name: values * np.float32("nan") for name, values in super().score_matrix(matrix).items()}
+
+
+def listed(done: Handled) -> OverlayRecord:
+    (record,) = done.predictions
+    return read_prediction(PIPELINE, Consumed(topic="p", partition=0, offset=0, key=None, value=record.value))
 
 
 def at(minutes: float) -> datetime:
@@ -199,6 +222,7 @@ def test_an_event_that_a_history_holds_is_a_duplicate() -> None:
         ([(RANGE[0], 0, 1.0)], "no-lines"),
         ([("  ", 1, 1.0)], "bad-item"),
         ([("a\u0007b", 1, 1.0)], "bad-item"),
+        ([("* ", 1, 1.0)], "bad-item"),
     ],
 )
 def test_what_cannot_be_folded_in_is_a_dead_letter(lines: list[Line], reason: str) -> None:
@@ -238,6 +262,36 @@ def test_an_event_older_than_all_that_a_history_remembers_is_archived_and_change
     assert archived.folded == replace(newest, lines=((RANGE[1], 1.0, 1.0),))
     worker.apply()
     assert worker.store.rows["c1"] == (newest.row, newest.at, newest.created)
+
+
+def test_a_return_that_is_sent_again_after_its_purchase_gives_the_list_that_is_newest() -> None:
+    worker = Worker()
+    back = ("c1", [(RANGE[0], -1, 1.0)], at(10))
+    assert reasons(worker.handle(back)) == {"return-without-purchase": 1}
+    worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(30)))
+    before = listed(worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(5))))
+    after = listed(worker.handle(back, first=0))
+    assert after.values != before.values
+    assert after.as_of == before.as_of == at(30)
+    assert is_newer(after.sequence, before.sequence)
+    assert Choice(reason="return-without-purchase").reason
+
+
+def test_an_event_whose_list_was_refused_has_one_when_it_is_sent_again_and_counts_once() -> None:
+    worker = Worker()
+    bought = ("c1", [(RANGE[0], 1, 1.0)], at(0))
+    worker.scorer = Broken()
+    assert reasons(worker.handle(bought)) == {"prediction-invalid": 1}
+    held = worker.topic[-1].folded
+    worker.scorer = Sums()
+    done = worker.handle(bought, first=0)
+    assert listed(done).values["score"].items  # type: ignore[union-attr]
+    assert (done.features, done.duplicates) == ((), 0)
+    worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)))
+    newest = worker.topic[-1].folded
+    assert newest is not None
+    assert held is not None
+    assert newest.row["orders"] == held.row["orders"] + 1
 
 
 def test_a_history_that_no_topic_takes_is_not_begun_and_the_worker_goes_on() -> None:

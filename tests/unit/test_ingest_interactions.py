@@ -182,6 +182,31 @@ def test_events_are_folded_in_once_wherever_they_also_come_from(settings: Settin
     assert refresh(SMALL, settings, THIRD, window=2 * DAY).hours_written == 0
 
 
+def test_a_basket_that_came_as_several_events_of_its_moment_counts_once(settings: Settings) -> None:
+    known = events_of(settings, THIRD)
+    large = max(known, key=lambda event: len(event.lines))
+    assert len(large.lines) > 2
+    parts = [replace(large, lines=large.lines[:2]), replace(large, lines=(*large.lines[2:], ("A NEW ITEM", 1.0, 9.0)))]
+    archived(settings, parts)
+    refresh(SMALL, settings, THIRD, window=2 * DAY)
+    new = replace(large, lines=(("A NEW ITEM", 1.0, 9.0),))
+    found, wanted = newest(settings)[large.entity], folded([*known, new])[large.entity]
+    assert found["orders"] == wanted["orders"]
+    assert sorted(found["bought_items"]) == sorted(wanted["bought_items"])
+    counts = dict(zip(found["bought_items"], found["bought_counts"], strict=True))
+    assert counts == dict(zip(wanted["bought_items"], wanted["bought_counts"], strict=True))
+
+
+def test_what_was_archived_as_any_item_does_not_become_what_is_popular(settings: Settings) -> None:
+    lines = ((ANY_ITEM, 1.0, 1.0), ("ELSE", 1.0, 1.0))
+    archived(settings, [Event(entity=f"e{n}", at=micros(THIRD - DAY) + n, lines=lines) for n in range(3)])
+    refresh(SMALL, settings, THIRD, window=2 * DAY)
+    rows = [row for row in rows_of(settings, "item_together") if row["item_id"] == ANY_ITEM]
+    assert len({row[EVENT_TIMESTAMP] for row in rows}) == len(rows)
+    assert all(len(row["together_items"]) > 1 for row in rows)
+    assert not [row for row in rows_of(settings, "item_stats") if row["item_id"] == ANY_ITEM]
+
+
 def test_an_event_older_than_all_that_a_history_remembers_is_folded_in_where_it_belongs(settings: Settings) -> None:
     """What the stream cannot fold in any more, and archives: lines are all there, whatever a history remembers."""
     often = [
