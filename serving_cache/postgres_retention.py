@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
+import psycopg
 from psycopg import sql
 
 from almanac.decisions import Kept, abandoned, droppable, to_drop
 from almanac.decisions import Retention as Keeping
-from almanac.errors import Unavailable
+from almanac.errors import AlmanacError, Unavailable
 from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
@@ -35,7 +38,7 @@ class Retention(StoreBase):
         """Drop generations beyond `generations_kept`, their unreferenced rows, and expired overlays.
 
         Rows that a kept generation carries forward stay. A table that a reader
-        is using is left for the next time.
+        is using is left for the next time, and so are all while somebody else drops some.
 
         Returns:
             The generations whose manifests were dropped.
@@ -48,17 +51,49 @@ class Retention(StoreBase):
             tables = _unreferenced(connection, pipeline.name)
             forget_digests(connection, pipeline.name, tables)
         passing("clean-up.manifests-dropped")
-        for generation in tables[:DROPS_PER_RUN_MAX]:
-            try:
-                self._drop(pipeline.name, generation)
-            except Unavailable as error:
-                log.info("kept table=%s for now: %s", child_name(pipeline.name, generation), error)
+        self._drop_tables(pipeline.name, tables[:DROPS_PER_RUN_MAX])
         self._client.query(
             "DELETE FROM overlay WHERE ctid = ANY(ARRAY(SELECT ctid FROM overlay "
             "WHERE pipeline = %s AND as_of < %s LIMIT %s))",
             (pipeline.name, now - pipeline.freshness.usable_for - OVERLAY_MARGIN, OVERLAYS_PER_RUN_MAX),
         )
         return dropped
+
+    def _drop_tables(self, pipeline: str, generations: Sequence[int]) -> None:
+        """Drop what can be dropped; the rest stays for the next time, for a publish must not fail of this."""
+        with self._alone(pipeline) as connection:
+            if connection is None:
+                log.info("kept tables of %s for now: somebody else is dropping them", pipeline)
+                return
+            for generation in generations:
+                if connection.closed:
+                    return  # and the lock went with it
+                try:
+                    self._drop(pipeline, generation)
+                except AlmanacError as error:
+                    level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+                    log.log(level, "kept table=%s for now: %s", child_name(pipeline, generation), error)
+
+    @contextmanager
+    def _alone(self, pipeline: str) -> Iterator[Connection | None]:
+        """The connection that holds others off who would drop tables of the pipeline; None while somebody else does.
+
+        Two would take a detach that one waits in for one that was cut short, and finish it under the other's hands.
+        The lock is the session's, for a detach beside readers runs in no transaction.
+        """
+        given = (f"almanac.retention.{pipeline}",)
+        with self._client.session() as connection:
+            row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", given).fetchone()
+            alone = row is not None and row[0]
+            try:
+                yield connection if alone else None
+            finally:
+                if alone and not connection.closed:
+                    try:
+                        connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", given)
+                    except psycopg.Error as error:
+                        log.info("closed the connection that retention of %s ran on: %s", pipeline, error)
+                        self._client.close()  # what a session holds goes with it
 
     def _drop(self, pipeline: str, generation: int) -> None:
         """Detach a child without blocking readers, then drop it; takes up a detach that was cut short."""
