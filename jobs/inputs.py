@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, Unavailable
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
@@ -173,14 +173,14 @@ def _keep(path: Path, table: pa.Table) -> None:
 
     from features.files import replacing
 
-    taken = sum(file.stat().st_size for file in path.parent.glob("*.arrow")) if path.parent.is_dir() else 0
-    if taken + table.nbytes > KEPT_BYTES_MAX:
-        log.info("features of %d rows are not kept: the run keeps %d bytes already", table.num_rows, taken)
-        return
     try:
+        taken = sum(file.stat().st_size for file in path.parent.glob("*.arrow")) if path.parent.is_dir() else 0
+        if taken + table.nbytes > KEPT_BYTES_MAX:
+            log.info("features of %d rows are not kept: the run keeps %d bytes already", table.num_rows, taken)
+            return
         with replacing(path, lasting=not _boot()) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
             writer.write_table(table)
-    except OSError as error:
+    except (OSError, Unavailable) as error:
         log.warning("features are not kept (%s): the scoring fetches them again", error)
 
 

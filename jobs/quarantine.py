@@ -19,6 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from almanac.errors import Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs.plan import Plan
@@ -72,7 +73,7 @@ def keep(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, findings
         for suffix, text in ((".json", _json(title, findings)), (".html", _page(pipeline, title, findings))):
             with replacing(folder / f"{name}{suffix}") as temporary:
                 temporary.write_text(text)
-    except OSError as error:  # a full disk must not stop what the gate is for
+    except (OSError, Unavailable) as error:  # a full disk must not stop what the gate is for
         log.warning("the report of a gate is not kept (%s); the reasons are in this log and the ledger", error)
         return ""
     place = f"{FOLDER}/{pipeline.name}/{name}.html"

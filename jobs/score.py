@@ -41,10 +41,10 @@ class ShardResult:
     unchanged: int = 0
 
 
-def planned_version(pipeline: Pipeline, settings: Settings, plan: Plan) -> ModelVersion:
-    """The version the plan named, though the alias may have moved since."""
-    number = plan.model.rpartition("-v")[2]
-    return Registry(settings.models_dir).resolve(f"{pipeline.model_name}@{number}")
+def planned_version(settings: Settings, plan: Plan) -> ModelVersion:
+    """The version the plan named, though the alias may have moved since, or the declaration name another model."""
+    name, _, number = plan.model.rpartition("-v")
+    return Registry(settings.models_dir).resolve(f"{name}@{number}")
 
 
 def score_shard(pipeline: Pipeline, settings: Settings, plan: Plan, partitions: Sequence[int]) -> ShardResult:
@@ -74,7 +74,7 @@ def _score_shard(
     if not todo:
         return ShardResult(staged=0, skipped=len(partitions), quarantined={}, rows=0)
     with record.step("model"):
-        scorer = scorer_of(planned_version(pipeline, settings, plan), pipeline)
+        scorer = scorer_of(planned_version(settings, plan), pipeline)
         maker = Maker(pipeline, plan, scorer, listed(pipeline, settings, plan.moment))
     quarantined: dict[int, str] = {}
     staged = rows = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,10 +16,14 @@ import pytest
 from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
-from jobs import inputs
+from jobs import inputs, quarantine
 from jobs.pieces import cut, pieces_of
 from jobs.plan import Plan
+from jobs.quarantine import Finding
+from jobs.score import planned_version
+from pipelines.weather import weather
 from tests.generations import bucket_pipeline
+from tests.streams import register_model
 
 USERS = bucket_pipeline("users")
 PLAN = Plan(
@@ -95,6 +101,36 @@ def test_shards_are_fetched_together_as_far_as_there_is_room(at: Settings, fetch
     for part in range(6):
         assert features_of(at, plan, [part])["spend"].to_pylist() == [float(part)] * 2
     assert len(fetched.asked) == 2
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, lasting: bool) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("features.files._replacing", refused)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_keeps_no_features_and_stops_nothing(at: Settings, fetched: Fetched) -> None:
+    (table,) = gate(at)
+    assert (table.num_rows, kept(at)) == (8, [])
+    assert features_of(at, PLAN, [3]).num_rows == 2
+    assert fetched.asked == [[0, 1, 2, 3], [3]]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_keeps_no_report_of_a_gate_and_stops_nothing(at: Settings) -> None:
+    finding = Finding(expectation="spend < 1", result={}, rows={0: [{"user_id": "u00", "spend": 2.0}]})
+    assert quarantine.keep(USERS, at, PLAN, "features", [finding]) == ""
+
+
+def test_what_was_planned_is_scored_though_the_declaration_names_another_model(tmp_path: Path) -> None:
+    at = load_settings(state_dir=tmp_path)
+    planned = register_model(at, replace(weather, model="planned@champion"), 1.0)
+    register_model(at, replace(weather, model="other@champion"), 2.0)
+    found = planned_version(at, replace(PLAN, model=planned))
+    assert found.id == planned == "planned-v1"
 
 
 def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings, fetched: Fetched) -> None:
