@@ -157,6 +157,17 @@ def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], retention:
     return sorted(gone)
 
 
+def forgettable(rejected: Iterable[int], *, newest: int | None, kept: int) -> list[int]:
+    """Rejected generations of which nobody needs to know any more what was decided about each partition.
+
+    Args:
+        newest: the pipeline's newest generation of all, which the monitor shows.
+        kept: so many others are kept for whoever looks why, the newest: as many as archived ones are.
+    """
+    others = sorted(number for number in rejected if number != newest)
+    return others[: max(0, len(others) - kept)]
+
+
 def droppable(
     origins: Mapping[int, Collection[int]], existing: Iterable[int], unfinished: Collection[int]
 ) -> list[int]:

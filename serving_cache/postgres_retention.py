@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import psycopg
 from psycopg import sql
 
-from almanac.decisions import Kept, abandoned, droppable, to_drop
+from almanac.decisions import Kept, abandoned, droppable, forgettable, to_drop
 from almanac.decisions import Retention as Keeping
 from almanac.errors import AlmanacError, Unavailable
 from almanac.failpoints import passing
@@ -138,16 +138,33 @@ def _drop_manifests(connection: Connection, pipeline: Pipeline, now: datetime) -
         generations=pipeline.generations_kept, previous=pipeline.previous_kept, rolled_back=pipeline.rolled_back_kept
     )
     gone = to_drop(found, pointed=pointed, retention=keeping, now=now)
+    known, newest = _rejected(connection, pipeline.name)
+    forgotten = forgettable(known, newest=newest, kept=pipeline.generations_kept)
     for statement in (
         "DELETE FROM generation_partitions WHERE pipeline = %s AND generation = ANY(%s)",
         "DELETE FROM ledger WHERE pipeline = %s AND generation = ANY(%s)",
     ):
-        connection.execute(statement, (pipeline.name, gone))
+        connection.execute(statement, (pipeline.name, [*gone, *forgotten]))
     connection.execute(
         "UPDATE generations SET dropped_at = %s, state = 'retired' WHERE pipeline = %s AND generation = ANY(%s)",
         (now, pipeline.name, gone),
     )
     return gone
+
+
+def _rejected(connection: Connection, pipeline: str) -> tuple[list[int], int | None]:
+    """Rejected generations that left something in the ledger or a manifest, and the pipeline's newest generation.
+
+    Nothing refers to what a rejected one left: the manifests and ledgers of others refer to rows, which it has no more.
+    """
+    rows = connection.execute(
+        "SELECT generation FROM generations AS g WHERE pipeline = %s AND state = 'rejected' AND (EXISTS (SELECT 1 "
+        "FROM ledger l WHERE l.pipeline = g.pipeline AND l.generation = g.generation) OR EXISTS (SELECT 1 "
+        "FROM generation_partitions m WHERE m.pipeline = g.pipeline AND m.generation = g.generation))",
+        (pipeline,),
+    ).fetchall()
+    newest = connection.execute("SELECT max(generation) FROM generations WHERE pipeline = %s", (pipeline,)).fetchone()
+    return [row[0] for row in rows], None if newest is None else newest[0]
 
 
 def _unreferenced(connection: Connection, pipeline: str) -> list[int]:

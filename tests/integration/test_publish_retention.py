@@ -110,6 +110,33 @@ def test_a_run_that_was_left_unfinished_is_given_up(
         store.publish(store.take_over(pipeline.name, 1), pipeline, now=NOON)
 
 
+def test_what_was_decided_in_rejected_generations_is_forgotten_but_of_the_latest(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = migrated(postgres_url, grid_pipeline(generations_kept=2))
+    published_generation(store, pipeline, 0.0)
+    for value in range(1, 6):
+        store.reject(staged_generation(store, pipeline, float(value)), "bad")
+
+    def known() -> dict[int, int]:
+        found = people.execute(
+            "SELECT generation, count(*) FROM ledger WHERE pipeline = %s GROUP BY generation", (pipeline.name,)
+        )
+        return dict(found.fetchall())
+
+    assert sorted(known()) == [1, 2, 3, 4, 5, 6]
+    assert store.retire(pipeline, now=NOON) == []
+    assert known() == dict.fromkeys([1, 4, 5, 6], 16)  # 6 is what the monitor shows
+    published_generation(store, pipeline, 7.0)
+    unfinished = staged_generation(store, pipeline, 8.0)
+    assert store.retire(pipeline, now=NOON) == []
+    assert known() == dict.fromkeys([1, 5, 6, 7, 8], 16)
+    assert [found.state for found in store.generations(pipeline.name) if found.generation == 2] == [State.REJECTED]
+    with pytest.raises(GateError, match="bad"):
+        store.publish(store.take_over(pipeline.name, 2), pipeline, now=NOON)
+    assert store.publish(unfinished, pipeline, now=NOON).rows == 64
+
+
 def test_expired_overlays_go(store: PostgresStore, postgres_url: str) -> None:
     pipeline = migrated(postgres_url, grid_pipeline())
     store.put_overlays(pipeline.name, [overlay_of("1", NOON, 1), overlay_of("2", NOON - timedelta(days=3), 2)])

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from almanac.blocks import block_hash
-from almanac.decisions import Kept, Retention, abandoned, decide_publish, droppable, to_drop
+from almanac.decisions import Kept, Retention, abandoned, decide_publish, droppable, forgettable, to_drop
 from almanac.end_manifest import blocks_digest
 from almanac.errors import BlockError, GateError, Superseded
 from almanac.generation_states import Board, Event, Move, Standing, State, after, publish, roll_back
@@ -82,7 +82,7 @@ class MemoryRecord(Reading):
         def act() -> list[int]:
             self._check(attempt)
             ledger = self.generations_by_number[attempt.generation].ledger
-            return [partition for partition in partitions if stored.may_claim(ledger[partition], attempt)]
+            return [p for p in partitions if p in ledger and stored.may_claim(ledger[p], attempt)]
 
         return self._transaction("pending", act)
 
@@ -296,6 +296,10 @@ class MemoryRecord(Reading):
             found = self.generations_by_number[number]
             self._set(number, state=after(found.record.state, Event.RETIRE), dropped_at=now)
             found.manifest, found.ledger = {}, {}
+        rejected = [n for n, f in self.generations_by_number.items() if f.record.state is State.REJECTED and f.ledger]
+        newest = max(self.generations_by_number, default=None)
+        for number in forgettable(rejected, newest=newest, kept=pipeline.generations_kept):
+            self.generations_by_number[number].ledger = {}
         return gone
 
     def _unreferenced(self) -> list[int]:

@@ -18,6 +18,7 @@ from almanac.decisions import (
     abandoned,
     decide_publish,
     droppable,
+    forgettable,
     is_newer,
     newest,
     to_drop,
@@ -167,3 +168,10 @@ def test_of_many_unfinished_generations_the_newest_wait_and_those_that_may_be_at
     found = [kept(n, "staged") for n in range(12)]  # one an hour
     assert abandoned(found, NOON + 11 * HOUR) == [0, 1, 2, 3, 4]
     assert abandoned(found, NOON + 30 * HOUR) == list(range(10))
+
+
+def test_of_rejected_generations_the_latest_stay_known_and_the_newest_of_all() -> None:
+    assert forgettable([9, 2, 5, 3], newest=10, kept=2) == [2, 3]
+    assert forgettable([9, 2, 5, 3], newest=9, kept=2) == [2]  # what the monitor shows is not one of those
+    assert forgettable([2, 3], newest=3, kept=1) == []
+    assert forgettable([], newest=None, kept=1) == []
