@@ -14,9 +14,9 @@ Sequence = tuple[datetime, str, int, int]
 """as_of, topic, Kafka partition, Kafka offset: orders the overlays of one entity and model."""
 
 STAGED_KEPT = timedelta(days=2)
-"""An unfinished generation older than this was abandoned: nobody has cleared its run to go on with it."""
+"""An unfinished generation left alone for longer was abandoned: nobody has cleared its run to go on with it."""
 STAGED_AT_WORK = timedelta(hours=6)
-"""One younger than this may be at work."""
+"""One that something happened to since may be at work."""
 STAGED_WAITING_MAX = 2
 """So many, the newest, wait longer than that for somebody to go on with them: each may have all of its rows."""
 
@@ -98,13 +98,23 @@ def decide_publish(
 
 @dataclass(frozen=True)
 class Kept:
-    """A generation whose rows are still there, as retention sees it."""
+    """A generation whose rows are still there, as retention sees it.
+
+    Args:
+        active_at: when something was last decided in its ledger, or its run resumed; None if not known.
+    """
 
     generation: int
     state: str
     created_at: datetime
     published_at: datetime | None
     left_at: datetime | None = None
+    active_at: datetime | None = None
+
+    @property
+    def touched_at(self) -> datetime:
+        """When its run last did something."""
+        return self.created_at if self.active_at is None else max(self.created_at, self.active_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +132,12 @@ class Retention:
 
 
 def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
-    """Unfinished generations that nobody goes on with, by age and number."""
+    """Unfinished generations that nobody goes on with, by how long and how many."""
     staged = sorted(
-        (g for g in generations if g.state == "staged"), key=lambda g: (g.created_at, g.generation), reverse=True
+        (g for g in generations if g.state == "staged"), key=lambda g: (g.touched_at, g.generation), reverse=True
     )
     limits = [STAGED_KEPT if place < STAGED_WAITING_MAX else STAGED_AT_WORK for place in range(len(staged))]
-    return sorted(g.generation for g, limit in zip(staged, limits, strict=True) if now - g.created_at > limit)
+    return sorted(g.generation for g, limit in zip(staged, limits, strict=True) if now - g.touched_at > limit)
 
 
 def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], retention: Retention, now: datetime) -> list[int]:

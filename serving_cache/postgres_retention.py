@@ -122,8 +122,9 @@ class Retention(StoreBase):
 def _drop_manifests(connection: Connection, pipeline: Pipeline, now: datetime) -> list[int]:
     _, current, previous = lock_pointer(connection, pipeline.name)
     rows = connection.execute(
-        "SELECT generation, state, created_at, published_at, left_at FROM generations "
-        "WHERE pipeline = %s AND dropped_at IS NULL AND state <> 'rejected'",
+        "SELECT generation, state, created_at, published_at, left_at, CASE WHEN state = 'staged' THEN (SELECT "
+        "max(updated_at) FROM ledger l WHERE l.pipeline = g.pipeline AND l.generation = g.generation) END "
+        "FROM generations AS g WHERE pipeline = %s AND dropped_at IS NULL AND state <> 'rejected'",
         (pipeline.name,),
     ).fetchall()
     found = [Kept(*row) for row in rows]

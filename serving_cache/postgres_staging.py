@@ -227,6 +227,12 @@ def _resume(connection: Connection, pipeline: Pipeline, start: GenerationStart) 
         (start.source_digest, pipeline.name, found[0]),
     ).fetchone()
     assert row is not None  # noqa: S101  (the row is locked above)
+    connection.execute(
+        # One row of the ledger tells retention that somebody is at work, before the first partition is staged again.
+        "UPDATE ledger SET updated_at = clock_timestamp() WHERE pipeline = %s AND generation = %s "
+        "AND partition = (SELECT min(partition) FROM ledger WHERE pipeline = %s AND generation = %s)",
+        (pipeline.name, found[0], pipeline.name, found[0]),
+    )
     return Attempt(pipeline=pipeline.name, generation=found[0], token=row[0])
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
 
+from almanac.clock import utc_now
 from almanac.decisions import STAGED_KEPT
 from almanac.errors import DeclarationError, GateError, Superseded, UsageError
 from almanac.pipeline import horizons
@@ -37,6 +38,11 @@ def children(people: psycopg.Connection, name: str) -> list[int]:
         "SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, %s)", (f"{table_name(name)}_g",)
     )
     return sorted(int(row[0].rpartition("_g")[2]) for row in rows)
+
+
+def idle_since(people: psycopg.Connection, name: str, moment: datetime) -> None:
+    """Make the ledger say that nothing was done since: it has the server's clock, retention is given one."""
+    people.execute("UPDATE ledger SET updated_at = %s WHERE pipeline = %s", (moment, name))
 
 
 def test_generations_beyond_those_kept_are_dropped(
@@ -100,6 +106,7 @@ def test_a_run_that_was_left_unfinished_is_given_up(
 ) -> None:
     pipeline = migrated(postgres_url, grid_pipeline())
     attempt = staged_generation(store, pipeline, 1.0)
+    idle_since(people, pipeline.name, NOON)
     store.retire(pipeline, now=NOON + STAGED_KEPT)
     assert children(people, pipeline.name) == [1]
     store.retire(pipeline, now=NOON + STAGED_KEPT + timedelta(seconds=1))
@@ -108,6 +115,29 @@ def test_a_run_that_was_left_unfinished_is_given_up(
         store.publish(attempt, pipeline, now=NOON)
     with pytest.raises(GateError, match="unfinished"):
         store.publish(store.take_over(pipeline.name, 1), pipeline, now=NOON)
+
+
+def test_a_run_that_goes_on_is_not_given_up_however_old_its_generation_is(
+    store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = migrated(postgres_url, grid_pipeline())
+    began = utc_now() - STAGED_KEPT - timedelta(hours=1)
+    for act in ("resumes", "stages", "quarantines"):
+        attempt = store.begin_generation(pipeline, start_of(pipeline, act), now=began)
+        store.stage(attempt, staged_parts(pipeline, 1.0, partitions=range(8)))
+        idle_since(people, pipeline.name, began)
+        if act == "resumes":
+            attempt = store.begin_generation(pipeline, start_of(pipeline, act), now=utc_now())
+        elif act == "stages":
+            store.stage(attempt, staged_parts(pipeline, 1.0, partitions=[8]))
+        else:
+            store.quarantine(attempt, 8, "bad")
+        store.retire(pipeline, now=utc_now())
+        assert children(people, pipeline.name) == [attempt.generation], act
+        store.stage(attempt, staged_parts(pipeline, 1.0, partitions=range(9, 16)))
+        idle_since(people, pipeline.name, began)
+        store.retire(pipeline, now=utc_now())
+        assert children(people, pipeline.name) == [], act
 
 
 def test_what_was_decided_in_rejected_generations_is_forgotten_but_of_the_latest(

@@ -64,6 +64,7 @@ class MemoryRecord(Reading):
                 if record.run_key == start.run_key and record.state is State.STAGED:
                     if record.as_of == start.as_of and record.model == start.model:
                         found.token += 1
+                        found.active_at = self.hub.now()
                         return Attempt(pipeline=pipeline.name, generation=number, token=found.token)
                     self._reject(number, "planned anew")
             return self._open(pipeline, start, now)
@@ -98,6 +99,7 @@ class MemoryRecord(Reading):
                 )
                 assert found.table is not None
                 found.table[part.partition] = data
+                found.active_at = self.hub.now()
             return sorted(part.partition for part in claimed)
 
         return self._transaction("stage", act)
@@ -110,6 +112,7 @@ class MemoryRecord(Reading):
                 return False
             found.ledger[partition] = Decided("quarantined", attempt.token, reason=reason)
             stored.take_out(found, partition)
+            found.active_at = self.hub.now()
             return True
 
         return self._transaction("quarantine", act)
@@ -278,7 +281,7 @@ class MemoryRecord(Reading):
 
     def _drop_manifests(self, pipeline: Pipeline, now: datetime) -> list[int]:
         kept = [
-            Kept(n, f.record.state, f.record.created_at, f.record.published_at, f.record.left_at)
+            Kept(n, f.record.state, f.record.created_at, f.record.published_at, f.record.left_at, f.active_at)
             for n, f in self.generations_by_number.items()
             if f.record.dropped_at is None and f.record.state is not State.REJECTED
         ]

@@ -27,7 +27,11 @@ class Decided:
 
 @dataclass
 class Stored:
-    """A generation: its row, its ledger, its table (None once dropped), its manifest and the digest of that."""
+    """A generation: its row, its ledger, its table (None once dropped), its manifest and the digest of that.
+
+    Args:
+        active_at: when its run last did something.
+    """
 
     record: GenerationRecord
     token: int
@@ -36,6 +40,7 @@ class Stored:
     table: dict[int, bytes] | None = field(default_factory=dict)
     manifest: dict[int, ManifestEntry] = field(default_factory=dict)
     digest: str = ""
+    active_at: datetime | None = None
 
 
 def may_claim(decided: Decided, attempt: Attempt) -> bool:

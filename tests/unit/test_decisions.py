@@ -175,3 +175,11 @@ def test_of_rejected_generations_the_latest_stay_known_and_the_newest_of_all() -
     assert forgettable([9, 2, 5, 3], newest=9, kept=2) == [2]  # what the monitor shows is not one of those
     assert forgettable([2, 3], newest=3, kept=1) == []
     assert forgettable([], newest=None, kept=1) == []
+
+
+def test_what_a_run_did_last_counts_and_not_when_it_began() -> None:
+    old = Kept(1, "staged", NOON, None, active_at=NOON + 47 * HOUR)
+    assert abandoned([old], NOON + 47 * HOUR + STAGED_KEPT) == []
+    assert abandoned([old], NOON + 48 * HOUR + STAGED_KEPT) == [1]
+    others = [Kept(n, "staged", NOON + 40 * HOUR, None) for n in (2, 3)]
+    assert abandoned([old, *others], NOON + 47 * HOUR) == [2]  # of the two that wait it is the newest
