@@ -1,9 +1,10 @@
 """Keeps Redis in step with Postgres: `python -m serving_cache.reconciler`. Ends on SIGTERM or SIGINT.
 
-When Postgres tells of a move, and once a second, it compares the two pointers, and
-looks for the marker that is gone when Redis was emptied; it repairs what a death
-between Postgres and Redis left, within two seconds. Every half a minute, and after either server was away, it
-proves that the blocks are there and brings overlays that did not arrive. It
+When Postgres tells of a move, and once a second, it compares the two pointers (at one
+epoch, what they name and since when: Postgres may have lost commits), and looks for
+the marker that is gone when Redis was emptied; it repairs what a death between Postgres
+and Redis left, within two seconds. Every half a minute, and after either server was away,
+it proves that the blocks are there and brings overlays that did not arrive. It
 logs a line whenever a pipeline's state changes, and no other; `/metrics` and
 `/readyz` say the same to machines.
 """
@@ -27,7 +28,7 @@ from serving_cache.daemon import run_until_stopped
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_notices import Notices
 from serving_cache.redis import RedisStore
-from serving_cache.sync import sync_overlays, sync_redis
+from serving_cache.sync import of_lost_commits, sync_overlays, sync_redis
 
 log = logging.getLogger("serving_cache.reconciler")
 
@@ -136,7 +137,7 @@ class Reconciler:
             since = None if unproven or watch.overlays_since is None else watch.overlays_since - OVERLAY_MARGIN
             sync_overlays(watch.pipeline, wanted, (self._postgres, self._cache), since)
             watch.proven_at, watch.overlays_since = steady, started
-        elif found is None or found.epoch < wanted.epoch:
+        elif found is None or found.epoch < wanted.epoch or of_lost_commits(found, wanted):
             moved = sync_redis(watch.pipeline, self._postgres, self._cache)
         return "repaired" if moved else "in_step", f"in step at epoch {wanted.epoch}"
 

@@ -180,11 +180,6 @@ class RedisStore(Closing):
                         trip.set(block_key(pipeline, digest), data, ex=UNREFERENCED_SECONDS)
                     trip.execute()
 
-    def manifest_size(self, pipeline: str, generation: int) -> int:
-        """Number of partitions in a manifest; 0 if there is none."""
-        with self._errors():
-            return int(_commands(self._redis.hlen(manifest_key(pipeline, generation))))
-
     def put_manifest(self, pipeline: str, generation: int, manifest: Mapping[int, ManifestEntry]) -> None:
         """Write a generation's manifest, whole; it goes after a day unless a pointer comes to name it."""
         if not manifest:

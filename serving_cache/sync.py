@@ -3,6 +3,10 @@
 The order makes every death harmless: blocks, manifests, overlays, and only then
 the pointer, which Redis accepts only with a greater epoch and only if it was not
 emptied meanwhile. So what the pointer names is there.
+
+Epochs and generations are counted again from where Postgres stands after it lost
+commits (an older backup, a standby that lagged). What Redis has of the lost ones
+under the same numbers is found by their moments, and goes: the record wins.
 """
 
 from __future__ import annotations
@@ -112,9 +116,16 @@ def _follow(
     pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore, *, overlays: bool
 ) -> bool:
     name = pipeline.name
-    _, was_empty = _standing(cache, name)
+    found, was_empty = _standing(cache, name)
+    if found is not None and of_lost_commits(found, pointer):
+        if found.epoch > pointer.epoch:
+            return False  # what is ahead stays whole until somebody rebuilds it: nothing of it is written over
+        log.warning("redis pipeline=%s was at epoch %d of commits that Postgres lost: it is rebuilt", name, found.epoch)
+        cache.clear(name, but=_written(pipeline, pointer, postgres, cache))
+        was_empty = True
     marker = cache.mark(name)
-    epoch, is_empty = _standing(cache, name)  # again: it may have been emptied just before the marker was made
+    found, is_empty = _standing(cache, name)  # again: it may have been emptied just before the marker was made
+    epoch = 0 if found is None else found.epoch
     refilled = was_empty or is_empty
     held: set[str] = set()
     for record in (pointer.generation, pointer.previous):
@@ -161,7 +172,7 @@ def bring_generation(
                     f"its pointer stays; look at the server, then run `almanac rebuild {name}`"
                 )
     passing("sync.blocks-written")
-    if cache.manifest_size(name, generation) != len(manifest):
+    if _held_manifest(name, generation, cache) != manifest:
         cache.put_manifest(name, generation, manifest)
     passing("sync.manifest-written")
     return hashes
@@ -189,15 +200,41 @@ def _damaged(pipeline: str, hashes: set[str], cache: RedisStore) -> set[str]:
     return found
 
 
-def _standing(cache: RedisStore, pipeline: str) -> tuple[int, bool]:
-    """The epoch that Redis is at, 0 for none; and whether it has to be filled again."""
+def of_lost_commits(found: Pointer, wanted: Pointer) -> bool:
+    """Whether a pointer in Redis speaks of commits that this Postgres does not have.
+
+    Then an epoch or a generation of one number is not the same move, or the same generation, in both.
+    """
+    if found.epoch == wanted.epoch and (found.generation.generation, found.moved_at) != (
+        wanted.generation.generation,
+        wanted.moved_at,
+    ):
+        return True
+    opened = {record.generation: record.created_at for record in (found.generation, found.previous) if record}
+    return any(
+        opened.get(record.generation, record.created_at) != record.created_at
+        for record in (wanted.generation, wanted.previous)
+        if record is not None
+    )
+
+
+def _held_manifest(pipeline: str, generation: int, cache: RedisStore) -> dict[int, ManifestEntry] | None:
+    """A manifest as Redis has it; None if it cannot be read. By its length a lost one could not be told from it."""
+    try:
+        return cache.manifest(pipeline, generation)
+    except BlockError:
+        return None
+
+
+def _standing(cache: RedisStore, pipeline: str) -> tuple[Pointer | None, bool]:
+    """The pointer that Redis has, and whether it has to be filled again."""
     try:
         pointer, marker = cache.pointer_and_marker(pipeline)
     except BlockError as error:
         log.warning("redis pipeline=%s forgets its pointer: %s", pipeline, error)
         cache.forget_pointer(pipeline)
-        return 0, True
-    return 0 if pointer is None else pointer.epoch, pointer is None or marker is None
+        return None, True
+    return pointer, pointer is None or marker is None
 
 
 def _bring_blocks(

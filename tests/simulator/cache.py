@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -83,9 +83,6 @@ class MemoryCache:
             part = items[start : start + BLOCKS_PER_TRIP]
             self._trip("put blocks", partial(self._put_blocks, pipeline, part))
 
-    def manifest_size(self, pipeline: str, generation: int) -> int:
-        return self._trip("size", lambda: len(self.get(f"{pipeline}:manifest:{generation}") or {}))
-
     def put_manifest(self, pipeline: str, generation: int, manifest: Mapping[int, ManifestEntry]) -> None:
         def act() -> None:
             self.put(f"{pipeline}:manifest:{generation}", dict(manifest), UNREFERENCED_SECONDS)
@@ -131,8 +128,12 @@ class MemoryCache:
 
         return self._trip("put overlays", act)
 
-    def clear(self, pipeline: str) -> None:
-        self._trip("clear", self.keys.clear)
+    def clear(self, pipeline: str, *, but: Collection[str] = ()) -> None:
+        def act() -> None:
+            kept = {f"{pipeline}:block:{name}" for name in but}
+            self.keys = {key: found for key, found in self.keys.items() if key in kept}
+
+        self._trip("clear", act)
 
     # Inside
 
