@@ -34,7 +34,7 @@ def migrate(url: str, pipelines: Iterable[Pipeline]) -> str:
     Raises:
         Unavailable: Postgres does not answer, or another migration takes longer than a minute.
         UsageError: the database is of a newer version of this program.
-        DeclarationError: a table exists with another entity than the declaration has.
+        DeclarationError: a table exists with another entity than the declaration has, or something else has its name.
     """
     version = _run_alembic(url)
     with Client(url) as client, client.transaction() as connection:
@@ -111,6 +111,7 @@ def _make_tables(connection: Any, pipeline: Pipeline) -> None:
     table = sql.Identifier(table_name(pipeline.name))
     types = _types(pipeline)
     outputs = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in types.items())
+    _need_free(connection, pipeline.name)
     connection.execute(
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {} (generation bigint NOT NULL, partition integer NOT NULL, "
@@ -141,6 +142,21 @@ def _make_tables(connection: Any, pipeline: Pipeline) -> None:
         columns[name] = wanted_type
     _make_view(connection, pipeline, list(columns))
     connection.execute("INSERT INTO pointers (pipeline) VALUES (%s) ON CONFLICT DO NOTHING", (pipeline.name,))
+
+
+def _need_free(connection: Any, pipeline: str) -> None:
+    """Refuse a relation under the table's name that holds no pipeline's predictions: it would pass for the table.
+
+    Raises:
+        DeclarationError: there is one, such as another pipeline's generation.
+    """
+    name = table_name(pipeline)
+    row = connection.execute("SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", (name,)).fetchone()
+    if row is not None and row[0] != "p":
+        raise DeclarationError(
+            f"pipeline {pipeline}: the database has {name} already, and not as a table of this kind (it may be a "
+            "generation of another pipeline): give the pipeline another name, or remove it if it is nobody's"
+        )
 
 
 def _types(pipeline: Pipeline) -> dict[str, str]:

@@ -205,6 +205,25 @@ def test_another_entity_needs_another_name(postgres_url: str) -> None:
     migrated(postgres_url, pipeline)
 
 
+@pytest.mark.parametrize("kind", ["TABLE", "VIEW", "partition"])
+def test_a_table_that_is_something_else_is_not_taken_for_the_pipelines(
+    kind: str, store: PostgresStore, people: psycopg.Connection, postgres_url: str
+) -> None:
+    pipeline = grid_pipeline()
+    table = table_name(pipeline.name)
+    if kind == "partition":  # declared by a version that let a pipeline have the name of another's generation
+        other = migrated(postgres_url, grid_pipeline())
+        published_generation(store, other, 1.0)
+        object.__setattr__(pipeline, "name", f"{other.name}_g1")
+        table = f"{table_name(other.name)}_g1"
+        assert table == table_name(pipeline.name)
+    else:
+        people.execute(f"CREATE {kind} {table} AS SELECT 1 AS generation, 1 AS partition, 1::bigint AS cell_id")
+    with pytest.raises(DeclarationError, match=rf"pipeline {pipeline.name}: .*has {table} already.*another name"):
+        migrated(postgres_url, pipeline)
+    assert people.execute("SELECT 1 FROM pointers WHERE pipeline = %s", (pipeline.name,)).fetchone() is None
+
+
 def test_an_unmigrated_database_says_what_to_do(postgres_url: str) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS bare")
