@@ -111,10 +111,15 @@ class Kept:
     left_at: datetime | None = None
     active_at: datetime | None = None
 
-    @property
-    def touched_at(self) -> datetime:
-        """When its run last did something."""
-        return self.created_at if self.active_at is None else max(self.created_at, self.active_at)
+    def touched_at(self, now: datetime) -> datetime:
+        """When its run last did something, as far as `now` allows.
+
+        The ledger has the server's clock. What it says of a time far ahead tells nothing, or a clock that was wrong
+        once would keep a generation until that time has come.
+        """
+        if self.active_at is None or self.active_at - now > STAGED_AT_WORK:
+            return self.created_at
+        return max(self.created_at, self.active_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +139,10 @@ class Retention:
 def abandoned(generations: Iterable[Kept], now: datetime) -> list[int]:
     """Unfinished generations that nobody goes on with, by how long and how many."""
     staged = sorted(
-        (g for g in generations if g.state == "staged"), key=lambda g: (g.touched_at, g.generation), reverse=True
+        (g for g in generations if g.state == "staged"), key=lambda g: (g.touched_at(now), g.generation), reverse=True
     )
     limits = [STAGED_KEPT if place < STAGED_WAITING_MAX else STAGED_AT_WORK for place in range(len(staged))]
-    return sorted(g.generation for g, limit in zip(staged, limits, strict=True) if now - g.touched_at > limit)
+    return sorted(g.generation for g, limit in zip(staged, limits, strict=True) if now - g.touched_at(now) > limit)
 
 
 def to_drop(generations: Iterable[Kept], *, pointed: Collection[int], retention: Retention, now: datetime) -> list[int]:

@@ -183,3 +183,9 @@ def test_what_a_run_did_last_counts_and_not_when_it_began() -> None:
     assert abandoned([old], NOON + 48 * HOUR + STAGED_KEPT) == [1]
     others = [Kept(n, "staged", NOON + 40 * HOUR, None) for n in (2, 3)]
     assert abandoned([old, *others], NOON + 47 * HOUR) == [2]  # of the two that wait it is the newest
+
+
+def test_a_clock_that_was_wrong_once_keeps_no_generation_for_long() -> None:
+    now = NOON + STAGED_KEPT + HOUR
+    assert abandoned([Kept(1, "staged", NOON, None, active_at=now + 5 * HOUR)], now) == []
+    assert abandoned([Kept(1, "staged", NOON, None, active_at=now + 1000 * HOUR)], now) == [1]
