@@ -30,7 +30,7 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
         outputs: columns of its blocks, in order.
         clock_shift_seconds: how far a replayed file's clock was moved; 0 for real time.
         dropped_at: when retention dropped its rows; None while they are there.
-        left_at: when it last ceased to be current.
+        left_at: when it last ceased to be current, or was rolled back.
         alert: what was unusual about it when it was published; empty if nothing was.
         default_list: what entities without a list are answered with; None where it holds none.
     """
