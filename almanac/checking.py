@@ -14,14 +14,6 @@ from almanac.errors import DeclarationError
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
-_TAKEN = {
-    "Pipeline.name": (
-        re.compile(r".*_g[0-9]+"),
-        "the tables of another pipeline's generations end in _g and a number: name it without, or put a word after it",
-    ),
-}
-"""Of a field: names that match its pattern and cannot be had all the same, and what to do."""
-
 
 def need_number(what: str, value: object, least: float, greatest: float, *, whole: bool = False) -> None:
     """Refuse what is not a number of the wanted kind, with the field's name and a remedy.
@@ -37,12 +29,9 @@ def need_number(what: str, value: object, least: float, greatest: float, *, whol
 
 
 def need_name(what: str, value: str, pattern: re.Pattern[str] = NAME) -> None:
-    """Refuse what does not match a pattern, or is taken."""
+    """Refuse what does not match a pattern."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise DeclarationError(f"{what} is {value!r}: it must match {pattern.pattern}")
-    taken = _TAKEN.get(what)
-    if taken is not None and taken[0].fullmatch(value):
-        raise DeclarationError(f"{what} is {value!r}: {taken[1]}")
 
 
 def need_duration(what: str, value: object) -> None:

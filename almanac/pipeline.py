@@ -32,6 +32,7 @@ from almanac.training import Training as Training
 if TYPE_CHECKING:
     from almanac.end_manifest import EndManifest
 
+_OF_A_GENERATION = re.compile(r".*_g[0-9]+")
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
 OUTPUTS_MAX = 64
 SHARD_PARTITIONS = 12
@@ -191,6 +192,11 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         need_name("Pipeline.name", self.name)
+        if _OF_A_GENERATION.fullmatch(self.name):
+            raise DeclarationError(
+                f"Pipeline.name is {self.name!r}: the tables of another pipeline's generations end in _g and a number: "
+                "name it without, or put a word after it"
+            )
         try:
             self._check()
         except DeclarationError as error:
