@@ -98,15 +98,14 @@ class Lines:
         import pyarrow.parquet as pq
 
         own = with_events(source.lines(*span))
+        streamed = [_streamed(pq.ParquetFile(path).read())] if path.exists() else []
+        streamed += [_exploded(pq.ParquetFile(file).read(), span) for file in archived]
         parts = [own.append_column("streamed", pa.repeat(pa.scalar(False), own.num_rows))]
-        if path.exists():
-            parts.append(_streamed(pq.ParquetFile(path).read()))
-        parts += [_exploded(pq.ParquetFile(file).read(), span) for file in archived]
+        parts += [_not_among(own, part) for part in streamed]
         known = pa.array([], pa.int64())
         kept = []
         for part in parts:  # an event that is there already is not taken again
             new = part.filter(pc.invert(pc.is_in(part["event"], known))) if len(known) else part
-            new = new if part is parts[0] else _not_among(own, new)
             kept.append(new)
             known = pc.unique(pa.concat_arrays([known, pc.unique(new["event"])]))
         found = pa.concat_tables(kept) if len(kept) > 1 else kept[0]
