@@ -18,6 +18,8 @@ from almanac.settings import Settings
 from streaming.connection import open_admin, open_follower
 
 ANSWER_SECONDS_MAX = 5.0
+SILENCE_SECONDS_MAX = 2 * ANSWER_SECONDS_MAX
+"""Time that is waited for the client to say what a request came to."""
 READ_SECONDS_MAX = 3.0
 """Time that reading on to the end may take; it reads one record of a partition at most."""
 
@@ -65,8 +67,7 @@ class Applied:
             self._admin = open_admin(self._settings)
         asked = {partition: OffsetSpec.latest() for partition in self._partitions()}
         answers = self._admin.list_offsets(asked, request_timeout=ANSWER_SECONDS_MAX)
-        # Twice that, so that the client says first what the request came to.
-        return {of.partition: answer.result(2 * ANSWER_SECONDS_MAX).offset for of, answer in answers.items()}
+        return {of.partition: answer.result(SILENCE_SECONDS_MAX).offset for of, answer in answers.items()}
 
     def behind(self, ends: Mapping[int, int]) -> str | None:
         """Why the sink is not known to be past these ends; None once it is.

@@ -18,8 +18,8 @@ from streaming.pause import Pause
 
 PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
-ANSWER_SECONDS_MAX = 2 * REQUEST_SECONDS_MAX
-"""Time that is waited for the client to say that a request came to nothing."""
+SILENCE_SECONDS_MAX = 2 * REQUEST_SECONDS_MAX
+"""Time that is waited for the client to say what a request came to."""
 CLIENT_SECONDS_MAX = 3.0
 """Time that one client is asked whether new topics have leaders."""
 LEADER_SECONDS_MAX = 30.0
@@ -91,7 +91,7 @@ def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
         pending = admin.create_topics(new, request_timeout=REQUEST_SECONDS_MAX) if new else {}
         for name, future in pending.items():
             try:
-                future.result(ANSWER_SECONDS_MAX)
+                future.result(SILENCE_SECONDS_MAX)
                 created.append(name)
             except KafkaException as error:
                 cause = error.args[0]
@@ -122,4 +122,4 @@ def _wait_for_leaders(admin: AdminClient, settings: Settings, created: list[Topi
             if time.monotonic() - opened > CLIENT_SECONDS_MAX:
                 admin, opened = open_admin(settings), time.monotonic()
             for future in admin.list_offsets(asked, request_timeout=REQUEST_SECONDS_MAX).values():
-                future.result(ANSWER_SECONDS_MAX)
+                future.result(SILENCE_SECONDS_MAX)
