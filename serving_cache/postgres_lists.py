@@ -87,13 +87,8 @@ def _openings(entries: NDArray[Any], kind: int, sizes: NDArray[Any]) -> pa.Binar
     filled = entries > 0
     fields = np.empty(len(entries), dtype=_OPENING)
     fields["size"] = np.where(filled, _HEAD_BYTES + sizes, _EMPTY_BYTES)
-    fields["dimensions"], fields["nulls"], fields["kind"], fields["entries"], fields["first"] = (
-        filled,
-        0,
-        kind,
-        entries,
-        1,
-    )
+    fields["dimensions"], fields["nulls"], fields["kind"] = filled, 0, kind
+    fields["entries"], fields["first"] = entries, 1
     return _cut(fields, _SIZED.size + np.where(filled, _HEAD_BYTES, _EMPTY_BYTES))
 
 
