@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -16,6 +14,7 @@ from serving_cache import postgres_retention
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres import PostgresStore
 from tests.generations import NOON, grid_pipeline, migrated, published_generation
+from tests.streams import eventually
 
 LATER = NOON + timedelta(days=20)
 PATIENCE_SECONDS = 30
@@ -42,14 +41,6 @@ def tables(people: psycopg.Connection, pipeline: Pipeline) -> list[int]:
     return [row[0] for row in rows]
 
 
-def wait_until(what: Callable[[], bool]) -> None:
-    """Return once it holds; fail after `PATIENCE_SECONDS`."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < give_up_at, "it never held"
-        time.sleep(0.05)
-
-
 def test_a_second_retention_leaves_the_drops_to_the_first(
     pipeline: Pipeline, store: PostgresStore, people: psycopg.Connection, postgres_url: str,
     caplog: pytest.LogCaptureFixture,
@@ -63,7 +54,7 @@ def test_a_second_retention_leaves_the_drops_to_the_first(
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         reader.execute(f"SELECT count(*) FROM {table_name(pipeline.name)}")  # the detach waits for this reader
         first = pool.submit(store.retire, pipeline, now=LATER)
-        wait_until(lambda: people.execute(DETACHING, (child_name(pipeline.name, 1),)).fetchone() is not None)
+        eventually(lambda: people.execute(DETACHING, (child_name(pipeline.name, 1),)).fetchone() is not None)
         assert other.retire(pipeline, now=LATER) == []
         assert tables(people, pipeline) == [1, 2, 3, 4]
         assert not first.done()

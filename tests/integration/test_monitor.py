@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +37,7 @@ from serving_cache.redis import RedisStore
 from serving_cache.stage_times import StageTime, record
 from serving_cache.sync import sync_redis
 from tests.generations import grid_pipeline, migrated, published_generation, staged_generation
+from tests.streams import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 90
@@ -216,13 +217,6 @@ def scraped(port: int) -> dict[tuple[str, str], float]:
     }
 
 
-def wait_until(what: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < give_up_at, "it never held"
-        time.sleep(0.1)
-
-
 def test_the_processes_show_metrics_and_tell_the_webhook(
     pipeline: Pipeline, store: PostgresStore, tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:
@@ -250,9 +244,9 @@ def test_the_processes_show_metrics_and_tell_the_webhook(
     monitor, reconciler = ports["monitor"], ports["reconciler"]
     late = ("almanac_generation_late", pipeline.name)
     try:
-        wait_until(lambda: scraped(monitor).get(late) == 1)
-        wait_until(lambda: scraped(reconciler).get(("almanac_reconciler_in_step", pipeline.name)) == 1)
-        wait_until(lambda: [body["status"] for body in receiver.bodies] == ["firing"])
+        eventually(lambda: scraped(monitor).get(late) == 1)
+        eventually(lambda: scraped(reconciler).get(("almanac_reconciler_in_step", pipeline.name)) == 1)
+        eventually(lambda: [body["status"] for body in receiver.bodies] == ["firing"])
         assert httpx.get(f"http://127.0.0.1:{monitor}/readyz").text == "ready\n"
         assert httpx.get(f"http://127.0.0.1:{reconciler}/readyz").status_code == 200
         (shown,) = httpx.get(f"http://127.0.0.1:{monitor}/alerts").json()["alerts"]
@@ -261,8 +255,8 @@ def test_the_processes_show_metrics_and_tell_the_webhook(
         assert [(alert["name"], alert["pipeline"]) for alert in health.alerts(here)] == [(shown["name"], pipeline.name)]
         assert health.ask("monitor", here, None) is None
         published_generation(store, pipeline, 2.0, hour)
-        wait_until(lambda: scraped(monitor).get(late) == 0)
-        wait_until(lambda: [body["status"] for body in receiver.bodies] == ["firing", "resolved"])
+        eventually(lambda: scraped(monitor).get(late) == 0)
+        eventually(lambda: [body["status"] for body in receiver.bodies] == ["firing", "resolved"])
         assert scraped(monitor)["almanac_generation_epoch", pipeline.name] == 2
         assert health.alerts(here) == []
     finally:
