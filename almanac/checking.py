@@ -52,6 +52,12 @@ def need_all(what: str, values: object, kind: type, remedy: str) -> None:
         raise DeclarationError(f"{what} is {values!r}: {remedy}")
 
 
+def need_pair(what: str, value: object, wanted: str) -> None:
+    """Refuse what is not two texts, neither of them empty."""
+    if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) and each for each in value)):
+        raise DeclarationError(f"{what} is {value!r}: give {wanted}")
+
+
 def need_range(what: str, value: object) -> None:
     """Refuse what is not two numbers, the least first."""
     numbers = value if isinstance(value, tuple) and len(value) == 2 else ()

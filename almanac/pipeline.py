@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_range
+from almanac.checking import need_a, need_all, need_duration, need_name, need_number, need_pair, need_range
 from almanac.errors import DeclarationError
 from almanac.events_declared import Lines as Lines
 from almanac.events_declared import Stream as Stream
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _OF_A_GENERATION = re.compile(r".*_g[0-9]+")
 MODEL = re.compile(r"[a-z][a-z0-9_]{0,39}@[a-z][a-z0-9_-]{0,39}")
+GRIB_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.:]{0,63}")
 OUTPUTS_MAX = 64
 SHARD_PARTITIONS = 12
 """Partitions of a shard before anything was measured."""
@@ -114,15 +115,21 @@ class GridObservations:
         variable: name of the observed value, in events and feature views.
         unit: its unit.
         valid_range: least and greatest value that can be true; an event outside is refused.
+        prefer: a GRIB key and its value, such as `("expver", "0001")`: of unequal fields of one hour, which counts.
+            None refuses a file that has such.
     """
 
     variable: str
     unit: str
     valid_range: tuple[float, float]
+    prefer: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         need_name("GridObservations.variable", self.variable)
         need_range("GridObservations.valid_range", self.valid_range)
+        if self.prefer is not None:
+            need_pair("GridObservations.prefer", self.prefer, 'a GRIB key and its value, such as ("expver", "0001")')
+            need_name("GridObservations.prefer: the key", self.prefer[0], GRIB_KEY)
 
 
 @dataclass(frozen=True, kw_only=True)

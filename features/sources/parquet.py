@@ -22,7 +22,8 @@ def read_parquet(
     with a time zone) and the variable, in any order of rows.
 
     Raises:
-        SourceError: unreadable, other columns, cells that are not the grid's, or a cell twice in an hour.
+        SourceError: unreadable, other columns, cells that are not the grid's, or a cell twice in an hour with unequal
+            values; equal ones are one.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -77,14 +78,14 @@ def _arrange(
     moments: np.ndarray[Any, Any],
     values: np.ndarray[Any, np.dtype[np.float32]],
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Put rows in any order into a block; cells that are absent, foreign or double are refused."""
+    """Put rows in any order into a block; cells that are absent, foreign, or twice with unequal values are refused."""
     if cells.min() != 0 or cells.max() != grid.cells - 1:
         raise SourceError(
             f"{path} has other coordinates: cells expected 0 to {grid.cells - 1} of a {grid.rows} x {grid.cols} grid, "
             f"found {cells.min()} to {cells.max()}: give a file on the declared Grid, or declare the file's"
         )
     times, hour = np.unique(moments, return_inverse=True)
-    if len(times) * grid.cells != len(cells):
+    if len(times) * grid.cells > len(cells):
         raise SourceError(
             f"{path} has {len(cells):,} rows for {len(times):,} hours x {grid.cells:,} cells: "
             "give each cell once in each hour"
@@ -93,6 +94,14 @@ def _arrange(
     seen = np.zeros(len(block), bool)
     place = hour * grid.cells + cells
     block[place], seen[place] = values, True
+    unequal = (block[place] != values) & ~(np.isnan(block[place]) & np.isnan(values))
+    if unequal.any():
+        row = int(np.argmax(unequal))
+        other = int(np.flatnonzero(place == place[row])[-1])
+        raise SourceError(
+            f"{path} has cell {cells[row]} at {moments[row]} twice, with unequal values: row {row + 1} has "
+            f"{values[row]:g}, row {other + 1} has {values[other]:g}: remove one of them"
+        )
     if not seen.all():
         first = int(np.argmin(seen))
         raise SourceError(

@@ -124,6 +124,12 @@ class Replay(Replayed[Recording]):
         super().__init__(recording, shift)
         self._grid, self._observed = grid, observed
 
+    @property
+    def identity(self) -> str:
+        """The file's content, the shift, and which of unequal fields counts."""
+        known = super().identity
+        return known if self._observed.prefer is None else f"{known} prefer={self._observed.prefer}"
+
     def describe(self) -> str:
         """One line for a person."""
         return self._told(f"{len(self._recording.times)} hours of {self._observed.variable}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,9 +32,6 @@ OBSERVED = GridObservations(variable="t2m", unit="K", valid_range=(180.0, 340.0)
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 START = datetime(2019, 3, 1, tzinfo=UTC)
 HOURS = 60
-DATA = Path(os.environ.get("ALMANAC_DATA", PROJECT_ROOT.parent / "shared" / "data"))
-REAL = DATA / "era5-t2m-uk-2019-03.grib"
-needs_real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is absent: set ALMANAC_DATA to its folder")
 
 
 def hours(count: float) -> timedelta:
@@ -138,31 +134,6 @@ def table(count: int = HOURS, grid: Grid = GRID, start: datetime = START) -> pa.
             "t2m": values.reshape(-1).astype(np.float32),
         }
     )
-
-
-def write_grib(path: Path, grid: Grid = GRID, count: int = 5, name: str = "2t", value: float = 280.0) -> None:
-    import eccodes
-
-    with path.open("wb") as file:
-        for hour in range(count):
-            message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
-            for key, number in {
-                "Ni": grid.cols,
-                "Nj": grid.rows,
-                "latitudeOfFirstGridPointInDegrees": grid.north,
-                "latitudeOfLastGridPointInDegrees": grid.north - (grid.rows - 1) * grid.step,
-                "longitudeOfFirstGridPointInDegrees": grid.west % 360,
-                "longitudeOfLastGridPointInDegrees": (grid.west + (grid.cols - 1) * grid.step) % 360,
-                "iDirectionIncrementInDegrees": grid.step,
-                "jDirectionIncrementInDegrees": grid.step,
-                "dataDate": 20190301,
-                "dataTime": hour * 100,
-                "shortName": name,
-            }.items():
-                eccodes.codes_set(message, key, number)
-            eccodes.codes_set_values(message, np.full(grid.cells, value) + hour + np.arange(grid.cells) * 0.1)
-            eccodes.codes_write(message, file)
-            eccodes.codes_release(message)
 
 
 def found(tmp_path: Path, path: Path) -> Settings:
@@ -278,60 +249,13 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         open_source(TINY, found(tmp_path, tmp_path / "none.grib"), now=NOON)
 
 
-def test_a_grib_file_is_read_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "data" / "small.grib"
-    path.parent.mkdir()
-    write_grib(path)
+def test_a_cell_twice_in_an_hour_is_one_if_the_values_are_equal(tmp_path: Path) -> None:
+    whole, path = table(3), tmp_path / "twice.parquet"
+    pq.write_table(pa.concat_tables([whole, whole.slice(45, 2)]), path)
     source = open_source(TINY, found(tmp_path, path), now=NOON)
-    values = source.window(NOON - hours(4), NOON).values
-    np.testing.assert_allclose(values[4].reshape(-1), 284 + np.arange(GRID.cells) * 0.1, atol=0.01)
-    assert [entry.name for entry in path.parent.iterdir()] == ["small.grib"]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"grid": Grid(rows=6, cols=7, tile=4, north=57.0)}, "latitudes expected 6 from 58 to 56.75, found 6 from 57"),
-        ({"grid": Grid(rows=6, cols=8, tile=4)}, "longitudes expected 7 from -10 to -8.5, found 8 from"),
-        ({"name": "sp"}, "holds sp, expected t2m"),
-        ({"value": 20.0}, "outside 180.0 to 340.0 K"),
-    ],
-)
-def test_a_foreign_grib_file_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
-    path = tmp_path / "foreign.grib"
-    write_grib(path, **options)
+    np.testing.assert_array_equal(source.window(NOON - hours(2), NOON).values.reshape(-1), whole["t2m"].to_numpy())
+    other = whole.slice(45, 1).set_column(2, "t2m", pa.array([299.0], pa.float32()))
+    pq.write_table(pa.concat_tables([whole, other]), path)
+    says = r"cell 3 at 2019-03-01T01:00:00\.000000 twice, with unequal values: row 46 has 283.01, row 127 has 299"
     with pytest.raises(SourceError, match=says):
         open_source(TINY, found(tmp_path, path), now=NOON)
-
-
-@pytest.mark.parametrize("keep", [0, 3, 100, -1, -60])
-def test_a_cut_grib_file_is_refused(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "cut.grib"
-    write_grib(path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(SourceError, match=r"truncated or damaged|no GRIB message"):
-        open_source(TINY, found(tmp_path, path), now=NOON)
-
-
-@needs_real
-def test_the_real_file_is_read(tmp_path: Path) -> None:
-    source = open_source(weather, found(tmp_path, REAL), now=NOON)
-    values = source.window(source.earliest, source.latest(NOON)).values
-    assert values.shape == (744, 33, 49)
-    assert np.abs(values[6:] - values[:-6]).mean() == pytest.approx(1.298, abs=0.001)
-
-
-@needs_real
-@pytest.mark.parametrize(
-    ("cut", "says"),
-    [
-        (lambda data: data[: len(data) // 2 + 11], "truncated or damaged in message 373"),
-        (lambda data: data[: 3360 * 9] + data[3360 * 12 :], "gap.*2019-03-01 08:00 to 2019-03-01 12:00"),
-    ],
-    ids=["bytes", "hours"],
-)
-def test_the_real_file_cut_is_refused(tmp_path: Path, cut: Callable[[bytes], bytes], says: str) -> None:
-    path = tmp_path / "cut.grib"
-    path.write_bytes(cut(REAL.read_bytes()))
-    with pytest.raises(SourceError, match=says):
-        open_source(weather, found(tmp_path, path), now=NOON)
