@@ -1,6 +1,6 @@
 """What an event is worth: stream answers beside batch ones about the same moments, over the held-out week.
 
-    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.event [--held-out-hours 168]
+    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.event [--held-out-hours 168 | --quick]
 
 A model is made as `almanac train` makes it, on the hours before the held-out
 ones. Then every cell and hour T of these is an event, scored from features of
@@ -13,7 +13,6 @@ Prints mean absolute errors, and last one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
 from itertools import pairwise
 from typing import Any
@@ -23,16 +22,22 @@ from numpy.typing import NDArray
 
 from almanac.clock import HOUR
 from almanac.declarations import pipeline as declared
+from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.quality import horizons
 from almanac.scoring import Scorer
-from benchmarks.recorded import recording_of
+from benchmarks.measuring import run
+from benchmarks.recorded import quick_training, recording_of, week_options
 from features.forward import bring_forward
 from features.grid import CARRIED, HISTORY_HOUR, HISTORY_HOURS, differences, grid_features, observation_names
 from features.sources import grid_of
+from features.sources.replay import Recording
 from jobs.training.convert import Fitted, Recipe, to_onnx
 from jobs.training.dataset import Split, sample
 from jobs.training.train import boost, reference_for
+
+TRAINED_HOURS_MIN = 72
+"""Hours with features before the held-out ones: more than the longest horizon twice."""
 
 Fields = dict[str, NDArray[np.float32]]
 
@@ -40,12 +45,17 @@ Fields = dict[str, NDArray[np.float32]]
 class Week:
     """All hours that have features; the last of them are held out. Fields are (hours, cells)."""
 
-    def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
-        (grid, observed), recording = grid_of(pipeline), recording_of(pipeline)
+    def __init__(self, pipeline: Pipeline, recording: Recording, held_out_hours: int) -> None:
+        grid, observed = grid_of(pipeline)
         self.pipeline, self.variable = pipeline, observed.variable
         found = grid_features(recording.values, recording.times, grid, observed.variable)
         self.columns: Fields = {name: part.reshape(len(part), -1) for name, part in found.items()}
         self.values = recording.values[HISTORY_HOURS:].reshape(len(recording.values) - HISTORY_HOURS, -1)
+        if not 0 < held_out_hours < len(self.values) - TRAINED_HOURS_MIN:
+            raise UsageError(
+                f"{held_out_hours} of {len(self.values)} hours with features cannot be held out: give --held-out-hours "
+                f"from 1 on, and leave at least {TRAINED_HOURS_MIN} hours to train on"
+            )
         self.cut = Split(first=0, held_out=len(self.values) - held_out_hours, last=len(self.values) - 1)
 
     def model(self) -> Scorer:
@@ -106,13 +116,14 @@ def _error(values: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
 
 def main() -> None:
     """Print a line per answer, and last one JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--held-out-hours", type=int, default=168)
-    found = errors(Week(declared("weather"), parser.parse_args().held_out_hours))
+    given, pipeline = week_options(__doc__), declared("weather")
+    if given.quick:
+        pipeline = quick_training(pipeline)
+    found = errors(Week(pipeline, recording_of(pipeline, quick=given.quick), given.held_out_hours))
     for name, by_output in found.items():
         print(f"{name:<24}", "  ".join(f"{output} {error:.3f}" for output, error in by_output.items()))
     print(json.dumps({"name": "event", "unit": "K", "errors": found}))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

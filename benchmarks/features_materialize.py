@@ -49,9 +49,9 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.data_format import ParquetFormat
 from feast.types import Float32
 
-item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
+measured_item = Entity(name="measured_item", join_keys=["item_id"], value_type=ValueType.INT64)
 facts = FeatureView(
-    name="item_facts", entities=[item], ttl=timedelta(days=2),
+    name="item_facts", entities=[measured_item], ttl=timedelta(days=2),
     source=FileSource(
         name="item_file", path="{path}", file_format=ParquetFormat(), timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
@@ -185,7 +185,7 @@ def _peer(folder: Path, settings: Settings, definitions: Path) -> Any:
     config.write_text(PEER.format(folder=folder, redis=redis_connection(settings.need("redis_url"))))
     store = FeatureStore(config=load_repo_config(folder, config))
     defined = runpy.run_path(str(definitions))
-    store.apply([defined["item"], defined["facts"], defined["items_v1"]])
+    store.apply([defined["measured_item"], defined["facts"], defined["items_v1"]])
     return store
 
 

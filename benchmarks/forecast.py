@@ -1,6 +1,6 @@
 """How ways of making the weather model do before the held-out week: what docs/model.md chose by.
 
-    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.forecast [--held-out-hours 168]
+    ALMANAC_SOURCE_DATA=weather=<file> python -m benchmarks.forecast [--held-out-hours 168 | --quick]
 
 The held-out week is cut off first and never looked at. What is left is
 validated in two ways: `forward` trains on what lies before each of four
@@ -15,7 +15,6 @@ baseline; below 1 is better than both. Features are computed without Feast.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,16 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.declarations import pipeline as declared
+from almanac.errors import UsageError
 from almanac.manifest import Reference
 from almanac.pipeline import Pipeline
-from benchmarks.recorded import recording_of
+from benchmarks.measuring import run
+from benchmarks.recorded import quick_training, recording_of, week_options
 from features.grid import HISTORY_HOURS, differences, grid_features, observation_names, same_hour_column
 from features.sources import grid_of
+from features.sources.replay import Recording
 from jobs.training.convert import Recipe
 from jobs.training.train import boost, reference_for
 
 ROWS_TRAINED = 30_000
 ROWS_MEASURED = 60_000
+QUICK_SHARE = 10
+"""What `--quick` divides both numbers of rows by."""
 SPANS = 4
 FIRST_SPAN_AT = 0.4  # of the hours before the held-out week: what the first span is trained on
 CALM_DAYS = 4
@@ -77,8 +81,9 @@ WAYS: dict[str, Way] = {
 class History:
     """The hours before the held-out week, with their features; hours count from the first that has them."""
 
-    def __init__(self, pipeline: Pipeline, held_out_hours: int) -> None:
-        (grid, observed), recording = grid_of(pipeline), recording_of(pipeline)
+    def __init__(self, pipeline: Pipeline, recording: Recording, held_out_hours: int, share: int = 1) -> None:
+        grid, observed = grid_of(pipeline)
+        self.rows_trained, self.rows_measured = ROWS_TRAINED // share, ROWS_MEASURED // share
         values = recording.values[: len(recording.values) - held_out_hours]
         columns = grid_features(values, recording.times[: len(values)], grid, observed.variable)
         self.variable = observation_names(observed.variable)[0]
@@ -87,7 +92,16 @@ class History:
         self.inputs = np.stack([part.reshape(self.values.shape) for part in columns.values()], axis=-1)
 
     def draw(self, hours: Hours, size: int) -> tuple[Hours, Hours]:
-        """Rows (hour, cell) at the given hours."""
+        """Rows (hour, cell) at the given hours.
+
+        Raises:
+            UsageError: there are no hours: the recording is too short.
+        """
+        if not len(hours):
+            raise UsageError(
+                f"{len(self.values)} hours with features lie before the held-out ones, too few to train on: "
+                "name a longer file in ALMANAC_SOURCE_DATA, or give lesser --held-out-hours"
+            )
         cells = self.values.shape[1]
         count = len(hours) * cells
         drawn = np.random.default_rng(SEED).choice(count, size=min(size, count), replace=False)
@@ -120,9 +134,9 @@ def errors(history: History, pipeline: Pipeline, ahead: int) -> dict[str, dict[s
     """Mean absolute errors of every way and of the better baseline, by kind of fold."""
     found: dict[str, dict[str, list[float]]] = {}
     for kind, train_hours, measured_hours in history.folds(ahead):
-        hours, cells = history.draw(train_hours, ROWS_TRAINED)
+        hours, cells = history.draw(train_hours, history.rows_trained)
         inputs, truth = history.inputs[hours, cells], history.values[hours + ahead, cells]
-        hours, cells = history.draw(measured_hours[measured_hours + ahead >= 24], ROWS_MEASURED)
+        hours, cells = history.draw(measured_hours[measured_hours + ahead >= 24], history.rows_measured)
         seen, told = history.inputs[hours, cells], history.values[hours + ahead, cells]
         said = [history.values[hours, cells], history.values[hours + ahead - 24 * -(-ahead // 24), cells]]
         errors_of = found.setdefault(kind, {})
@@ -142,12 +156,12 @@ def errors(history: History, pipeline: Pipeline, ahead: int) -> dict[str, dict[s
 
 def main() -> None:
     """Print a line per way, and last one JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--held-out-hours", type=int, default=168)
-    options = parser.parse_args()
-    pipeline = declared("weather")
+    given, pipeline = week_options(__doc__), declared("weather")
+    if given.quick:
+        pipeline = quick_training(pipeline)
     pipeline = replace(pipeline, training=replace(pipeline.training, seed=SEED))
-    history = History(pipeline, options.held_out_hours)
+    share = QUICK_SHARE if given.quick else 1
+    history = History(pipeline, recording_of(pipeline, quick=given.quick), given.held_out_hours, share)
     ratios: dict[str, dict[str, float]] = {}
     for ahead in HORIZONS:
         for kind, errors_of in errors(history, pipeline, ahead).items():
@@ -160,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

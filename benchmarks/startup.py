@@ -128,7 +128,9 @@ def main() -> None:
     """Measure all three and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each, 1 to {RUNS_MAX}")
-    runs = min(max(parser.parse_args().runs, 1), RUNS_MAX)
+    parser.add_argument("--quick", action="store_true", help="one run of each: does it work? Not a measurement")
+    given = parser.parse_args()
+    runs = 1 if given.quick else min(max(given.runs, 1), RUNS_MAX)
     medians = {
         "lookup_first_answer_seconds": median("lookup, first answer", lookup_first_answer, runs),
         "help_seconds": median("almanac --help", help_text, runs),
