@@ -7,12 +7,13 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast parity replay simulate crash feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast proofs parity replay simulate crash feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
 	@echo "make test                            set up, run every test"
 	@echo "make bench [NAME=batch] [ARGS=…]     run one benchmark; without NAME: list them"
+	@echo "make proofs [NAME=crash]             every benchmark and drill in its shortest form: does it still run?"
 	@echo "make chaos [KILLS=20] [SEED=…] [TARGET=lookup]  kill -9 at random moments, under reads"
 	@echo "make feast-tests FEAST_REPO=<checkout> [STORE=offline] [ARGS=…]  Feast's own tests of a store, on ours"
 	@echo "make parity [CUSTOMERS=10000] [SEED=…] [FORM=functions|servers]  batch, stream and fresh computation give the same bits"
@@ -45,6 +46,9 @@ test: setup
 
 test-fast: setup
 	@$(BIN)/python -m pytest tests/unit tests/style
+
+proofs: setup
+	@$(BIN)/python -m tests.proofs $(if $(NAME),"$(NAME)")
 
 feast-tests: setup
 	@FEAST_REPO="$(FEAST_REPO)" $(BIN)/python -m tests.universal $(if $(STORE),$(STORE),offline) $(ARGS)

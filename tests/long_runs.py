@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 
 LINE_EVERY_SECONDS = 60.0
+SKIPPED = 77
+"""Exit code of a command that lacks what it needs, as Automake's test driver has it."""
 
 
 class Progress:

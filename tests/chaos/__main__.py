@@ -147,10 +147,13 @@ def main() -> int:
     """Run the suite."""
     words = argparse.ArgumentParser(prog="make chaos")
     words.add_argument("--kills", type=int, default=20)
+    words.add_argument("--quick", action="store_true", help="one kill of each target: does it work?")
     words.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     words.add_argument("--target", choices=TARGETS, action="append")
     words.add_argument("--state", type=Path, help="a state directory to keep; default: a new one, removed afterwards")
     given = words.parse_args()
+    if given.quick:
+        given.kills = 1
     targets = given.target or list(TARGETS)
     state = given.state or Path(tempfile.mkdtemp(prefix="almanac-chaos-"))
     print(f"seed {given.seed}, {given.kills} kills each of {', '.join(targets)}", flush=True)

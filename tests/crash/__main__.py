@@ -22,6 +22,7 @@ from tests.crash.shared import Shared
 from tests.long_runs import Progress, stop_on_signals
 
 PUBLISHES = 10_000
+QUICK_PUBLISHES = 100
 LANES_MAX = 4
 
 
@@ -29,11 +30,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--publishes", type=int, default=PUBLISHES, help="how many to make")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_PUBLISHES} publishes: does it work?")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of every choice")
     cores = min(LANES_MAX, len(os.sched_getaffinity(0)))
     parser.add_argument("--lanes", type=int, default=cores, help="pipelines at work at once (default: one a core)")
     parser.add_argument("--bug", choices=sorted(BUGS), help="plant a bug first")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.publishes = QUICK_PUBLISHES
     if asked.bug is not None:
         BUGS[asked.bug]()
     logging.disable(logging.CRITICAL)

@@ -17,16 +17,20 @@ from typing import Any
 
 FORMS = ("functions", "servers")
 LEAST, MOST = 2, 10_000
+QUICK = 100
 
 
 def main() -> int:
     """Compare all three ways, of lists and of numbers."""
     parser = argparse.ArgumentParser(prog="make parity", description=__doc__)
     parser.add_argument("--customers", type=int, default=MOST, help="customers, and cells, each at a moment")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} customers: does it work?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--form", choices=FORMS, help="one form alone (default: both)")
     parser.add_argument("--pipeline", choices=("shop", "weather"), help="through servers one alone (default: both)")
     given = parser.parse_args()
+    if given.quick:
+        given.customers = QUICK
     if not LEAST <= given.customers <= MOST:
         parser.error(f"--customers {given.customers}: give {LEAST} to {MOST:,}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers are ended in order

@@ -23,6 +23,7 @@ from tests.simulator.readers import Violation
 from tests.simulator.world import simulate
 
 SEEDS = 1_000
+QUICK_SEEDS = 200
 SEEDS_PER_TASK = 25
 WORKERS_MAX = 16
 POLL_SECONDS = 1.0
@@ -106,11 +107,13 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many to live through")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds: does it work?")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="replay this one and print its steps")
     parser.add_argument("--bug", choices=sorted(BUGS), help="plant a bug before replaying")
     asked = parser.parse_args()
-    return many(asked.first, asked.seeds) if asked.seed is None else one(asked.seed, asked.bug)
+    seeds = QUICK_SEEDS if asked.quick else asked.seeds
+    return many(asked.first, seeds) if asked.seed is None else one(asked.seed, asked.bug)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from almanac.stack.servers import running_postgres, running_redis
+from tests.long_runs import SKIPPED
 from tests.universal import harness
 
 OFFLINE = [
@@ -49,19 +50,20 @@ OPTIONS = {
 def main() -> int:
     """Run and print; 0 if nothing failed."""
     parser = argparse.ArgumentParser(prog="make feast-tests", description=__doc__)
-    parser.add_argument("store", choices=sorted(PATHS))
+    parser.add_argument("store", nargs="?", choices=sorted(PATHS), default="online")
+    parser.add_argument("--quick", action="store_true", help="one file of tests; skipped without a checkout")
     parser.add_argument("--path", action="append", help="below the checkout's sdk/python/tests; may be repeated")
     parser.add_argument("options", nargs="*", help="words for pytest, after --")
     asked = parser.parse_args()
     repository = harness.checkout()
     if repository is None:
         print("almanac: set FEAST_REPO to a checkout of Feast's repository", file=sys.stderr)
-        return 2
+        return SKIPPED if asked.quick else 2
     with TemporaryDirectory(prefix="almanac-feast-") as scratch:
         folders = [Path(scratch) / name for name in ("postgres", "redis")]
         folders[1].mkdir()
         with running_postgres(folders[0]) as postgres, running_redis(folders[1]) as redis:
-            paths = asked.path or PATHS[asked.store]
+            paths = asked.path or PATHS[asked.store][: 1 if asked.quick else None]
             outcome = harness.run(
                 repository,
                 asked.store,

@@ -1,0 +1,43 @@
+"""Run every benchmark and drill in its shortest form: `make proofs [NAME="crash bench batch"]`; 1 if one fails.
+
+The shortest form shows that a proof still runs. It measures nothing, and finds less than the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.proofs.plan import proofs
+from tests.proofs.run import run_all
+
+MINUTES_MAX = 20.0
+
+
+def main() -> int:
+    """The command line."""
+    planned = proofs()
+    names = [proof.name for proof in planned]
+    parser = argparse.ArgumentParser(prog="make proofs", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which (default: all): {', '.join(names)}")
+    parser.add_argument("--minutes", type=float, default=MINUTES_MAX, help="that all may take together")
+    parser.add_argument("--list", action="store_true", help="name them and run nothing")
+    asked = parser.parse_args()
+    if unknown := sorted(set(asked.names) - set(names)):
+        parser.error(f"there is no proof named {unknown[0]!r}: choose of {', '.join(names)}")
+    if asked.list:
+        print("\n".join(names))
+        return 0
+    began = time.monotonic()
+    chosen = [proof for proof in planned if not asked.names or proof.name in asked.names]
+    outcomes = run_all(chosen, asked.minutes * 60, lambda text: print(text, flush=True))
+    counts = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in ("passed", "failed", "skipped")}
+    failed = [one.name for one in outcomes if one.verdict == "failed"]
+    print(f"{time.monotonic() - began:.0f} s; failed: {', '.join(failed) or 'none'}")
+    print(f"proofs: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Run proofs one after the other, each within a limit and all within another, and say what became of each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from tests.long_runs import SKIPPED
+from tests.proofs.plan import ROOT, Proof
+
+PROOF_SECONDS_MAX = 300.0
+END_SECONDS_MAX = 30.0
+"""From SIGTERM, at which a proof ends its servers, to SIGKILL for its whole process group."""
+GONE_SECONDS_MAX = 5.0
+POLL_SECONDS = 0.02
+LINES_SHOWN_MAX = 25
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a proof: `passed`, `failed` or `skipped`, after how many seconds, and why."""
+
+    name: str
+    verdict: str
+    seconds: float
+    why: str = ""
+
+
+def run_all(planned: Sequence[Proof], seconds_max: float, say: Callable[[str], None]) -> list[Outcome]:
+    """Run each; those for which no time is left have failed, for nobody knows whether they run."""
+    began, outcomes = time.monotonic(), list[Outcome]()
+    for proof in planned:
+        left = seconds_max - (time.monotonic() - began)
+        if left <= 0:
+            outcome = Outcome(proof.name, "failed", 0.0, f"not begun: {seconds_max:.0f} s were over")
+        else:
+            outcome = run_one(proof, min(left, PROOF_SECONDS_MAX))
+        outcomes.append(outcome)
+        say(f"{outcome.verdict:<8}{outcome.seconds:6.1f} s  {outcome.name}")
+        if outcome.why:
+            say(outcome.why)
+    return outcomes
+
+
+def run_one(proof: Proof, seconds_max: float) -> Outcome:
+    """Run a proof in a process group of its own; nothing of the group is left afterwards."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, *proof.words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(seconds_max)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+        seconds = time.monotonic() - began
+        if code == 0:
+            return Outcome(proof.name, "passed", seconds)
+        shown = _last_lines(output)
+        if code == SKIPPED:
+            return Outcome(proof.name, "skipped", seconds, shown)
+        why = f"exit code {code}" if code is not None else f"not ended after {seconds_max:.0f} s"
+        return Outcome(proof.name, "failed", seconds, f"{why}: python {' '.join(proof.words)}\n{shown}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process by SIGTERM, so that it stops its servers, then what is left of its group."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS_MAX)
+    give_up_at = time.monotonic() + GONE_SECONDS_MAX
+    with suppress(ProcessLookupError):
+        while time.monotonic() < give_up_at:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(POLL_SECONDS)
+    process.wait()
+
+
+def _last_lines(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").rstrip().splitlines()
+    return "\n".join(f"    {line}" for line in lines[-LINES_SHOWN_MAX:])
