@@ -6,9 +6,11 @@ The shortest form shows that a proof still runs. It measures nothing, and finds 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
+from tests.proofs.orphans import Orphans
 from tests.proofs.plan import proofs
 from tests.proofs.run import run_all
 
@@ -30,8 +32,13 @@ def main() -> int:
         print("\n".join(names))
         return 0
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the proof under way in order
+    orphans = Orphans()
     chosen = [proof for proof in planned if not asked.names or proof.name in asked.names]
-    outcomes = run_all(chosen, asked.minutes * 60, lambda text: print(text, flush=True))
+    try:
+        outcomes = run_all(chosen, asked.minutes * 60, lambda text: print(text, flush=True), orphans)
+    finally:
+        orphans.end()
     counts = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in ("passed", "failed", "skipped")}
     failed = [one.name for one in outcomes if one.verdict == "failed"]
     print(f"{time.monotonic() - began:.0f} s; failed: {', '.join(failed) or 'none'}")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import IO
 
 from tests.long_runs import SKIPPED
+from tests.proofs.orphans import GONE_SECONDS_MAX, Orphans
 from tests.proofs.plan import ROOT, Proof
 
 PROOF_SECONDS_MAX = 600.0
-END_SECONDS_MAX = 30.0
+END_SECONDS_MAX = 90.0
 """From SIGTERM, at which a proof ends its servers, to SIGKILL for its whole process group."""
-GONE_SECONDS_MAX = 5.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 LINES_SHOWN_MAX = 25
 
 
@@ -34,15 +34,24 @@ class Outcome:
     why: str = ""
 
 
-def run_all(planned: Sequence[Proof], seconds_max: float, say: Callable[[str], None]) -> list[Outcome]:
-    """Run each; those for which no time is left have failed, for nobody knows whether they run."""
+def run_all(
+    planned: Sequence[Proof], seconds_max: float, say: Callable[[str], None], orphans: Orphans | None = None
+) -> list[Outcome]:
+    """Run each; those for which no time is left have failed, for nobody knows whether they run.
+
+    Args:
+        planned: what to run.
+        seconds_max: for all together.
+        say: is given a line for each, and the last lines of what did not pass.
+        orphans: where given, a proof that leaves processes running has failed, and they are ended.
+    """
     began, outcomes = time.monotonic(), list[Outcome]()
     for proof in planned:
         left = seconds_max - (time.monotonic() - began)
         if left <= 0:
             outcome = Outcome(proof.name, "failed", 0.0, f"not begun: {seconds_max:.0f} s were over")
         else:
-            outcome = run_one(proof, min(left, PROOF_SECONDS_MAX))
+            outcome = run_one(proof, min(left, PROOF_SECONDS_MAX), orphans)
         outcomes.append(outcome)
         say(f"{outcome.verdict:<8}{outcome.seconds:6.1f} s  {outcome.name}")
         if outcome.why:
@@ -50,7 +59,7 @@ def run_all(planned: Sequence[Proof], seconds_max: float, say: Callable[[str], N
     return outcomes
 
 
-def run_one(proof: Proof, seconds_max: float) -> Outcome:
+def run_one(proof: Proof, seconds_max: float, orphans: Orphans | None = None) -> Outcome:
     """Run a proof in a process group of its own; nothing of the group is left afterwards."""
     began = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -59,18 +68,25 @@ def run_one(proof: Proof, seconds_max: float) -> Outcome:
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code: int | None = process.wait(seconds_max)
-        except subprocess.TimeoutExpired:
-            code = None
+            while (code := process.poll()) is None and time.monotonic() - began < seconds_max:
+                if orphans is not None:
+                    orphans.reap(process.pid)
+                time.sleep(POLL_SECONDS)
         finally:
             _end(process)
+            left_running = orphans.end() if orphans is not None else 0
         seconds = time.monotonic() - began
-        if code == 0:
-            return Outcome(proof.name, "passed", seconds)
         shown = _last_lines(output)
         if code == SKIPPED:
             return Outcome(proof.name, "skipped", seconds, shown)
-        why = f"exit code {code}" if code is not None else f"not ended after {seconds_max:.0f} s"
+        if code is None:
+            why = f"not ended after {seconds_max:.0f} s"
+        elif code != 0:
+            why = f"exit code {code}"
+        elif left_running:
+            why = f"left {left_running} processes running, which were ended"
+        else:
+            return Outcome(proof.name, "passed", seconds)
         return Outcome(proof.name, "failed", seconds, f"{why}: python {' '.join(proof.words)}\n{shown}")
 
 

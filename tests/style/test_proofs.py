@@ -89,6 +89,18 @@ def test_a_proof_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) ->
     assert (outcome.verdict, "not ended after" in outcome.why) == ("failed", True)
 
 
+def test_a_proof_that_leaves_a_daemon_running_has_failed() -> None:
+    daemon = "import subprocess, sys; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    code = (
+        "from tests.proofs.orphans import Orphans; from tests.proofs.plan import Proof;"
+        "from tests.proofs.run import run_all; orphans = Orphans();"
+        f"(one,) = run_all([Proof('d', ('-c', {daemon!r}))], 60, print, orphans);"
+        "assert 'left 1 processes running' in one.why, one; assert orphans.end() == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_there_is_no_time_for_has_failed() -> None:
     (outcome,) = run_all([Proof("late", ("-c", ""))], 0, lambda _text: None)
     assert (outcome.verdict, "not begun" in outcome.why) == ("failed", True)
