@@ -183,6 +183,8 @@ class Buckets:
             if isinstance(entity, bool) or not isinstance(entity, int) or not WHOLE_MIN <= entity <= WHOLE_MAX:
                 raise UnknownEntity(f"key {str(entity)[:40]!r} is not a whole number of 64 bits: give the entity's key")
             return entity
+        if isinstance(entity, bool) or not isinstance(entity, int | str):
+            raise UnknownEntity(f"key {str(entity)[:40]!r} is not text: give the entity's own key")
         text = str(entity)
         if not 1 <= (len(text) if text.isascii() else len(text.encode())) <= 256:
             raise UnknownEntity(f"key {text[:40]!r} is empty or longer than 256 bytes: give the entity's own key")

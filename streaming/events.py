@@ -25,6 +25,7 @@ from cloudevents.core.exceptions import BaseCloudEventException, CloudEventValid
 from cloudevents.core.formats.json import JSONFormat
 
 from almanac.clock import EPOCH, format_time, parse_time
+from almanac.entity_keys import NotAKey, WrittenFloat, entity_key
 from almanac.errors import EventError, UnknownEntity, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline, Stream
@@ -171,18 +172,19 @@ def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], st
     if any(name.startswith(ce_kafka.CE_PREFIX) and name != "ce_traceparent" for name in headers):
         if content_type and not _JSON_TYPE.fullmatch(content_type):
             raise EventError("not-json", f"content-type is {shown(content_type)}: send application/json")
-        envelope = {name: content for name, content in headers.items() if name.startswith(ce_kafka.CE_PREFIX)}
-        if "ce_id" not in envelope:  # the library would invent one
+        attributes = {name: content for name, content in headers.items() if name.startswith(ce_kafka.CE_PREFIX)}
+        if "ce_id" not in attributes:  # the library would invent one
             raise EventError(
                 "bad-envelope", "the CloudEvent has no ce_id header: send id, source, type and specversion"
             )
         fields = _object(value)  # the library's own reader takes NaN and repeated names
-        return fields, _identity(_cloud_event(ce_kafka.KafkaMessage(headers=envelope, key=None, value=value)))
+        return fields, _identity(_cloud_event(ce_kafka.KafkaMessage(headers=attributes, key=None, value=value)))
     if _STRUCTURED_TYPE.fullmatch(content_type):
-        if "id" not in _object(value):
+        envelope = _object(value)
+        if "id" not in envelope:
             raise EventError("bad-envelope", "the CloudEvent has no id: send id, source, type and specversion")
         event = _cloud_event(ce_kafka.KafkaMessage(headers={}, key=None, value=value))
-        data = event.get_data()
+        data = envelope["data"] if "data" in envelope else event.get_data()  # numbers as they were written
         if isinstance(data, bytes):  # the envelope's data_base64
             data = _object(data)
         if not isinstance(data, dict):
@@ -210,7 +212,8 @@ def _identity(event: BaseCloudEvent) -> str:
 def _object(value: bytes) -> dict[str, Any]:
     """Strict JSON (RFC 8259, with each name once): the object, or an EventError."""
     try:
-        found = json.loads(value.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        text = value.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_once, parse_float=WrittenFloat, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         where = f"byte 0x{value[error.start]:02x} at {error.start:,}"
         raise EventError("not-json", f"the event is not UTF-8 ({where}): send a JSON object in UTF-8") from None
@@ -237,21 +240,11 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _entity(found: Any, pipeline: Pipeline) -> EntityKey:
-    whole = isinstance(found, int) and not isinstance(found, bool)
-    text = pipeline.partitions.key_type is str
-    wanted = "a string" if text else "a whole number"
-    if not (whole or (isinstance(found, str) and text)):
-        raise EventError("wrong-type", f"{pipeline.entity} is {shown(found)}: send {wanted}")
-    if isinstance(found, str) and "\0" in found:
-        raise EventError("wrong-type", f"{pipeline.entity} holds a NUL character, which no store takes: send {wanted}")
     try:
-        return pipeline.partitions.check(found)
-    except UnknownEntity:
-        raise EventError(
-            "unknown-entity", f"{pipeline.entity} {shown(found)} is not of this pipeline: send one it covers"
-        ) from None
-    except ValueError:  # text that is not Unicode (a lone surrogate), or an endless number
-        raise EventError("wrong-type", f"{pipeline.entity} cannot be written as text: send {wanted}") from None
+        return entity_key(pipeline.entity, pipeline.partitions, found)
+    except UnknownEntity as error:
+        reason = "wrong-type" if isinstance(error, NotAKey) else "unknown-entity"
+        raise EventError(reason, str(error).encode("ascii", "backslashreplace").decode()) from None
 
 
 def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:

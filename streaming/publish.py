@@ -13,7 +13,8 @@ import msgspec
 from confluent_kafka import KafkaException, Message, Producer
 
 from almanac.clock import format_time
-from almanac.errors import EventError, SourceError, Unavailable, UsageError
+from almanac.entity_keys import WrittenFloat, entity_key
+from almanac.errors import EventError, SourceError, Unavailable, UnknownEntity, UsageError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
@@ -59,10 +60,13 @@ def from_lines(lines: IO[bytes], pipeline: Pipeline) -> Iterator[Outgoing]:
 def _key(value: bytes, pipeline: Pipeline) -> bytes | None:
     """The entity, if one can be made out; a malformed event is sent without a key."""
     try:
-        found = json.loads(value)[pipeline.entity]
-        return str(found).encode() if isinstance(found, int | str) and not isinstance(found, bool) else None
+        found = json.loads(value, parse_float=WrittenFloat)[pipeline.entity]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    try:
+        return str(entity_key(pipeline.entity, pipeline.partitions, found)).encode()
+    except UnknownEntity:  # the worker says so; what was meant as a key is still worth having in the dead letter
+        return str(found).encode(errors="replace") if isinstance(found, str) or type(found) is int else None
 
 
 def check_all(events: Iterable[Outgoing], pipeline: Pipeline, now: datetime) -> list[Outgoing]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from almanac.entity_keys import whole
 from almanac.errors import EventError
 from almanac.events_declared import Lines, ValueRange
 from almanac.ranking_declared import ANY_ITEM
@@ -96,9 +97,12 @@ def _line(found: Any, declared: Lines, where: str) -> Line:
 
 
 def _item(found: Any, name: str) -> str:
-    """An item's name: text, or a whole number as text."""
+    """An item's name: text, or a whole number as text; of a float as entities' keys are."""
+    if isinstance(found, float):
+        number = whole(found)
+        found = found if number is None else number
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise EventError("wrong-type", f"{name} is {shown(found)}: send a string")
+        raise EventError("wrong-type", f"{name} is {shown(found)}: send it as a string")
     try:
         text = str(found)
         size = len(text.encode())

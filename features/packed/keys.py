@@ -12,6 +12,7 @@ INT32, INT64 and UNIX_TIMESTAMP keys are the same whole number: a source may cha
 from __future__ import annotations
 
 import base64
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ _HEX_ARRAY = np.array(_HEX, dtype="S2")
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: neighbours fall into different buckets
 _INT_KEY = np.dtype([("open", "S2"), ("bucket", "S2"), ("view", f"S{1 + VIEW_CHARACTERS}"), ("entity", "<i8")])
 _WHOLE = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP"})
+_DIGITS = re.compile(r"-?[0-9]+", re.ASCII)
 _TEXT = frozenset({"STRING", "UUID", "TIME_UUID"})
 
 
@@ -118,12 +120,22 @@ def _whole(key: Column, values: Any) -> NDArray[np.int64]:
 def _one_whole(key: Column, value: Any) -> int:
     try:
         number = int(value)
-        if number == value or isinstance(value, str):
+        if _says(value, number):
             struct.pack("<q", number)
             return number
     except (ValueError, TypeError, OverflowError, struct.error):
         pass
     raise not_a_key(key, value)
+
+
+def _says(value: Any, number: int) -> bool:
+    """Whether a value says this number and no other: not a float so large that its neighbours are whole, too."""
+    if isinstance(value, str):
+        return _DIGITS.fullmatch(value) is not None
+    if isinstance(value, float | np.floating):
+        digits = np.finfo(np.asarray(value).dtype).nmant + 1
+        return number == float(value) and abs(number) < 2**digits
+    return not isinstance(value, bool | np.bool_) and bool(number == value)
 
 
 def _as_bytes(key: Column, values: Any) -> list[bytes]:

@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from almanac.clock import micros_of
-from almanac.errors import AlmanacError
+from almanac.entity_keys import entity_key, whole
+from almanac.errors import UnknownEntity
 from almanac.interactions import Interactions
 from almanac.partitioning import Partitioning
 from almanac.ranking_declared import ANY_ITEM
@@ -77,7 +79,7 @@ def pass_gates(table: pa.Table, declared: Interactions, partitions: Partitioning
     """
     import pyarrow as pa
 
-    entities, no_entity, bad_entity = _keys(table["entity"], lambda value: _entity(value, partitions))
+    entities, no_entity, bad_entity = _keys(table["entity"], lambda value: entity_of(value, partitions))
     items, no_item, unreadable = _keys(table["item"], normalised)
     at = table["at"].cast(pa.int64()).fill_null(-(2**62)).to_numpy()
     quantity, price = (np.asarray(table[name].fill_null(np.nan).to_numpy()) for name in ("quantity", "price"))
@@ -126,6 +128,13 @@ def normalised(value: Any) -> str | None:
             value = value.decode()
         except UnicodeDecodeError:
             return None
+    if _says_nothing(value):
+        return ""
+    value = _exact(value)
+    if isinstance(value, float):
+        value = whole(value)  # 85123.0 is the item that events call "85123"
+    if value is None:
+        return None
     text = " ".join(str(value).split()).upper()
     if not text:
         return ""
@@ -133,27 +142,29 @@ def normalised(value: Any) -> str | None:
     return text if readable else None
 
 
-def _entity(value: Any, partitions: Partitioning) -> str | None:
+def entity_of(value: Any, partitions: Partitioning) -> str | None:
     """An entity's key as text; None if it can be none, empty if it says nothing."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
         except UnicodeDecodeError:
             return None
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        if not value.is_integer():
-            return None
-        value = int(value)
-    text = str(value)
-    if not text.strip():
+    if _says_nothing(value):
         return ""
     try:
-        key = partitions.check(int(text) if partitions.key_type is int else text)
-    except (AlmanacError, ValueError):
+        key = str(entity_key("entity", partitions, _exact(value)))
+    except UnknownEntity:
         return None
-    return str(key) if text.isprintable() else None
+    return key if key.isprintable() else None
+
+
+def _says_nothing(value: Any) -> bool:
+    return math.isnan(value) if isinstance(value, float | Decimal) else not str(value).strip()
+
+
+def _exact(value: Any) -> Any:
+    """A decimal column's whole number as such: it is exact at any size."""
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
 def _keys(column: pa.ChunkedArray, read: Callable[[Any], str | None]) -> tuple[pa.Array, Flags, Flags]:

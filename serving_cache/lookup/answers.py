@@ -18,12 +18,12 @@ from functools import lru_cache
 import msgspec
 
 from almanac.clock import format_time
+from almanac.entity_keys import shown
 from almanac.ladder import Answer, OutputAnswer, Refusal, span
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
 from serving_cache.lookup.choosing import Choice
-from serving_cache.lookup.parsing import shown
 from serving_cache.lookup.places import Reading
 from serving_cache.lookup.service import Outcome
 

@@ -16,10 +16,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from almanac.entity_keys import shown, whole
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList
-from serving_cache.lookup.parsing import shown
 
 EXCLUDED_MAX = 1_000  # items
 CONDITIONS_MAX = 16
@@ -106,6 +106,8 @@ def choice(pipeline: Pipeline, limit: object, exclude: object, conditions: objec
 
 def _limit(value: object, kept: int) -> int:
     number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+    if isinstance(number, float):
+        number = whole(number)
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= kept:
         raise UsageError(f"limit is {shown(value)}: give 1 to {kept}, the items that a list keeps")
     return number
@@ -142,7 +144,7 @@ def _condition(text: str, attributes: tuple[str, ...]) -> Condition:
     if name not in attributes:
         raise UsageError(f"filter names {name}, which answers do not carry (declared: {known}): correct it")
     try:
-        number = float(digits) if "_" not in digits else math.nan
+        number = float(digits) if digits.isascii() and "_" not in digits else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from almanac.entity_keys import WrittenFloat, entity_key, shown
 from almanac.errors import UnknownEntity, UnknownPipeline, UsageError
 from almanac.ladder import Answer, Refusal
 from almanac.partitioning import EntityKey, Grid
@@ -61,6 +62,9 @@ class Many(msgspec.Struct, forbid_unknown_fields=True):
     limit: Any = None
     exclude: Any = None
     filter: Any = None
+
+
+_body = msgspec.json.Decoder(Many, float_hook=WrittenFloat)
 
 
 class Routes:
@@ -284,9 +288,7 @@ class Routes:
         found = self._pipelines.get(name)
         if found is None:
             known = ", ".join(self._pipelines) or "none"
-            error = UnknownPipeline(
-                f"no pipeline {parsing.shown(name)} is declared (declared: {known}): correct the name"
-            )
+            error = UnknownPipeline(f"no pipeline {shown(name)} is declared (declared: {known}): correct the name")
             raise Problem(404, "unknown-pipeline", str(error))
         return found
 
@@ -309,7 +311,7 @@ def _choice(pipeline: Pipeline, limit: object, exclude: object, conditions: obje
 
 def _entity(pipeline: Pipeline, value: object) -> EntityKey:
     try:
-        return parsing.entity(pipeline, value)
+        return entity_key(pipeline.entity, pipeline.partitions, value)
     except UnknownEntity as error:
         raise Problem(404, "unknown-entity", str(error), members={"pipeline": pipeline.name}) from None
 
@@ -317,13 +319,13 @@ def _entity(pipeline: Pipeline, value: object) -> EntityKey:
 def _need_json(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind and kind != JSON and not kind.endswith("+json"):
-        detail = f"the body is said to be {parsing.shown(kind)}: send JSON, with Content-Type: application/json"
+        detail = f"the body is said to be {shown(kind)}: send JSON, with Content-Type: application/json"
         raise Problem(415, "content-type", detail, headers=(("accept-post", JSON),))
 
 
 def _many(body: bytes) -> Many:
     try:
-        found = msgspec.json.decode(body, type=Many)
+        found = _body.decode(body)
     except msgspec.ValidationError as error:
         detail = f'the body is not {{"entities": [...], "max_stale": ...}} ({error}): correct it'
         raise Problem(400, "bad-body", detail) from None
@@ -334,7 +336,7 @@ def _many(body: bytes) -> Many:
         raise Problem(400, "entities", detail)
     for value in found.entities:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            detail = f"entities holds {parsing.shown(value)}: give keys only, numbers or strings"
+            detail = f"entities holds {shown(value)}: give keys only, numbers or strings"
             raise Problem(400, "entities", detail)
     return found
 
@@ -345,11 +347,11 @@ def _entities(pipeline: Pipeline, values: list[Any]) -> tuple[list[EntityKey], l
     refusals: dict[EntityKey, RefusalJson] = {}
     for value in values:
         try:
-            wanted[parsing.entity(pipeline, value)] = None
+            wanted[entity_key(pipeline.entity, pipeline.partitions, value)] = None
         except UnknownEntity as error:
             plain = isinstance(value, str) or (isinstance(value, int) and abs(value) < INT_MAX)
-            shown = value if plain else parsing.shown(value)
-            refusals[shown] = RefusalJson(entity=shown, status=404, detail=str(error))
+            named = value if plain else shown(value)
+            refusals[named] = RefusalJson(entity=named, status=404, detail=str(error))
     return list(wanted), list(refusals.values())
 
 

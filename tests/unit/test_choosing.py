@@ -78,6 +78,7 @@ def test_a_wish_is_met_in_the_lists_order(wish: dict[str, Any], expected: tuple[
         ({"conditions": "price<cheap"}, "give a number"),
         ({"conditions": "price<nan"}, "give a number"),
         ({"conditions": "price<1_0"}, "give a number"),
+        ({"conditions": "price<３"}, "give a number"),
         ({"conditions": "price<1 or 1=1"}, "is no condition"),
         ({"conditions": "price<1," * 17 + "price<1"}, "at most 16"),
     ],

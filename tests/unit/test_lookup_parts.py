@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almanac.errors import UnknownEntity, UsageError
+from almanac.errors import UsageError
 from almanac.partitioning import Grid
 from almanac.steady import STEP_HOLD, STEP_TOLERANCE, Clock
 from serving_cache.lookup import parsing
 from serving_cache.lookup.answers import shortest
 from serving_cache.lookup.breaker import FAILURES_BEFORE_OPEN, OPEN_SECONDS, Breaker
 from serving_cache.lookup.web import Problem, Request, Response, Route, Router
-from tests.generations import bucket_pipeline, grid_pipeline
+from tests.generations import grid_pipeline
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GRID = grid_pipeline("grid")
-USERS = bucket_pipeline("users")
 
 
 def after(seconds: float, step: float = 0.0) -> tuple[datetime, float]:
@@ -109,37 +108,6 @@ def test_other_durations_are_refused_in_one_sentence(text: object) -> None:
     with pytest.raises(UsageError, match=r"max_stale is .*: give") as error:
         parsing.max_stale(text)
     assert len(str(error.value)) < 200
-
-
-@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers())))
-def test_any_value_is_an_entity_or_refused_in_a_short_sentence(value: object) -> None:
-    for pipeline in (GRID, USERS):
-        told = ""
-        try:
-            partition = pipeline.partitions.partition_of(parsing.entity(pipeline, value))
-        except UnknownEntity as error:
-            told, partition = str(error), 0
-        assert 0 <= partition < pipeline.partitions.count
-        assert len(told) < 250
-
-
-@pytest.mark.parametrize("value", ["0017", 17, 17.0, "17"])
-def test_cells_are_whole_numbers_however_written(value: object) -> None:
-    assert parsing.entity(GRID, value) == 17
-
-
-@pytest.mark.parametrize(
-    "value", ["64", -1, "1_7", "１７", "1e1", "17.0", 1.5, True, 10**4000, "9" * 5000, "\ud800", ""]
-)
-def test_other_cells_are_refused(value: object) -> None:
-    with pytest.raises(UnknownEntity):
-        parsing.entity(GRID, value)
-
-
-@pytest.mark.parametrize("value", ["", "a\0b", "x" * 257, "\ud800", "caf\ufffd"])
-def test_keys_that_no_store_can_hold_are_refused(value: str) -> None:
-    with pytest.raises(UnknownEntity):
-        parsing.entity(USERS, value)
 
 
 @given(st.floats(56.125001, 58.124999), st.floats(-10.124999, -8.125001))
