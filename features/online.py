@@ -21,7 +21,7 @@ from features.packed.store import put_if_newer
 from features.packed.views import keys_of, layout_of
 from features.reading_plans import plan_of
 from features.sources import grid_of
-from features.store import open_service, registry_errors
+from features.store import key_ttl_seconds, open_service, registry_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +88,7 @@ class OnlineFeatures:
             views = views_of(store, service)
             self._reader = Reader(plan_of(store, service))
         pushed = next((view for view in views if view.stream_source is not None), None)
+        self._forgotten_after = key_ttl_seconds(store)
         versioned = store.config.registry.enable_online_feature_view_versioning
         # Where files do not say when their rows were created, events do not: neither would decide over the other.
         self._dates = pushed is not None and bool(pushed.batch_source.created_timestamp_column)
@@ -193,7 +194,9 @@ class OnlineFeatures:
         values = encode(layout, rows, micros(rows[EVENT_TIMESTAMP], layout.view), created)
         with redis_errors():
             entities = keys.of(rows[self._pipeline.entity].to_pylist())
-            put_if_newer(self._redis, layout, entities, values, ties_replace=True)
+            put_if_newer(
+                self._redis, layout, entities, values, ties_replace=True, expire_seconds=self._forgotten_after
+            )
 
 
 def open_redis(url: str) -> Any:

@@ -200,6 +200,12 @@ def service_columns(pipeline: Pipeline, settings: Settings) -> tuple[str, ...]:
     return tuple(field.name for projection in service.feature_view_projections for field in projection.features)
 
 
+def key_ttl_seconds(store: FeatureStore) -> int | None:
+    """After which Redis forgets an entity's row that was not sent again, as `feature_store.yaml` says; None: never."""
+    seconds: int | None = getattr(store.config.online_store, "key_ttl_seconds", None)
+    return seconds
+
+
 @contextmanager
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""

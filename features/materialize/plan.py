@@ -6,6 +6,7 @@ things are left to read of a partition: rows later than `through`, and all rows
 of files that changed since, for a file may bring rows of the past. Without a
 watermark, of another definition, or where the token is gone (Redis was emptied,
 or came back with an older copy), everything is read that has not expired.
+So it is where Redis forgets rows after a while (`key_ttl_seconds`) and all of them were last sent half that time ago.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
         through: event time up to which rows are online.
         files_at: change time of the newest file that was read.
         token: what the online store holds as long as it has these rows.
+        sent_at: when all of its rows were last sent, changed or not; None where that is not known.
     """
 
     definition: str
     through: datetime
     files_at: datetime
     token: str
+    sent_at: datetime | None = None
 
 
 class File(msgspec.Struct, frozen=True):
@@ -64,6 +67,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         until: the newest event time that is read.
         since: rows up to here are online already; None: none is known to be.
         files_at: files that changed later are read whole; None if `since` is.
+        sent_at: when the rows up to `since` were last sent; None if `since` is, or where that is not known.
         start: the oldest event time that is read, given by hand: then no watermark moves.
         entities: about how many there are to write.
     """
@@ -75,6 +79,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime
     since: datetime | None = None
     files_at: datetime | None = None
+    sent_at: datetime | None = None
     start: datetime | None = None
     entities: int = 0
 
@@ -132,6 +137,7 @@ def due(
     partitions: int,
     held: Mapping[int, Watermark],
     tokens: Mapping[int, str],
+    sent_before: datetime | None = None,
 ) -> list[Shard]:
     """What is to be done for a view: runs of neighbouring partitions that are in the same state.
 
@@ -140,8 +146,14 @@ def due(
         partitions: how many there are.
         held: watermarks that there are, by partition.
         tokens: what the online store holds, by partition.
+        sent_before: partitions whose rows were all sent before this are sent whole again; None: none of them.
     """
-    states = [_state(asked, definition, held.get(number), tokens.get(number)) for number in range(partitions)]
+    known = {
+        number: mark
+        for number, mark in held.items()
+        if sent_before is None or (mark.sent_at is not None and mark.sent_at >= sent_before)
+    }
+    states = [_state(asked, definition, known.get(number), tokens.get(number)) for number in range(partitions)]
     found = []
     for state, run in groupby(range(partitions), key=states.__getitem__):
         numbers = list(run)
@@ -155,22 +167,23 @@ def due(
                     until=asked.until,
                     since=state[0],
                     files_at=state[1],
+                    sent_at=state[2],
                     start=asked.since,
                 )
             )
     return found
 
 
-_State = tuple[datetime | None, datetime | None]
+_State = tuple[datetime | None, datetime | None, datetime | None]
 
 
 def _state(asked: Asked, definition: str, held: Watermark | None, token: str | None) -> _State | None:
     """Since when rows are missing; None if a later run has brought more than is asked."""
     if asked.full or asked.since is not None or held is None:
-        return (None, None)
+        return (None, None, None)
     if held.definition != definition or held.token != token:
-        return (None, None)
-    return (held.through, held.files_at) if held.through <= asked.until else None
+        return (None, None, None)
+    return (held.through, held.files_at, held.sent_at) if held.through <= asked.until else None
 
 
 def cut(

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from almanac.clock import format_time, need_utc
+from almanac.clock import format_time, need_utc, utc_now
 from almanac.closing import Closing
 from almanac.errors import FeatureError
 from almanac.partitioning import Buckets, Partitioning
@@ -42,7 +41,7 @@ from features.materialize.source import (
 )
 from features.materialize.writer import Batch, PackedWriter, Writer
 from features.online import open_redis, redis_errors, views_of
-from features.store import open_service, registry_errors
+from features.store import key_ttl_seconds, open_service, registry_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +120,11 @@ class Materialization(Closing):
                 self._services.append(self._store.get_feature_service(pipeline.ranking.features))
             views = [view for one in self._services for view in views_of(self._store, one)]
         self.sources = {source.view: source for source in map(self._source, views)}
-        self._writer: Writer = writer or PackedWriter(open_redis(settings.need("redis_url")))
+        forgotten_after = key_ttl_seconds(self._store)
+        self._writer: Writer = writer or PackedWriter(
+            open_redis(settings.need("redis_url")), expire_seconds=forgotten_after
+        )
+        self._forgotten_after = None if forgotten_after is None else timedelta(seconds=forgotten_after)
         self._duckdb = duckdb.connect(":memory:")
 
     def close(self) -> None:
@@ -199,7 +202,9 @@ class Materialization(Closing):
         if held:
             with redis_errors():
                 tokens = watermarks.tokens(self._writer.client, self._pipeline.name, source.view, count)
-        return due(asked, source.view, source.definition, count, held, tokens)
+        # After half the time: so a run that is late still finds every key.
+        sent_before = None if self._forgotten_after is None else utc_now() - self._forgotten_after / 2
+        return due(asked, source.view, source.definition, count, held, tokens, sent_before)
 
     def _examine(self, source: Source, reads: Sequence[Reading], own: Keys | None) -> int:
         """Step 2; returns about how many entities there are to write."""
@@ -214,7 +219,7 @@ class Materialization(Closing):
         shard, source = work.shard, self.sources[work.shard.view]
         label = self._pipeline.shard_label(list(shard.partitions)) if len(shard.partitions) > 1 else ""
         progress.begin(f"{shard.view} {label}".strip())
-        rows = written = 0
+        rows, written, began = 0, 0, utc_now()
         for batch in self._packed(source, work):
             with redis_errors():
                 written += self._writer.put(batch)
@@ -227,7 +232,7 @@ class Materialization(Closing):
         if self._source(now).definition != shard.definition:
             raise _changed(shard.view)
         if self._settings.postgres_url and shard.start is None:
-            self._move(self._settings.postgres_url, work)
+            self._move(self._settings.postgres_url, work, began if shard.since is None else shard.sent_at)
         report.rows += rows
         report.kept += rows - written
         report.shards += 1
@@ -260,14 +265,14 @@ class Materialization(Closing):
         entities = self._pipeline.partitions
         return entities if source.key == self._pipeline.entity else Buckets(count=entities.count)
 
-    def _move(self, url: str, work: _Work) -> None:
+    def _move(self, url: str, work: _Work, sent_at: datetime | None) -> None:
         """Step 5."""
         shard = work.shard
         watermark = Watermark(
             definition=shard.definition,
             through=shard.until,
             files_at=max(file.changed_at for file in work.files),
-            token=uuid.uuid4().hex,
+            token=watermarks.new_token(sent_at),
         )
         name = self._pipeline.name
         with redis_errors():

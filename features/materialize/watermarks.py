@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from almanac.clock import need_utc
+from almanac.clock import at_micros, micros_of, need_utc
 from almanac.errors import Unavailable, UsageError
 from features.materialize.plan import Watermark
 
@@ -24,6 +26,17 @@ LOCK_SECONDS_MAX = 10
 def token_key(pipeline: str) -> str:
     """Redis key of a hash: `<view>:<partition>` -> the token of the materialization that wrote last."""
     return f"almanac:materialized:{pipeline}"
+
+
+def new_token(sent_at: datetime | None) -> str:
+    """A token that no other materialization has; it says when all rows of its partitions were last sent, if known."""
+    return uuid.uuid4().hex + ("" if sent_at is None else f"@{micros_of(sent_at)}")
+
+
+def sent_at(token: str) -> datetime | None:
+    """When all rows were last sent; None of a token that does not say it."""
+    micros = token.partition("@")[2]
+    return at_micros(int(micros)) if micros else None
 
 
 def tokens(client: Redis, pipeline: str, view: str, partitions: int) -> dict[int, str]:
@@ -56,7 +69,11 @@ def read(url: str, pipeline: str, views: Sequence[str], partitions: int) -> dict
         )
         for view, number, definition, through, files_at, token in rows:
             found[view][number] = Watermark(
-                definition=definition, through=need_utc(through), files_at=need_utc(files_at), token=token
+                definition=definition,
+                through=need_utc(through),
+                files_at=need_utc(files_at),
+                token=token,
+                sent_at=sent_at(token),
             )
     return found
 

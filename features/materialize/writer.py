@@ -68,7 +68,7 @@ class PackedWriter:
     Args:
         client: a Redis of redis-py, or a RedisCluster.
         ties_replace: a row that is written again replaces what is there also where events write the view.
-        expire_seconds: after which Redis itself forgets a row; None keeps it.
+        expire_seconds: after which Redis itself forgets a row unless its entity is sent again; None keeps it.
     """
 
     def __init__(self, client: Any, *, ties_replace: bool = False, expire_seconds: float | None = None) -> None:

@@ -5,6 +5,10 @@ known of both. Of what is left it does so if the caller says that ties replace, 
 layouts: then columns came or went, and nothing newer may come for long.
 A stored value that a newer program has packed is never replaced, nor is anything else of that call.
 
+Where Redis is to forget rows after a while, the time counts from when a row of the entity was last sent, written or
+not: a row that stays is kept for as long again. An older row renews a newer one, too. Else the newer one would go, and
+the next older one would take its place without a word.
+
 Works on one Redis (also behind Sentinel) and on a Redis Cluster, where rows are grouped by the bucket of their keys.
 """
 
@@ -33,7 +37,7 @@ LAYOUTS_FETCHED_MAX = 64
 # Gives how many rows were written, or less than 0: a value of version -(this) is there, and nothing was written.
 PUT_IF_NEWER = f"""
 local stored = redis.call('MGET', unpack(KEYS))
-local ties, expiry, put, n = ARGV[1] == '1', ARGV[2], {{}}, 0
+local ties, expiry, put, stays, n = ARGV[1] == '1', ARGV[2], {{}}, {{}}, 0
 for i = 1, #KEYS do
   local old, new = stored[i], ARGV[i + 2]
   local take = true
@@ -59,7 +63,12 @@ for i = 1, #KEYS do
   if take then
     put[n + 1], put[n + 2] = KEYS[i], new
     n = n + 2
+  else
+    stays[#stays + 1] = KEYS[i]
   end
+end
+for _, key in ipairs(stays) do
+  if expiry == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, expiry) end
 end
 if n == 0 then return 0 end
 if expiry == '0' then
@@ -87,7 +96,7 @@ def put_if_newer(
         client: a Redis of redis-py, or a RedisCluster.
         keys: of n rows; of two with one key the newer counts, of a tie the last if ties replace, or else the first.
         values: n values of this layout.
-        expire_seconds: after which Redis itself forgets a row; None keeps it.
+        expire_seconds: after which Redis itself forgets a row unless its entity is sent again; None keeps it.
 
     Returns:
         How many rows were written.
@@ -97,8 +106,7 @@ def put_if_newer(
         redis.RedisError: as the client raises it.
     """
     keys, values = once_each(keys, values, ties_replace)
-    expiry = b"%d" % round((expire_seconds or 0) * 1000)
-    options = (b"1" if ties_replace else b"0", expiry)
+    options = (b"1" if ties_replace else b"0", _expiry(expire_seconds))
     written = 0
     calls = _calls(client, keys, values, options)
     while batch := list(islice(calls, CALLS_PER_TRIP)):
@@ -147,8 +155,8 @@ class Writes(Closing):
                 ties_replace=self._ties_replace,
                 expire_seconds=self._expire_seconds,
             )
-        expiry = b"%d" % round((self._expire_seconds or 0) * 1000)
-        calls = _calls(self._client, keys, values, (b"1" if self._ties_replace else b"0", expiry))
+        options = (b"1" if self._ties_replace else b"0", _expiry(self._expire_seconds))
+        calls = _calls(self._client, keys, values, options)
         written = 0
         while batch := list(islice(calls, CALLS_PER_TRIP)):
             connection = self._connection or self._opened()
@@ -185,6 +193,11 @@ class Writes(Closing):
         self._client.script_load(PUT_IF_NEWER)
         self._connection = self._client.connection_pool.get_connection()
         return self._connection
+
+
+def _expiry(seconds: float | None) -> bytes:
+    """What the script takes: whole milliseconds, 1 at least, or nothing for rows that stay."""
+    return b"0" if seconds is None else b"%d" % max(1, round(seconds * 1000))
 
 
 def _written(layout: Layout, counts: Sequence[int]) -> int:

@@ -179,6 +179,38 @@ def test_redis_forgets_rows_where_told_to(client: redis.Redis) -> None:
     assert client.ttl(LAYOUTS_KEY) == -1
 
 
+@pytest.mark.parametrize("trips", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_row_that_is_sent_again_is_kept_for_as_long_again(client: redis.Redis, ties: bool, trips: bool) -> None:
+    keys = KEYS.of([1, 2, 3])
+    first = rows([5, 5, 5], [1, 2, 3])
+
+    def send(values: list[bytes], seconds: float | None) -> list[int]:
+        """Send rows; returns the seconds that are left of each."""
+        if trips:
+            with Writes(client, LAYOUT, ties_replace=ties, expire_seconds=seconds) as writes:
+                writes.put(keys, values)
+                writes.end()
+        else:
+            put_if_newer(client, LAYOUT, keys, values, ties_replace=ties, expire_seconds=seconds)
+        return [client.ttl(key) for key in keys]  # type: ignore[misc]
+
+    send(first, 100)
+    for key in keys:
+        client.expire(key, 10)
+    again = send([first[0], *rows([4, 6], [20, 30])], 100)  # the same, an older one and a newer one
+    assert all(90 < left <= 100 for left in again), again
+    assert held(client, [1, 2, 3]) == [(5, 1), (5, 2), (6, 30)]
+    assert all(40 < left <= 50 for left in send(first, 50)), "another time is taken at the next sending"
+    assert send(first, None) == [-1, -1, -1], "and none keeps rows for good"
+
+
+def test_a_time_too_short_for_redis_is_not_for_ever(client: redis.Redis) -> None:
+    keys = KEYS.of([1])
+    put_if_newer(client, LAYOUT, keys, rows([5], [1]), ties_replace=False, expire_seconds=1e-9)
+    assert client.pttl(keys[0]) in (-2, 0, 1)
+
+
 def test_a_views_keys_are_found_by_its_pattern(client: redis.Redis) -> None:
     keys = KEYS.of(range(50))
     put_if_newer(client, LAYOUT, keys, rows([5] * 50, list(range(50))), ties_replace=False)

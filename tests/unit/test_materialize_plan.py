@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from almanac.partitioning import Buckets, Grid
 from almanac.settings import load_settings
 from features.materialize.plan import BEGINNING, Asked, File, Shard, Watermark, cut, due, readings
 from features.materialize.source import keys_between
+from features.materialize.watermarks import new_token, sent_at
 from jobs.materialize import asked_times, materialize_by_hand
 from pipelines.weather import weather
 
@@ -73,6 +75,26 @@ def test_everything_is_read_when_asked_or_when_the_values_are_gone_or_others(
 ) -> None:
     (shard,) = due(asked, "view", definition, 4, everywhere(MARK), tokens)
     assert (shard.since, shard.definition) == (None, definition)
+
+
+def test_where_redis_forgets_rows_unchanged_ones_are_sent_again_in_time() -> None:
+    """A partition without new rows is never read again by its watermark alone, and its keys would go."""
+    asked, before = Asked(until=NOON + HOUR), NOON - SIX_HOURS
+
+    def since(sent_at: datetime | None, sent_before: datetime | None) -> list[datetime | None]:
+        mark = msgspec.structs.replace(MARK, sent_at=sent_at)
+        return [shard.since for shard in due(asked, "view", "d", 4, everywhere(mark), TOKENS, sent_before)]
+
+    assert since(before - HOUR, None) == [NOON], "nothing is forgotten"
+    assert since(before, before) == [NOON], "sent lately"
+    assert since(before - HOUR, before) == [None], "all is read and sent"
+    assert since(None, before) == [None], "nobody knows when it was sent"
+
+
+def test_a_token_says_when_all_rows_were_sent() -> None:
+    assert sent_at(new_token(NOON)) == NOON
+    assert sent_at(new_token(None)) is sent_at("0123456789abcdef") is None
+    assert new_token(NOON) != new_token(NOON)
 
 
 def test_a_killed_run_leaves_what_was_done() -> None:
