@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from almanac.clock import micros_of, need_utc, utc_now
-from almanac.errors import FeatureError, Unavailable, UsageError
+from almanac.errors import FeatureError, Unavailable
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
+from almanac.redis_url import redis_address
 from almanac.settings import Settings
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from features.online_reading import NEVER, Features, Reader, read
@@ -194,9 +195,7 @@ class OnlineFeatures:
         values = encode(layout, rows, micros(rows[EVENT_TIMESTAMP], layout.view), created)
         with redis_errors():
             entities = keys.of(rows[self._pipeline.entity].to_pylist())
-            put_if_newer(
-                self._redis, layout, entities, values, ties_replace=True, expire_seconds=self._forgotten_after
-            )
+            put_if_newer(self._redis, layout, entities, values, ties_replace=True, expire_seconds=self._forgotten_after)
 
 
 def open_redis(url: str) -> Any:
@@ -209,15 +208,12 @@ def open_redis(url: str) -> Any:
     from redis.backoff import ExponentialBackoff
     from redis.retry import Retry
 
-    try:
-        return redis.Redis.from_url(
-            url,
-            socket_timeout=REDIS_SECONDS_MAX,
-            socket_connect_timeout=REDIS_SECONDS_MAX,
-            retry=Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX),
-        )
-    except ValueError:
-        raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
+    return redis.Redis(
+        **redis_address(url).need_files().client(),
+        socket_timeout=REDIS_SECONDS_MAX,
+        socket_connect_timeout=REDIS_SECONDS_MAX,
+        retry=Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX),
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ In `feature_store.yaml`, with or without the rest of this project:
     online_store:
       type: features.online_store.AlmanacOnlineStore
       connection_string: localhost:6379            # Feast's own form: host:port,…,password=…,db=…,ssl=true
+                                                   # or a URL of one server: redis://, rediss:// or unix://
       redis_type: redis                            # or redis_cluster, redis_sentinel (with sentinel_master)
 
 What Feast's Redis store does it does as well, through the same interface, and it answers the same. Beneath it lie
@@ -28,17 +29,20 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
+import redis.asyncio
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from almanac.errors import FeatureError
+from almanac.redis_url import is_url, redis_address
 from features.online_sdk.plan import versioned
 from features.online_sdk.read import Reader, Reading, Request, Row
 from features.online_sdk.write import Row as NewRow
@@ -49,6 +53,8 @@ from features.packed.views import keys_of, layout_of
 logger = logging.getLogger(__name__)
 
 ADDRESS = re.compile(r"[^:/@\s]+:\d{1,5}")
+REDIS_SECONDS_MAX = 5.0
+"""To connect and to answer, where the connection string is a URL; Feast's own form says it itself."""
 RETRIES_MAX = 2
 RETRY_SECONDS_MAX = 0.2
 DELETE_KEYS_MAX = 1_000  # of one trip
@@ -78,11 +84,26 @@ class AlmanacOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
     @field_validator("connection_string")
     @classmethod
     def _addressed(cls, value: str) -> str:
+        if is_url(value):
+            redis_address(value)  # raises no ValueError either
+            return value
         addresses = [part for part in value.split(",") if "=" not in part]
         if not addresses or not all(ADDRESS.fullmatch(address) for address in addresses):
             # No ValueError: pydantic would show the string, which may hold a password.
-            raise FeatureError("connection_string is no host:port[,host:port …][,password=…][,db=…]: write it so")
+            raise FeatureError(
+                "connection_string is neither host:port[,host:port …][,password=…][,db=…] nor a redis://, "
+                "rediss:// or unix:// URL: write it so"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _one_server(self) -> AlmanacOnlineStoreConfig:
+        if self.redis_type is not RedisType.redis and is_url(self.connection_string):
+            raise FeatureError(
+                f"connection_string is a URL, which names one server, and redis_type {self.redis_type.value} has "
+                "several: write host:port,host:port,…"
+            )
+        return self
 
     @field_validator("key_ttl_seconds")
     @classmethod
@@ -225,7 +246,10 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             await client.aclose()
 
     def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
-        fresh = self._client is None
+        held: Any = getattr(self, "_client", None)
+        fresh = held is None
+        if fresh and is_url(online_store_config.connection_string):
+            self._client = redis.Redis(**_arguments(online_store_config.connection_string))
         client = super()._get_client(online_store_config)
         if fresh:  # redis-py itself would try for some ten seconds; who calls decides how to wait
             client.set_retry(Retry(ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4), RETRIES_MAX))
@@ -235,6 +259,11 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # connections belong to the loop that opened them
             self._loop, self._client_async = loop, None
+        if self._client_async is None and is_url(online_store_config.connection_string):
+            backoff = ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4)
+            self._client_async = redis.asyncio.Redis(
+                **_arguments(online_store_config.connection_string), retry=AsyncRetry(backoff, RETRIES_MAX)
+            )
         return await super()._get_client_async(online_store_config)
 
     def _reading_client(self, options: RedisOnlineStoreConfig) -> Any:
@@ -267,6 +296,12 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
                 asked = reading.send(await _awaited(client, asked))
         except StopIteration as end:
             return end.value
+
+
+def _arguments(url: str) -> dict[str, Any]:
+    """Of a client for a URL."""
+    limits = {"socket_timeout": REDIS_SECONDS_MAX, "socket_connect_timeout": REDIS_SECONDS_MAX}
+    return {**redis_address(url).need_files().client(), **limits}
 
 
 def _noted(config: RepoConfig, table: FeatureView) -> tuple[str, str]:

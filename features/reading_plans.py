@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from almanac.errors import FeatureError, Unavailable
+from almanac.redis_url import redis_address
 from almanac.settings import Settings
 from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View, encode_plan, plan_key
 from features.packed.codec import NUMBERS
@@ -130,7 +131,8 @@ def _to_redis(url: str, plans: dict[str, bytes]) -> None:
     import redis
 
     seconds: Any = CONNECT_SECONDS_MAX
-    client = redis.Redis.from_url(url, socket_connect_timeout=seconds, socket_timeout=seconds)
+    address = redis_address(url).need_files()
+    client = redis.Redis(**address.client(), socket_connect_timeout=seconds, socket_timeout=seconds)
     try:
         with closing(client), client.pipeline(transaction=False) as trip:
             for name, data in plans.items():

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.redis_url import redis_address
 from almanac.settings import Settings
 from features.definitions import REPO, definitions, places_of
 from features.files import locked
@@ -47,30 +48,19 @@ def preload() -> None:
 
 
 def redis_connection(url: str) -> str:
-    """Feast's connection string, `host:port,key=value,…`, for a `redis://` or `rediss://` URL.
+    """A Redis URL as Feast's own Redis store takes it: `host:port,key=value,…`. Ours reads the URL itself.
 
     Raises:
-        UsageError: not such a URL.
+        UsageError: it cannot be read, or names a socket or an IPv6 address, which that form cannot.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or ":" in parts.hostname:
-        raise UsageError(
-            f"redis_url {parts.scheme}://{parts.hostname} is not usable: give redis://[:password@]host:port[/database]"
-        )
-    options: dict[str, Any] = {
-        "socket_timeout": REDIS_SECONDS_MAX,
-        "socket_connect_timeout": REDIS_SECONDS_MAX,
-    }
-    if parts.scheme == "rediss":
-        options["ssl"] = True
-    if parts.path.strip("/"):
-        options["db"] = int(parts.path.strip("/"))
-    for name in ("username", "password"):
-        if value := getattr(parts, name):
-            options[name] = unquote(value)
+    address = redis_address(url)
+    if address.host is None or ":" in address.host:
+        raise UsageError(f"Feast's Redis store takes host:port, which {address.where} is not: use ours, or give a name")
+    options = {name: value for name, value in address.client().items() if name not in ("host", "port")}
+    options |= {"socket_timeout": REDIS_SECONDS_MAX, "socket_connect_timeout": REDIS_SECONDS_MAX}
     # Feast splits at commas and reads values as JSON; it stands between single quotes in the YAML.
     words = [f"{name}={_escape(json.dumps(value))}" for name, value in options.items()]
-    return ",".join([f"{parts.hostname}:{parts.port or 6379}", *words])
+    return ",".join([address.where, *words])
 
 
 def _escape(text: str) -> str:
@@ -92,10 +82,12 @@ def environment(settings: Settings) -> dict[str, str]:
         kind, path = "sql", registry_url(settings.postgres_url)
     else:
         kind, path = "file", str(settings.features_dir.absolute() / "registry.db")
+    redis_url = settings.redis_url or NO_REDIS
+    redis_address(redis_url)  # refused here, where it is known whose it is
     return {
         "ALMANAC_FEAST_REGISTRY_TYPE": kind,
         "ALMANAC_FEAST_REGISTRY_PATH": path.replace("'", "%27"),
-        "ALMANAC_FEAST_REDIS": redis_connection(settings.redis_url or NO_REDIS),
+        "ALMANAC_FEAST_REDIS": redis_url.replace("'", "%27"),  # it stands between single quotes
     }
 
 

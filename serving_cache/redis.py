@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -20,7 +19,8 @@ from redis.retry import Retry
 
 from almanac.closing import Closing
 from almanac.decisions import newest
-from almanac.errors import BlockError, Unavailable, UsageError
+from almanac.errors import BlockError, Unavailable
+from almanac.redis_url import redis_address
 from serving_cache import redis_scripts as scripts
 from serving_cache.layout import (
     block_key,
@@ -79,18 +79,15 @@ class RedisStore(Closing):
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            self.where = f"{parts.hostname}:{parts.port or 6379}"
-            self._redis = redis.Redis.from_url(
-                url,
-                socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                socket_timeout=SOCKET_TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), RETRIES_MAX),
-                client_name="almanac",
-            )
-        except ValueError:
-            raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
+        address = redis_address(url).need_files()
+        self.where = address.where
+        self._redis = redis.Redis(
+            **address.client(),
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), RETRIES_MAX),
+            client_name="almanac",
+        )
         self._move_pointer = self._redis.register_script(scripts.MOVE_POINTER)
         self._let_go = self._redis.register_script(scripts.LET_GO)
         self._find_missing = self._redis.register_script(scripts.MISSING)

@@ -61,6 +61,18 @@ def running_sentinel(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
+def running_apart(folder: Path, *, user: str, password: str) -> Iterator[tuple[int, Path]]:
+    """A Redis that a user's password opens, and nothing else; yields its port and its Unix socket."""
+    (port,) = _free_ports(1)
+    socket = folder / "redis.sock"
+    with _running(folder, port, "--unixsocket", str(socket)):
+        with redis.Redis(host=HOST, port=port) as client:
+            client.acl_setuser(user, enabled=True, passwords=[f"+{password}"], categories=["+@all"], keys=["*"])
+            client.acl_setuser("default", enabled=False)
+        yield port, socket
+
+
+@contextmanager
 def _running(folder: Path, port: int, *options: str) -> Iterator[None]:
     place = folder / str(port)
     place.mkdir()

@@ -64,9 +64,13 @@ def public_address(settings: Settings, name: str) -> str | None:
     value = getattr(settings, ADDRESS_OF[name]) if name in ADDRESS_OF else None
     if not value or "://" not in value:
         return value or None
-    parts = urlsplit(value)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    try:
+        parts = urlsplit(value)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return f"{value.partition('://')[0]}://…"  # what asks it says what is wrong with its address
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
 def ask(name: str, settings: Settings, since: datetime | None) -> str | None:

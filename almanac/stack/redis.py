@@ -10,7 +10,8 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-from almanac.errors import StackError
+from almanac.errors import StackError, UsageError
+from almanac.redis_url import redis_address
 from almanac.stack.server import HOST, Server, secret, write_private
 
 ANSWER_SECONDS_MAX = 2.0
@@ -66,7 +67,13 @@ def why_not(url: str) -> str | None:
     """Ask the server for PONG; None when it gives it."""
     import redis
 
-    client = redis.Redis.from_url(url, socket_timeout=ANSWER_SECONDS_MAX, socket_connect_timeout=ANSWER_SECONDS_MAX)
+    try:
+        address = redis_address(url).need_files()
+    except UsageError as error:
+        return str(error)
+    client = redis.Redis(
+        **address.client(), socket_timeout=ANSWER_SECONDS_MAX, socket_connect_timeout=ANSWER_SECONDS_MAX
+    )
     try:
         client.ping()
     except redis.RedisError as error:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from almanac.errors import UsageError
+from almanac.redis_url import redis_address
 from serving_cache.lookup.places import PlaceDown, PlaceUnusable
 
 SOCKET_SECONDS_MAX = 1.0
 """The callers keep shorter limits; this ends what they gave up on."""
+_CLASSES = {"tcp": Connection, "tls": SSLConnection, "unix": UnixDomainSocketConnection}
 RETRIES_MAX = 1  # a pooled connection may have died with the server that made it
 
 
@@ -31,18 +33,17 @@ def open_redis(url: str, *, connections_max: int, wait_seconds: float) -> Redis:
     Raises:
         UsageError: the URL cannot be read.
     """
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections_max,
-            timeout=wait_seconds,
-            socket_timeout=SOCKET_SECONDS_MAX,
-            socket_connect_timeout=SOCKET_SECONDS_MAX,
-            retry=Retry(NoBackoff(), RETRIES_MAX),
-            protocol=2,
-        )
-    except ValueError:
-        raise UsageError("the Redis URL cannot be read: give redis://user:password@host:port/number") from None
+    address = redis_address(url).need_files()
+    pool = BlockingConnectionPool(
+        connection_class=_CLASSES[address.kind],
+        **address.connection(),
+        max_connections=connections_max,
+        timeout=wait_seconds,
+        socket_timeout=SOCKET_SECONDS_MAX,
+        socket_connect_timeout=SOCKET_SECONDS_MAX,
+        retry=Retry(NoBackoff(), RETRIES_MAX),
+        protocol=2,
+    )
     return Redis(connection_pool=pool)
 
 

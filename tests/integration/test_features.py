@@ -322,8 +322,20 @@ def test_a_registry_that_is_down_is_one_line(stored: Stored) -> None:
     ("url", "connection"),
     [
         ("redis://h:7/2", {"db": 2}),
-        ("redis://:12345@h:7", {"password": "12345"}),
-        ("rediss://u:p%2Cq%27%3D%22@h:7", {"username": "u", "password": "p,q'=\"", "ssl": True}),
+        ("redis://h:7?db=3", {"db": 3}),
+        ("redis://:12345@h:7", {"db": 0, "password": "12345"}),
+        (
+            "rediss://u:p%2Cq%27%3D%22@h:7?ssl_ca_certs=/a,b.pem",
+            {
+                "db": 0,
+                "username": "u",
+                "password": "p,q'=\"",
+                "ssl": True,
+                "ssl_ca_certs": "/a,b.pem",
+                "ssl_cert_reqs": "required",
+                "ssl_check_hostname": True,
+            },
+        ),
     ],
 )
 def test_a_redis_url_in_feasts_words(url: str, connection: dict[str, object]) -> None:
@@ -334,7 +346,7 @@ def test_a_redis_url_in_feasts_words(url: str, connection: dict[str, object]) ->
     assert {name: value for name, value in options.items() if not name.startswith("socket")} == connection
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://", "redis://[::1]:6379"])
-def test_other_redis_urls_are_refused(url: str) -> None:
-    with pytest.raises(UsageError, match=r"give redis://"):
+@pytest.mark.parametrize("url", ["http://h", "redis://", "redis://[::1]:6379", "unix:///redis.sock"])
+def test_redis_urls_that_feasts_words_cannot_say_are_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"give redis://|takes host:port"):
         redis_connection(url)

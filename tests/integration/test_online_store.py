@@ -292,13 +292,15 @@ def test_versions_of_a_view_lie_apart(tmp_path: Path, redis_url: str) -> None:
 
 
 def test_options_that_do_not_apply_are_refused(tmp_path: Path) -> None:
-    url, refused = "redis://:a-secret@localhost:6379/0", "connection_string is no host:port"
+    url, refused = "redis://:a-secret@localhost:6379/0", "connection_string is neither host:port"
     for options, reason in (
         ({"client": "glide"}, "client glide cannot be used"),
         ({"skip_dedup": True}, "newer rows"),
         ({"key_ttl_seconds": -5}, "must be above 0"),
         ({"connection_string": "nowhere"}, refused),
-        ({"connection_string": url}, refused),
+        ({"connection_string": url.removeprefix("redis://")}, refused),
+        ({"connection_string": f"{url}?ssl=true"}, "write rediss://"),
+        ({"connection_string": url, "redis_type": "redis_cluster"}, "names one server"),
     ):
         with pytest.raises(Exception, match=reason) as said:
             open_store(tmp_path, OURS, **options).config.online_store  # noqa: B018
