@@ -9,8 +9,9 @@
 No rung answers with a prediction that is expired or older than `max_stale`.
 
 An overlay is believed only if the model that made it is the current
-generation's, so that a rollback takes its predictions back too. From this
-follow two cases that are easy to get wrong:
+generation's, so that a rollback takes its predictions back too. One that would
+answer but for that is named in the reasons, if it is newer than all that is
+believed. From the rule follow two cases that are easy to get wrong:
 
 - An entity that the current generation does not hold (a user who came after
   it) may be answered by an overlay of the same model: the generation vouches
@@ -32,6 +33,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from almanac.clock import format_time
 from almanac.freshness import Verdict, age_of, age_verdict, output_verdict, valid_at, verdict
 from almanac.pipeline import Output
 from almanac.ranked import Value, is_value
@@ -182,17 +184,42 @@ def _first_rung(candidates: Candidates, way: _Climb) -> list[Candidate]:
         return []
     if candidates.current is None:
         way.reasons.append(f"generation {candidates.generation} (current) has no prediction of this entity")
-    current_as_of = candidates.current.as_of if candidates.current is not None else None
     believed = [overlay for overlay in candidates.overlays if overlay.model == candidates.model]
-    for overlay in candidates.overlays:
-        newer = current_as_of is None or (overlay.as_of is not None and overlay.as_of >= current_as_of)
-        if overlay.model != candidates.model and newer and not believed:
-            way.reasons.append(
-                f"{_name(overlay, '')} is by {overlay.model}, the current generation by {candidates.model}"
-            )
+    ignored = _ignored(candidates, believed, way)
+    if ignored is not None and ignored.as_of is not None:
+        way.reasons.append(
+            f"{_name(ignored, '')} as of {format_time(ignored.as_of)} is newer, but by {ignored.model}, "
+            f"the current generation by {candidates.model}"
+        )
     every = [*believed, *([candidates.current] if candidates.current is not None else [])]
     dated = [candidate for candidate in every if candidate.as_of is not None]
     return sorted(dated, key=lambda c: (c.as_of, c.source is not Source.BATCH), reverse=True)
+
+
+def _ignored(candidates: Candidates, believed: Iterable[Candidate], way: _Climb) -> Candidate | None:
+    """The newest overlay that would answer if it were not by another model; None if nothing is missed."""
+    dated = [
+        (overlay.as_of, overlay)
+        for overlay in candidates.overlays
+        if overlay.model != candidates.model and overlay.as_of is not None and _usable(overlay, way.terms, way.now)
+    ]
+    if not dated:
+        return None
+    newest, overlay = max(dated, key=lambda found: found[0])
+    own = [one for one in believed if _usable(one, way.terms, way.now)]
+    equalled = any(one.as_of is not None and one.as_of >= newest for one in own)
+    current = candidates.current
+    if current is not None and current.as_of is not None and _usable(current, way.terms, way.now):
+        equalled = equalled or current.as_of > newest  # a tie goes to overlays
+    return None if equalled else overlay
+
+
+def _usable(candidate: Candidate, terms: Terms, now: datetime) -> bool:
+    """Whether a dated candidate has a value that is not expired, however old the caller takes it."""
+    valued = tuple(output for output in terms.outputs if _known(candidate.values, output))
+    if not valued or candidate.as_of is None:
+        return False
+    return verdict(valued, candidate.as_of, terms.freshness, now) is not Verdict.EXPIRED
 
 
 def _known(values: Mapping[str, Value], output: Output) -> bool:

@@ -331,7 +331,7 @@ def test_a_rollback_computes_with_the_generations_own_model(served: Served) -> N
     served.put(35, TEN)
     found = served.answer(served.old, 35)
     assert (found["source"], found["model"]) == ("fresh", MODEL)
-    assert "the stream's prediction is by weather-v7, the current generation by weather-v1" in found["reason"]
+    assert "is newer, but by weather-v7, the current generation by weather-v1" in found["reason"]
 
 
 def test_the_command_line_shows_what_was_computed_afresh(served: Served) -> None:

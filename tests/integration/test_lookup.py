@@ -149,7 +149,8 @@ def test_an_overlay_changes_its_cell_and_no_other(served: Served) -> None:
     assert (found["source"], found["outputs"]["t2m_1h"]["value"], found["verdict"]) == ("stream", 290.5, "fresh")
     neighbour = served.client.get(served.path(43)).json()
     assert (neighbour["source"], neighbour["outputs"]["t2m_1h"]["value"]) == ("batch", 281.3)
-    assert "the stream's prediction is by weather-v9" in neighbour["reason"]
+    said = f"the stream's prediction as of {other.as_of.isoformat().replace('+00:00', 'Z')} is newer, but by weather-v9"
+    assert said in neighbour["reason"]
 
 
 def test_max_stale_below_the_age_is_refused_without_a_prediction(served: Served) -> None:

@@ -28,6 +28,10 @@ from almanac.pipeline import Freshness, Output, horizons, hours, minutes
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OUTPUTS = horizons("t2m", hours=(1, 6, 24), unit="K")
 FRESHNESS = Freshness(fresh_for=minutes(90), usable_for=hours(24))
+NEWER = (
+    "the stream's prediction as of 2026-03-01T11:59:00Z is newer, but by weather-v2, the current generation by "
+    "weather-v1"
+)
 DEFAULT = {output.name: 280.0 for output in OUTPUTS}
 MODELS = ("weather-v1", "weather-v2")
 
@@ -311,7 +315,7 @@ def test_a_newer_overlay_of_another_model_is_named_in_the_reason() -> None:
     decision = climb(found, terms(), NOW)
     assert isinstance(decision, Answer)
     assert decision.candidate.source is Source.BATCH
-    assert decision.reasons == ("the stream's prediction is by weather-v2, the current generation by weather-v1",)
+    assert decision.reasons == (NEWER,)
 
 
 def test_a_partition_carried_forward_says_so() -> None:
