@@ -91,6 +91,26 @@ STREAM_EVENTS = Counter(
 STREAM_PREDICTIONS = Counter(
     "almanac_stream_predictions_total", "Predictions written to the predictions topic and committed.", ("pipeline",)
 )
+STREAM_MODELS = Gauge(
+    "almanac_stream_models",
+    "Models that each event is scored with: 2 while the alias names another version than the generation that answers.",
+    ("pipeline",),
+)
+STREAM_CORRECTS = Gauge(
+    "almanac_stream_corrects",
+    "1 while events are scored with the model of the generation that answers, so that corrections reach readers.",
+    ("pipeline",),
+)
+STREAM_POINTER_KNOWN = Gauge(
+    "almanac_stream_pointer_known",
+    "1 while Postgres or Redis says which generation answers; 0 while the last known one goes on to count.",
+    ("pipeline",),
+)
+STREAM_UNSCORED = Counter(
+    "almanac_stream_unscored_total",
+    "Predictions that one of an event's models did not make, though another did.",
+    ("pipeline",),
+)
 STREAM_DEAD_LETTERS = Counter(
     "almanac_stream_dead_letters_total",
     "Events that could not be handled, written to the dead-letter topic and committed, by reason.",

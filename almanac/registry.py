@@ -149,6 +149,34 @@ class Registry:
             UnknownModel: no such model, alias or version; says which there are.
             ModelError: a file was changed, or the manifest cannot be read.
         """
+        found = self._load(*self._named(reference))
+        found.verify()
+        return found
+
+    def identify(self, reference: str) -> str:
+        """Id, such as `bikes-v3`, of the version that `bikes@champion` names; its files are not looked at.
+
+        Raises:
+            UnknownModel: no such model, alias or version; says which there are.
+            ModelError: the aliases' file cannot be read.
+        """
+        name, version = self._named(reference)
+        return f"{name}-v{version}"
+
+    def version(self, model_id: str) -> ModelVersion:
+        """The version with an id such as `bikes-v3`, with all of its hashes checked.
+
+        Raises:
+            UnknownModel: no such model or version, or this is no version's id.
+            ModelError: a file was changed, or the manifest cannot be read.
+        """
+        name, _, number = model_id.rpartition("-v")
+        if not name or not number.isascii() or not number.isdigit():
+            raise UnknownModel(f"{model_id!r} is not the id of a registered version, such as bikes-v3")
+        return self.resolve(f"{name}@{number}")
+
+    def _named(self, reference: str) -> tuple[str, int]:
+        """Model and version that a reference names."""
         name, separator, wanted = reference.partition("@")
         if not separator or not wanted:
             raise UnknownModel(f"{reference!r} does not name a model: give <name>@<alias> or <name>@<version>")
@@ -162,9 +190,7 @@ class Registry:
                 f"model {name} has no version or alias {wanted!r} "
                 f"(versions: {_listed(numbers)}; aliases: {_listed(aliases)}): see `almanac models {name}`"
             )
-        found = self._load(name, version)
-        found.verify()
-        return found
+        return name, version
 
     def register(
         self, name: str, files: Mapping[str, bytes], description: Description, *, now: datetime

@@ -37,7 +37,7 @@ from almanac.list_scoring import Scores, rank_each
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
-from almanac.ranked import RankedList
+from almanac.ranked import RankedList, Value
 from almanac.ranking import HISTORY
 from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings
@@ -49,6 +49,7 @@ from streaming.applied import Applied
 from streaming.connection import kafka_errors
 from streaming.events import Event
 from streaming.handle import PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, Handled, Sorted, dead_letters_of
+from streaming.models import Model, Predicted, by_each, merged
 from streaming.own_rows import OwnRows
 from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
 from streaming.topics import RECORD_BYTES_MAX
@@ -156,8 +157,8 @@ class Folding:
         """Give the connections back."""
         self._sink.close()
 
-    def handle(self, batch: Sorted, model: str, scorer: Scores, now: datetime) -> Handled:
-        """Steps 3 and 4: what a batch writes.
+    def handle(self, batch: Sorted, models: Sequence[Model[Scores]], now: datetime) -> Handled:
+        """Steps 3 and 4: what a batch writes; of each list one by each model, of the same history.
 
         Raises:
             Unavailable: the store or Kafka does not answer, or the features sink is behind.
@@ -173,16 +174,19 @@ class Folding:
                 self._fold(done, origin, event, basket, made)
             except EventError as error:
                 done.refused.append((origin, error))
+        moments, found = self._ranked(done, models, now)
+        for at, why in found.errors.items():
+            done.refused.append((done.folded[at][0], EventError(PREDICTION_INVALID, str(why))))
         predictions = []
-        for (origin, event, _), (moment, outcome) in zip(done.folded, self._ranked(done, scorer, now), strict=True):
-            if isinstance(outcome, PredictionError):
-                done.refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
-            elif outcome.items:
-                values = {self._pipeline.output_names[0]: outcome}
-                as_of = at_micros(moment)
-                # Where it stands now, not where it first stood: a list has all that was folded in before it.
-                made_of = (self._pipeline, replace(origin, headers=()), event)
-                predictions.append(prediction_record(*made_of, values, model, now, as_of=as_of))
+        for at in sorted(found.values):
+            origin, event, _ = done.folded[at]
+            # Where it stands now, not where it first stood: a list has all that was folded in before it.
+            made_of = (self._pipeline, replace(origin, headers=()), event)
+            predictions += [
+                prediction_record(*made_of, values, model, now, as_of=at_micros(moments[at]))
+                for model in models
+                if (values := found.values[at].get(model.id))
+            ]
         refused = {id(origin) for origin, _ in done.refused}
         for origin, event in batch.events:
             if id(origin) in refused:
@@ -190,7 +194,8 @@ class Folding:
         for record, entity, folded in done.written:
             self._written[record.key or b""] = (entity, folded)
         features = tuple(record for record, _, _ in done.written)
-        return _handled(self._pipeline, tuple(predictions), features, done)
+        handled = _handled(self._pipeline, tuple(predictions), features, done)
+        return replace(handled, unscored=found.unscored(len(models)), failed=found.failed)
 
     def delivered(self, error: Any, message: Message) -> None:
         """Take note of where a feature row stands; rows of an entity come in their order."""
@@ -320,18 +325,26 @@ class Folding:
             raise EventError("no-lines", f"{declared.name} has nothing but what is free or no item: nothing to learn")
         return Basket(entity=str(event.entity), at=micros_of(event.observed_at), lines=tuple(lines))
 
-    def _ranked(self, done: _Batch, scorer: Scores, now: datetime) -> list[tuple[int, RankedList | PredictionError]]:
-        """For each event that was folded in a moment, and a list as of it."""
+    def _ranked(self, done: _Batch, models: Sequence[Model[Scores]], now: datetime) -> tuple[list[int], Predicted]:
+        """For each event that was folded in a moment, and by each model a list as of it."""
         if not done.folded:
-            return []
+            return [], merged(())
         rows = [folded for _, _, folded in done.folded]
         columns, lists = history_lists([folded.row for folded in rows])
         found = self._opened().items(lists[HISTORY], now)
         moments = found.moments(np.array([folded.at for folded in rows], np.int64))
         keys = [event.entity for _, event, _ in done.folded]
         entities = placed(entities_of(self._pipeline, keys, moments, columns, lists), found.items)
-        outcomes = rank_each(entities, found.items, scorer, self._ranking)
-        return list(zip(moments.tolist(), outcomes, strict=True))
+        name = self._pipeline.output_names[0]
+        ranked, failed = by_each(models, lambda model: rank_each(entities, found.items, model.scorer, self._ranking))
+        made = [(model.id, at, _values(name, one)) for model, each in ranked for at, one in enumerate(each)]
+        return moments.tolist(), replace(merged(made), failed=failed)
+
+
+def _values(output: str, outcome: RankedList | PredictionError) -> Mapping[str, Value] | PredictionError:
+    if isinstance(outcome, PredictionError):
+        return outcome
+    return {output: outcome} if outcome.items else {}
 
 
 def _handled(

@@ -12,6 +12,9 @@ Which failures are whose:
 - An event that is older than its entity's online features is late: features as
   they were at the event are gone, and a prediction from those of its future
   would be a lie. It is no dead letter either: nothing is wrong with it.
+Where events are scored by two models, each fails for itself: what one cannot
+predict the other still does, and an event is a dead letter, or waited with, only
+if neither can.
 An event that is late or without features still gives a feature row: what was
 observed is true, and online store and history shall know it.
 """
@@ -37,6 +40,7 @@ from features.online import NEWEST_AT
 from features.online_reading import HAS_EXPIRED as HAS_EXPIRED
 from streaming.duplicates import Duplicates
 from streaming.events import Event, Observed, parse
+from streaming.models import Model, Predicted, by_each, merged
 from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
 
 FEATURES_MISSING = "features-missing"
@@ -109,6 +113,8 @@ class Handled:
         reasons: how many of its dead letters have which reason.
         duplicates: how many of its events its entities' histories held already.
         unmatched: how many returns were of what a history does not have, beside lines that counted.
+        unscored: how many predictions one model did not make of an event that another one predicted.
+        failed: of each model that could not be used for the batch, why, by its id.
     """
 
     predictions: tuple[Produced, ...]
@@ -118,6 +124,8 @@ class Handled:
     reasons: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     unmatched: int = 0
+    unscored: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> tuple[Produced, ...]:
@@ -149,15 +157,13 @@ class Scoring:
     """What events are scored with.
 
     Args:
-        model: id of the model's version.
-        scorer: the loaded model.
+        models: one, or two; the first one's lack of features is what is told of an event that none can score.
         observation_row: makes the observation view's columns of an event.
         given_up: called with the entities that lack features, and which; raises `FeatureError` if they may come,
             and says otherwise for each entity what is the matter with its views, as far as that is known.
     """
 
-    model: str
-    scorer: Scores
+    models: Sequence[Model[Scores]]
     observation_row: ObservationRow
     given_up: Callable[[Mapping[EntityKey, Sequence[str]]], Mapping[EntityKey, Sequence[str]]] = lambda lacking: {}
 
@@ -172,25 +178,25 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         now: aware time, written as `computed_at`.
 
     Raises:
-        FeatureError: a column that the model needs is missing from `online` altogether, or `given_up` says so.
+        FeatureError: a column that every model needs is missing from `online` altogether, or `given_up` says so.
     """
     refused = list(batch.refused)
     if online is None or not batch.events:
         letters, reasons = dead_letters_of(pipeline, refused)
         return Handled(predictions=(), features=(), dead_letters=letters, reasons=reasons)
     late = _late(batch, online, pipeline)
-    complete, lacking = _split(batch, _as_of_events(batch, online, pipeline, scoring), scoring.scorer.inputs, late)
-    why = scoring.given_up({batch.events[index][1].entity: names for index, names in lacking.items()})
-    for index, names in lacking.items():
+    found = _outcomes(batch, online, pipeline, scoring, late)
+    why = scoring.given_up({batch.events[index][1].entity: names for index, names in found.lacking.items()})
+    for index, names in found.lacking.items():
         record, event = batch.events[index]
         refused.append((record, _no_features(pipeline, event.entity, names, why.get(event.entity, ()))))
-    predictions = []
-    for index, outcome in _predict(complete, scoring.scorer, pipeline):
-        origin, event = batch.events[index]
-        if isinstance(outcome, PredictionError):
-            refused.append((origin, EventError(PREDICTION_INVALID, str(outcome))))
-        else:
-            predictions.append(prediction_record(pipeline, origin, event, outcome, scoring.model, now))
+    refused += [(batch.events[at][0], EventError(PREDICTION_INVALID, str(e))) for at, e in found.errors.items()]
+    predictions = [
+        prediction_record(pipeline, *batch.events[index], values, model, now)
+        for index in sorted(found.values)
+        for model in scoring.models
+        if (values := found.values[index].get(model.id))
+    ]
     given_up = {id(origin) for origin, _ in refused}
     for origin, event in batch.events:
         if id(origin) in given_up:
@@ -202,7 +208,24 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         dead_letters=letters,
         late=len(late),
         reasons=reasons,
+        unscored=found.unscored(len(scoring.models)),
+        failed=found.failed,
     )
+
+
+def _outcomes(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring, late: set[int]) -> Predicted:
+    """Score the events that are in time by each model."""
+
+    def by(model: Model[Scores]) -> tuple[dict[int, list[str]], list[tuple[int, dict[str, float] | PredictionError]]]:
+        table = _as_of_events(batch, online, pipeline, scoring, model.scorer.inputs)
+        complete, lacking = _split(batch, table, model.scorer.inputs, late)
+        return lacking, _predict(complete, model.scorer, pipeline)
+
+    done, failed = by_each(scoring.models, by)
+    lacks = [lacking for _, (lacking, _) in done]
+    found = merged([(model.id, at, outcome) for model, (_, outcomes) in done for at, outcome in outcomes])
+    lacking = {at: names for at, names in lacks[0].items() if all(at in each for each in lacks)}
+    return replace(found, lacking=lacking, failed=failed)
 
 
 def _no_features(pipeline: Pipeline, entity: EntityKey, names: Sequence[str], views: Sequence[str]) -> EventError:
@@ -247,7 +270,9 @@ def _late(batch: Sorted, online: pa.Table, pipeline: Pipeline) -> set[int]:
     }
 
 
-def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring) -> pa.Table:
+def _as_of_events(
+    batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring, inputs: Collection[str]
+) -> pa.Table:
     """One row of features per event: the entity's online features, its observation view replaced by the event's own.
 
     History and neighbours are brought forward from the hour they were materialized for to the event's moment.
@@ -258,7 +283,7 @@ def _as_of_events(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: 
         scoring.observation_row(pipeline, event.entity, event.observed_at, event.value) for _, event in batch.events
     ]
     for name in rows[0] if rows else ():
-        if name in scoring.scorer.inputs:
+        if name in inputs:
             column = pa.array([float(row[name]) for row in rows], type=pa.float32())
             at = table.schema.get_field_index(name)
             table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from almanac import logs, metrics
 from almanac.errors import AlmanacError, Unavailable, UsageError
@@ -23,6 +24,9 @@ from almanac.settings import Settings, settings
 from almanac.steady import SystemClock
 from streaming.pause import Pause
 from streaming.report import Report
+
+if TYPE_CHECKING:
+    from streaming.answering import Answering
 
 STOP_SECONDS_MAX = 25.0
 WATCH_SECONDS = 0.5
@@ -84,12 +88,14 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew, cloc
     from streaming.sink import Features, Hold, Overlays, Sink, Target
     from streaming.worker import Surroundings, Worker
 
+    answering = follow(pipeline, found, crew)
     steady = clock or SystemClock()  # a step of the wall clock must not make events of now look like the future's
     around = Surroundings(
         online=partial(OnlineFeatures, dated=True),
         observation_row=observation_row,
         histories=OnlineHistories if pipeline.lines is not None else None,
         now=lambda: steady.now().now,
+        answering=answering,
     )
     worker = Worker(pipeline, found, around, instance)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
@@ -115,6 +121,21 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew, cloc
         lambda report: Archiving(pipeline, lambda: open_archive(pipeline, found), observation_row, report),
         HOLD,
     )
+
+
+def follow(pipeline: Pipeline, found: Settings, crew: Crew) -> Answering:
+    """Start to follow which generation of a pipeline answers, over connections of its own."""
+    from serving_cache.postgres import PostgresStore
+    from serving_cache.postgres_notices import Notices
+    from serving_cache.redis import RedisStore
+    from streaming.answering import Answering
+
+    url = found.need("postgres_url")
+    report = Report(f"{pipeline.name} pointer")
+    stores = (PostgresStore(url), RedisStore(found.need("redis_url")))
+    answering = Answering(pipeline.name, *stores, lambda: Notices(url), report)
+    crew.start(report.name, lambda: answering.run(crew.stop))
+    return answering
 
 
 def run(found: Settings, instance: str, crew: Crew) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ from almanac.pipeline import GridObservations, Pipeline
 from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord
 from streaming.events import Event, Observed, traceparent
+
+if TYPE_CHECKING:
+    from streaming.models import Model
 
 # Names of KIP-1034. A stack trace is not added: the reason and the message say what happened.
 HEADER_EXCEPTION = "__streams.errors.exception"
@@ -151,10 +154,13 @@ class DeadLetter:
 
 
 def prediction_record(
-    pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, Value], model: str, computed_at: datetime,
-    *, as_of: datetime | None = None,
+    pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, Value], model: Model[Any],
+    computed_at: datetime, *, as_of: datetime | None = None,
 ) -> Produced:  # fmt: skip
-    """The record for the predictions topic: key is the entity, as_of is the event's time unless given."""
+    """The record for the predictions topic: key is the entity, as_of is the event's time unless given.
+
+    Of an event that two models score there are two records; `answers` tells them apart.
+    """
     as_of = as_of or event.observed_at
     moments = {output.name: valid_at(output, as_of) for output in pipeline.outputs}
     body = {
@@ -163,7 +169,8 @@ def prediction_record(
         "as_of": format_time(as_of),
         "values": dict(values),
         "valid_at": {name: moment and format_time(moment) for name, moment in moments.items()},
-        "model": model,
+        "model": model.id,
+        "answers": model.answers,
         "generation": None,
         "source": origin.source,
         "computed_at": format_time(computed_at),

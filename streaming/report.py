@@ -32,6 +32,7 @@ class Report:
         self._labels = (pipeline, part) if pipeline else None
         self.counts: Counter[str] = Counter()
         self.state = STARTING
+        self.lack = ""
         self._summed: Counter[str] = Counter()
         self._summed_at: float | None = None
 
@@ -48,8 +49,12 @@ class Report:
     def why_not_ready(self) -> str | None:
         """Why the thread does not do its work now, in one line; None when it does."""
         if self.state not in (STARTING, PAUSED, STOPPED):
-            return None
+            return f"{self.name}: {self.lack}" if self.lack else None
         return f"{self.name}: {self.state}" + (f": {self.detail}" if self.detail else "")
+
+    def lacks(self, detail: str) -> None:
+        """Note what the thread cannot do though it runs; empty for nothing."""
+        self.lack = _line(detail)
 
     def warn(self, detail: str) -> None:
         """A line about something that does not change the state."""

@@ -46,7 +46,7 @@ from streaming.events import declared
 from streaming.folding import Folding, Histories
 from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
-from streaming.models import CurrentModel
+from streaming.models import Answering, CurrentModels
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, Produced
 from streaming.report import PAUSED, STOPPED, Report
@@ -83,12 +83,14 @@ class Surroundings:
         observation_row: the observation view's columns of an event.
         histories: the same, where events carry lines; it stands in for the two above.
         now: the clock.
+        answering: follows the generation that answers; without it events are scored by the alias's model alone.
     """
 
     online: Callable[[Pipeline, Settings], Online]
     observation_row: handle.ObservationRow
     histories: Callable[[Pipeline, Settings], Histories] | None = None
     now: Callable[[], datetime] = utc_now
+    answering: Answering | None = None
 
 
 class Worker:
@@ -107,8 +109,8 @@ class Worker:
         self.group = f"almanac-{pipeline.name}-stream"
         self.report = Report(f"{pipeline.name} worker", pipeline=pipeline.name, part="worker")
         self._lag = Lag(pipeline.name, self.group)
-        self._model = CurrentModel(pipeline, settings, self.report)
-        self._scored_with: str | None = None
+        self._models = CurrentModels(pipeline, settings, self.report, around.answering)
+        self._scored_with: set[str] = set()
         self._seen = Duplicates()
         self._lacks = Lacks()
         self._online: Online | None = None
@@ -142,7 +144,7 @@ class Worker:
                 self.report.say(PAUSED, str(error), level=logging.WARNING)
 
     def _warm_model(self) -> None:
-        self._model.get(time.monotonic())
+        self._models.warm(time.monotonic())
 
     def _warm_online(self) -> None:
         if self._folding is not None:
@@ -184,8 +186,8 @@ class Worker:
         records = self._consume(consumer)  # 1
         self._lag.note(consumer, time.monotonic())
         if not records:
-            with suppress(Unavailable):  # follow the alias, so that the next event need not wait for a model
-                self._model.get(time.monotonic())
+            with suppress(Unavailable):  # follow pointer and alias, so that the next event need not wait for a model
+                self._models.get(time.monotonic())
             return False
         with metrics.STREAM_BATCH_SECONDS.labels(self._pipeline.name).time():
             batch, written = self._handle(records, consumer, stop)  # 2, 3, 4
@@ -233,6 +235,8 @@ class Worker:
         metrics.STREAM_PREDICTIONS.labels(name).inc(len(written.predictions))
         metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates + written.duplicates)
         metrics.STREAM_LATE.labels(name).inc(written.late)
+        metrics.STREAM_UNSCORED.labels(name).inc(written.unscored)
+        self._models.failed(written.failed)
         for reason, count in written.reasons.items():
             metrics.STREAM_DEAD_LETTERS.labels(name, reason).inc(count)
 
@@ -261,20 +265,21 @@ class Worker:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _try(self, records: list[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
-        model, scorer = self._model.get(time.monotonic())
-        if model != self._scored_with:  # an event sent again is to be scored again by the new model
-            self._seen, self._scored_with = Duplicates(), model
+        models = self._models.get(time.monotonic())
+        used = {model.id for model in models}
+        if not used <= self._scored_with:  # an event sent again is to be scored again by the new model
+            self._seen = Duplicates()
+        self._scored_with = used
         now = self._around.now()
         with self._step("parse"):
             batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
         if self._folding is not None:
             with self._step("score"):
-                return batch, self._folding.handle(batch, model, scorer, now)  # 3, 4
+                return batch, self._folding.handle(batch, models, now)  # 3, 4
         with self._step("read_features"):
             online = self._read(batch.asked(now))  # 3
         scoring = handle.Scoring(
-            model=model,
-            scorer=scorer,
+            models=models,
             observation_row=self._around.observation_row,
             given_up=lambda lacking: self._give_up(lacking, batch.asked(now)[-1][0]),
         )

@@ -27,6 +27,7 @@ from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from streaming.events import Event
+from streaming.models import Model
 from streaming.publish import publish
 from streaming.records import Consumed, prediction_record, read_prediction
 from streaming.report import Report
@@ -142,9 +143,8 @@ def prediction(settings: Settings, name: str, cell: int, offset: int) -> Consume
     moment = datetime(2026, 3, 1, 12, 0, offset, tzinfo=UTC)
     origin = Consumed(topic="t", partition=0, offset=offset, key=None, value=None)
     values = dict.fromkeys(tiny_pipeline(name).output_names, 280.0 + offset)
-    written = prediction_record(
-        tiny_pipeline(name), origin, Event(entity=cell, observed_at=moment, value=280.0), values, "m-v1", moment
-    )
+    event_of = Event(entity=cell, observed_at=moment, value=280.0)
+    written = prediction_record(tiny_pipeline(name), origin, event_of, values, Model("m-v1", None), moment)
     return Consumed(topic=written.topic, partition=0, offset=offset, key=written.key, value=written.value)
 
 

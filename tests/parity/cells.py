@@ -25,6 +25,7 @@ from pipelines.weather import weather
 from serving_cache.lookup.predicting import Question, predict
 from streaming.duplicates import Duplicates
 from streaming.handle import Scoring, score, sort
+from streaming.models import Model
 from streaming.records import Consumed, read_prediction
 from tests.parity import trees
 
@@ -85,7 +86,7 @@ class Cells:
     def stream(self) -> Numbers:
         """Each as an event of its hour, with the features of that hour online."""
         found: Numbers = {}
-        scoring = Scoring(model="parity-v1", scorer=self.scorer, observation_row=observation_row)
+        scoring = Scoring(models=[Model("parity-v1", self.scorer)], observation_row=observation_row)
         for at in sorted({at for _, at in self.chosen}):
             places = [place for place, (_, moment) in enumerate(self.chosen) if moment == at]
             table = self.table.take(pa.array(places))

@@ -35,6 +35,7 @@ from serving_cache.lookup.predicting import Question
 from streaming.duplicates import Duplicates
 from streaming.folding import Folding
 from streaming.handle import sort
+from streaming.models import Model
 from streaming.records import Consumed, read_prediction
 from tests.baskets import basket_pipeline, purchase
 from tests.parity import trees
@@ -150,7 +151,7 @@ class World:
                 sent = purchase(basket.entity, basket.lines, at_micros(basket.at))
                 records.append(Consumed(topic="t", partition=0, offset=offset, key=sent.key, value=sent.value))
                 offset += 1
-            done = folding.handle(sort(records, PIPELINE, Duplicates(), NOW), "parity-v1", self.scorer, NOW)
+            done = folding.handle(sort(records, PIPELINE, Duplicates(), NOW), [Model("parity-v1", self.scorer)], NOW)
             assert done.dead_letters == ()
             for record in done.features:
                 folding.delivered(None, _Delivered(record.key))

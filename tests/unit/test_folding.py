@@ -26,6 +26,7 @@ from serving_cache.records import OverlayRecord
 from streaming.duplicates import Duplicates
 from streaming.folding import HISTORY_BYTES_MAX, Folding
 from streaming.handle import Handled, sort
+from streaming.models import Model
 from streaming.records import HEADER_MESSAGE, HEADER_ORIGIN, Consumed, FeatureRow, read_feature_row, read_prediction
 from streaming.redrive import Choice
 from tests.baskets import RANGE, HistoriesInMemory, Sums, basket_pipeline, purchase
@@ -78,6 +79,7 @@ class Worker:
     def __init__(self) -> None:
         self.store, self.sink = HistoriesInMemory(), SinkInMemory()
         self.scorer: Scores = Sums()
+        self.models: list[Model[Scores]] = []
         self.folding = Folding(PIPELINE, SETTINGS, lambda pipeline, settings: self.store, self.sink)
         self.topic: list[FeatureRow] = []
         self.offset = 0
@@ -94,7 +96,7 @@ class Worker:
             records.append(Consumed(**place, key=sent.key, value=sent.value, headers=headers))
             self.offset += 1
         batch = sort(records, PIPELINE, Duplicates(), NOW)
-        done = self.folding.handle(batch, "baskets-v1", self.scorer, NOW)
+        done = self.folding.handle(batch, self.models or [Model("baskets-v1", self.scorer)], NOW)
         if commit:
             for record in done.features:
                 stored = Consumed(topic="f", partition=0, offset=len(self.topic), key=record.key, value=record.value)

@@ -23,6 +23,7 @@ from streaming.dead_letters import Listed
 from streaming.duplicates import Duplicates
 from streaming.events import Event
 from streaming.handle import Scoring, Sorted, nothing_known, score, sort
+from streaming.models import Model
 from streaming.publish import Outgoing
 from streaming.records import Consumed, DeadLetter, Produced, read_dead_letter, read_feature_row, read_prediction
 from streaming.redrive import Choice, choose, outgoing
@@ -59,7 +60,7 @@ def observation_row(pipeline: Pipeline, entity: int, observed_at: datetime, valu
     return {"cell_id": entity, "event_timestamp": observed_at, "t2m": value, "minute": float(observed_at.minute)}
 
 
-SCORING = Scoring(model="tiny-v1", scorer=SumOfInputs(), observation_row=observation_row)
+SCORING = Scoring(models=[Model("tiny-v1", SumOfInputs())], observation_row=observation_row)
 
 
 def record(
@@ -111,6 +112,7 @@ def test_a_prediction_says_where_it_comes_from() -> None:
         "values": {"t2m_1h": 290.0, "t2m_6h": 10.0, "risk": 0.0},
         "valid_at": {"t2m_1h": "2026-11-21T14:10:00Z", "t2m_6h": "2026-11-21T19:10:00Z", "risk": None},
         "model": "tiny-v1",
+        "answers": True,
         "generation": None,
         "source": {"topic": "tiny.observations", "partition": 0, "offset": 7},
         "computed_at": "2026-11-21T13:30:00Z",
