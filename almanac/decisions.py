@@ -19,6 +19,8 @@ STAGED_AT_WORK = timedelta(hours=6)
 """One that something happened to since may be at work."""
 STAGED_WAITING_MAX = 2
 """So many, the newest, wait longer than that for somebody to go on with them: each may have all of its rows."""
+OVERLAYS_UNWRITTEN_MAX = timedelta(days=1)
+"""A model that wrote no overlay for longer is not the alias's, unless no event came: then there is nothing to miss."""
 
 
 class Overlay(Protocol):
@@ -181,6 +183,18 @@ def forgettable(rejected: Iterable[int], *, newest: int | None, kept: int) -> li
     """
     others = sorted(number for number in rejected if number != newest)
     return others[: max(0, len(others) - kept)]
+
+
+def unneeded_models(written: Mapping[str, datetime], needed: Collection[str], now: datetime) -> list[str]:
+    """Models whose overlays no reader comes to any more.
+
+    Args:
+        written: models that have overlays, each with the moment at which the last of them was stored.
+        needed: models of the generations that answer, may be gone back to, or are being made.
+    """
+    return sorted(
+        model for model, last in written.items() if model not in needed and now - last > OVERLAYS_UNWRITTEN_MAX
+    )
 
 
 def droppable(

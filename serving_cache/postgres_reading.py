@@ -54,7 +54,8 @@ WHERE (excluded.as_of, excluded.topic, excluded.kafka_partition, excluded.kafka_
 
 _OVERLAYS = (
     "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
-    "WHERE pipeline = %s AND model = %s AND as_of >= %s AND written_at >= %s AND entity > %s ORDER BY entity LIMIT %s"
+    "WHERE pipeline = %s AND (%s::text IS NULL OR model = %s) AND as_of >= %s AND written_at >= %s "
+    "AND (entity, model) > (%s, %s) ORDER BY entity, model LIMIT %s"
 )
 
 
@@ -150,20 +151,22 @@ class Reading(StoreBase):
         return need_utc(self._client.query("SELECT clock_timestamp()")[0][0])
 
     def overlay_pages(
-        self, pipeline: str, model: str, since: datetime, written_since: datetime | None = None
+        self, pipeline: str, model: str | None, since: datetime, written_since: datetime | None = None
     ) -> Iterator[list[OverlayRecord]]:
         """As `overlays`, by pages of `OVERLAYS_PER_STATEMENT`.
 
         Args:
+            model: whose; None for every model's.
             written_since: leave out what was stored before this moment of the server's clock; None for nothing.
         """
-        after = ""
+        after = ("", "")
         stored_from = written_since or EPOCH
         while True:
-            rows = self._client.query(_OVERLAYS, (pipeline, model, since, stored_from, after, OVERLAYS_PER_STATEMENT))
+            found = (pipeline, model, model, since, stored_from, *after, OVERLAYS_PER_STATEMENT)
+            rows = self._client.query(_OVERLAYS, found)
             if not rows:
                 return
-            after = rows[-1][0]
+            after = (rows[-1][0], rows[-1][1])
             yield [_overlay_record(row) for row in rows]
             if len(rows) < OVERLAYS_PER_STATEMENT:
                 return

@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 import psycopg
 from psycopg import sql
 
-from almanac.decisions import Kept, abandoned, droppable, forgettable, to_drop
+from almanac.decisions import Kept, abandoned, droppable, forgettable, to_drop, unneeded_models
 from almanac.decisions import Retention as Keeping
 from almanac.errors import AlmanacError, Unavailable
 from almanac.failpoints import passing
+from almanac.generation_states import TURNABLE, State
 from almanac.pipeline import Pipeline
 from serving_cache.layout import child_name, table_name
 from serving_cache.postgres_client import Connection
@@ -29,13 +30,17 @@ DETACH_TIMEOUT_SECONDS = 10
 DROPS_PER_RUN_MAX = 50
 OVERLAYS_PER_RUN_MAX = 20_000
 OVERLAY_MARGIN = timedelta(days=1)
+MAY_ANSWER = TURNABLE | {State.CURRENT, State.STAGED}
+"""States of generations that readers are answered by, or may come to be."""
 
 
 class Retention(StoreBase):
     """The part of `PostgresStore` that lets go."""
 
     def retire(self, pipeline: Pipeline, *, now: datetime) -> list[int]:
-        """Drop generations beyond `generations_kept`, their unreferenced rows, and expired overlays.
+        """Drop generations beyond `generations_kept`, their unreferenced rows, and overlays that nobody needs.
+
+        These are the expired ones, and those by models that no generation which may answer is by.
 
         Rows that a kept generation carries forward stay. A table that a reader
         is using is left for the next time, and so are all while somebody else drops some.
@@ -52,12 +57,26 @@ class Retention(StoreBase):
             forget_digests(connection, pipeline.name, tables)
         passing("clean-up.manifests-dropped")
         self._drop_tables(pipeline.name, tables[:DROPS_PER_RUN_MAX])
+        self._drop_overlays(pipeline, now)
+        return dropped
+
+    def _drop_overlays(self, pipeline: Pipeline, now: datetime) -> None:
+        """Drop expired overlays and those of unneeded models, so many at a time."""
+        written = self._client.query(
+            "SELECT model, max(written_at) FROM overlay WHERE pipeline = %s GROUP BY model", (pipeline.name,)
+        )
+        needed = self._client.query(
+            "SELECT DISTINCT model FROM generations WHERE pipeline = %s AND dropped_at IS NULL AND state = ANY(%s)",
+            (pipeline.name, sorted(MAY_ANSWER)),
+        )
+        unneeded = unneeded_models(dict(written), {row[0] for row in needed}, now)
         self._client.query(
             "DELETE FROM overlay WHERE ctid = ANY(ARRAY(SELECT ctid FROM overlay "
-            "WHERE pipeline = %s AND as_of < %s LIMIT %s))",
-            (pipeline.name, now - pipeline.freshness.usable_for - OVERLAY_MARGIN, OVERLAYS_PER_RUN_MAX),
-        )
-        return dropped
+            "WHERE pipeline = %s AND (as_of < %s OR model = ANY(%s)) LIMIT %s))",
+            (
+                pipeline.name, now - pipeline.freshness.usable_for - OVERLAY_MARGIN, unneeded, OVERLAYS_PER_RUN_MAX,
+            ),
+        )  # fmt: skip
 
     def _drop_tables(self, pipeline: str, generations: Sequence[int]) -> None:
         """Drop what can be dropped; the rest stays for the next time, for a publish must not fail of this."""

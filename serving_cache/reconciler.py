@@ -135,7 +135,7 @@ class Reconciler:
             started = self._postgres.now()  # what it is compared with below is the server's, too
             moved = sync_redis(watch.pipeline, self._postgres, self._cache, overlays=marker is None)
             since = None if unproven or watch.overlays_since is None else watch.overlays_since - OVERLAY_MARGIN
-            sync_overlays(watch.pipeline, wanted, (self._postgres, self._cache), since)
+            sync_overlays(watch.pipeline, (self._postgres, self._cache), since)
             watch.proven_at, watch.overlays_since = steady, started
         elif found is None or found.epoch < wanted.epoch or of_lost_commits(found, wanted):
             moved = sync_redis(watch.pipeline, self._postgres, self._cache)

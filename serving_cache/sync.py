@@ -94,22 +94,19 @@ def _written(pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cach
     return written
 
 
-def sync_overlays(
-    pipeline: Pipeline, pointer: Pointer, stores: tuple[PostgresStore, RedisStore], written_since: datetime | None
-) -> int:
-    """Bring usable overlays of the models that readers may be answered by; returns how many Redis lacked.
+def sync_overlays(pipeline: Pipeline, stores: tuple[PostgresStore, RedisStore], written_since: datetime | None) -> int:
+    """Bring usable overlays, of every model: a generation by one that answers nothing yet is to find its own.
 
     Args:
         written_since: leave out what Postgres stored before; None for all.
+
+    Returns:
+        How many Redis lacked.
     """
     postgres, cache = stores
     usable_since = utc_now() - pipeline.freshness.usable_for
-    models = {record.model for record in (pointer.generation, pointer.previous) if record is not None}
-    changed = 0
-    for model in sorted(models):
-        for page in postgres.overlay_pages(pipeline.name, model, usable_since, written_since):
-            changed += cache.put_overlays(pipeline.name, page)
-    return changed
+    pages = postgres.overlay_pages(pipeline.name, None, usable_since, written_since)
+    return sum(cache.put_overlays(pipeline.name, page) for page in pages)
 
 
 def _follow(
@@ -133,7 +130,7 @@ def _follow(
             unproved = refilled or (record is pointer.generation and epoch < pointer.epoch)
             held |= bring_generation(pipeline, record.generation, postgres, cache, prove=unproved)
     if overlays or refilled:
-        sync_overlays(pipeline, pointer, (postgres, cache), None)
+        sync_overlays(pipeline, (postgres, cache), None)
     moved = cache.move_pointer(pointer, marker)
     passing("sync.pointer-moved")
     # Now that no older follower can let them go (`let_go` looks at the epoch), hold what this pointer names.

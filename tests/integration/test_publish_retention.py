@@ -174,6 +174,22 @@ def test_expired_overlays_go(store: PostgresStore, postgres_url: str) -> None:
     assert [o.entity for o in store.overlays(pipeline.name, "weather-v1", NOON - timedelta(days=9))] == ["1"]
 
 
+def test_overlays_of_models_that_nobody_comes_back_to_go(store: PostgresStore, postgres_url: str) -> None:
+    pipeline = migrated(postgres_url, grid_pipeline())
+    published_generation(store, pipeline, 1.0)  # by weather-v1
+    now = utc_now()
+    models = ("weather-v1", "weather-v2", "weather-v3")
+    store.put_overlays(pipeline.name, [overlay_of("1", now, 1, model=model) for model in models])
+    with psycopg.connect(postgres_url, autocommit=True) as people:
+        people.execute(
+            "UPDATE overlay SET written_at = %s WHERE pipeline = %s AND model <> 'weather-v3'",
+            (now - timedelta(days=2), pipeline.name),
+        )
+    store.retire(pipeline, now=now)
+    left = [model for model in models if store.overlays(pipeline.name, model, NOON)]
+    assert left == ["weather-v1", "weather-v3"]  # a generation is by the first, the alias's model writes still
+
+
 def test_migrations_at_once_leave_one_schema(postgres_url: str, people: psycopg.Connection) -> None:
     pipelines = [grid_pipeline(), bucket_pipeline()]
     with ThreadPoolExecutor(3) as pool:

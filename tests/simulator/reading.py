@@ -85,13 +85,15 @@ class Reading:
         return [record for page in self.overlay_pages(pipeline, model, since) for record in page]
 
     def overlay_pages(
-        self, pipeline: str, model: str, since: datetime, written_since: datetime | None = None
+        self, pipeline: str, model: str | None, since: datetime, written_since: datetime | None = None
     ) -> Iterator[list[OverlayRecord]]:
         def act() -> list[OverlayRecord]:
             return [
                 record
                 for (_, made_by), (record, written_at) in sorted(self.overlay.items())
-                if made_by == model and record.as_of >= since and (written_since is None or written_at >= written_since)
+                if model in (None, made_by)
+                and record.as_of >= since
+                and (written_since is None or written_at >= written_since)
             ]
 
         found = self._transaction("overlays", act)
