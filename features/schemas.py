@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from almanac.errors import FeatureError
@@ -21,7 +22,7 @@ class Needed:
         whole_keys: whether keys are whole numbers; otherwise strings.
         moments: columns of the event time and, if there is one, the writing time.
         numbers: columns of features that are numbers.
-        others: columns of features that are something else.
+        others: columns of features that are something else, each with Feast's value type of it.
     """
 
     view: str
@@ -29,7 +30,7 @@ class Needed:
     whole_keys: bool
     moments: tuple[str, ...]
     numbers: tuple[str, ...]
-    others: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_schema(file: str, needed: Needed) -> None:
@@ -61,6 +62,27 @@ def check_schema(file: str, needed: Needed) -> None:
             raise FeatureError(
                 f"{file}: column {name} is {kind}, view {needed.view} needs a number: write float, int or bool"
             )
+    for name, value_type in needed.others.items():
+        _check_other(file, name, needed.view, schema.field(name).type, value_type)
+
+
+def _check_other(file: str, name: str, view: str, kind: pa.DataType, value_type: str) -> None:
+    """Refuse a column of which no value can be of the declared type."""
+    import pyarrow as pa
+
+    from features.declared_types import Misfit, declared, declared_type
+
+    if declared_type(value_type) is None:
+        raise FeatureError(
+            f"{file}: view {view} declares {name} as {value_type}, which only Feast itself can make of a file: "
+            "materialize the view with `feast materialize`, or leave the feature out"
+        )
+    try:
+        declared(pa.array([], kind), value_type)
+    except Misfit as misfit:
+        raise FeatureError(
+            f"{file}: column {name} is {misfit.found}, view {view} declares {value_type}: {misfit.remedy}"
+        ) from None
 
 
 def _check_key(file: str, needed: Needed, kind: pa.DataType) -> None:

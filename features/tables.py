@@ -8,9 +8,9 @@ know (`entities`). Asked of the files directly, with DuckDB, column by column.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ class Table:
         key, moment, created: columns of the entity, the event time and, if there is one, the writing time.
         features: the view's columns; lists: those of them that are lists.
         ttl: for how long a row may be used; None for ever.
+        kinds: Feast's value type of each feature.
     """
 
     view: str
@@ -59,6 +60,7 @@ class Table:
     features: tuple[str, ...]
     ttl: timedelta | None
     lists: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def numbers(self) -> Table:
@@ -233,6 +235,7 @@ def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> 
         features=features,
         ttl=view.ttl or None,
         lists=tuple(name for name, kind in kinds.items() if kind in LISTS),
+        kinds=kinds,
     )
 
 
@@ -264,7 +267,7 @@ def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
             whole_keys=pipeline.partitions.key_type is int,
             moments=(table.moment, *([table.created] if table.created else [])),
             numbers=table.numbers.features,
-            others=table.lists,
+            others={name: table.kinds[name] for name in table.lists},
         )
         for file in table.files:
             check_schema(file, needed)

@@ -26,7 +26,7 @@ import numpy as np
 from almanac.errors import FeatureError
 from features.asof.chunks import BATCH_ROWS_MAX, Chunks, Span, Window, opened, schema_of
 from features.asof.footers import paths_of
-from features.asof.gather import gathered
+from features.asof.gather import Asked, gathered
 from features.asof.index import index_of
 from features.asof.keys import NONE, Ints, Keys, as_type, common_type
 from features.asof.newest import latest_rows
@@ -256,14 +256,15 @@ class _Search:
         import pyarrow.compute as pc
 
         rows = self.seats.rows_of(settled, self._earliest(self._view))
-        table = gathered(chunks, spans, tuple(self._view.features), rows)
+        wanted = list(dict.fromkeys(Asked.of(view, name) for view in views for name in view.features))
+        table = gathered(self._view.name, chunks, spans, wanted, rows)
         found: dict[str, pa.ChunkedArray] = {}
         for view in views:
             known = self.seats.rows_of(settled, self._earliest(view)) != NONE
             alike = span_of(view.ttl, self._unit) == span_of(self._view.ttl, self._unit)
             hidden = None if alike else pa.array(known)
             for theirs, ours in view.features.items():
-                column = table[theirs]
+                column = table.column(wanted.index(Asked.of(view, theirs)))
                 found[ours] = column if hidden is None else pc.if_else(hidden, column, pa.scalar(None, column.type))
         return found
 

@@ -8,7 +8,7 @@ to a limit, and put into a temporary Parquet file beyond it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,8 +61,15 @@ class Chunks(Protocol):
     def spans(self, window: Window) -> list[Span]:
         """The runs of rows that can matter, in order."""
 
-    def read(self, span: Span, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """All rows of a run in order, at most `BATCH_ROWS_MAX` at a time."""
+    def read(self, span: Span, columns: Sequence[str], as_they_are: Collection[str] = ()) -> Iterator[pa.Table]:
+        """All rows of a run in order, at most `BATCH_ROWS_MAX` at a time.
+
+        Args:
+            as_they_are: those columns whose type is the file's own, not the first file's.
+        """
+
+    def place(self, span: Span, row: int | None) -> str:
+        """Where a row lies, for a message: the file, and the row's number in it from 1; None: the file alone."""
 
 
 def schema_of(view: View) -> pa.Schema:
@@ -124,10 +131,10 @@ def spooled(view: View, source: Rows, window: Window, folder: Path) -> Chunks:
             writer.write_table(pa.Table.from_batches(batches, schema), row_group_size=GROUP_ROWS)
             batches, held = [], 0
     if writer is None:
-        return TableChunks(pa.Table.from_batches(batches, schema))
+        return TableChunks(pa.Table.from_batches(batches, schema), f"the source of view {view.name}")
     writer.write_table(pa.Table.from_batches(batches, schema), row_group_size=GROUP_ROWS)
     writer.close()
-    return ParquetChunks(Files(paths=(str(path),)), view)
+    return ParquetChunks(Files(paths=(str(path),)), view, f"the source of view {view.name}")
 
 
 def checked(schema: pa.Schema, view: View, where: str) -> None:
@@ -145,8 +152,8 @@ def checked(schema: pa.Schema, view: View, where: str) -> None:
 class TableChunks:
     """A table in memory."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
+    def __init__(self, table: pa.Table, name: str) -> None:
+        self._table, self._name = table, name
         self.schema = table.schema
         self.total = len(table)
         self.identity: tuple[object, ...] | None = None
@@ -155,18 +162,27 @@ class TableChunks:
         """The whole table."""
         return [Span(first=0, rows=len(self._table), file=0, groups=())] if len(self._table) else []
 
-    def read(self, span: Span, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def read(self, span: Span, columns: Sequence[str], as_they_are: Collection[str] = ()) -> Iterator[pa.Table]:
         """Slices of it."""
         table = self._table.select(list(columns))
         for first in range(0, len(table), BATCH_ROWS_MAX):
             yield table.slice(first, BATCH_ROWS_MAX)
 
+    def place(self, span: Span, row: int | None) -> str:
+        """The source's name, and which of the rows that it gave."""
+        return self._name if row is None else f"{self._name}, row {row + 1:,} of those that it gave"
+
 
 class ParquetChunks:
     """Parquet files; columns are found by name, and cast to the first file's type where a file has another."""
 
-    def __init__(self, files: Files, view: View) -> None:
-        self._view, self._filesystem = view, files.filesystem
+    def __init__(self, files: Files, view: View, name: str | None = None) -> None:
+        """Look at the files.
+
+        Args:
+            name: for messages, of what the one file was made of.
+        """
+        self._view, self._filesystem, self._name = view, files.filesystem, name
         paths = paths_of(files, f"view {view.name}")
         self._footers = [footer_of(path, files.filesystem, view.name) for path in paths]
         self.schema = taken(self._footers[0].schema)
@@ -190,7 +206,14 @@ class ParquetChunks:
             first += footer.total
         return found
 
-    def read(self, span: Span, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def place(self, span: Span, row: int | None) -> str:
+        """The file, and which of its rows."""
+        name = self._name or self._footers[span.file].path
+        if row is None:
+            return name
+        return f"{name}, row {row - sum(footer.total for footer in self._footers[: span.file]) + 1:,}"
+
+    def read(self, span: Span, columns: Sequence[str], as_they_are: Collection[str] = ()) -> Iterator[pa.Table]:
         """The runs' columns, decoded.
 
         Raises:
@@ -199,7 +222,8 @@ class ParquetChunks:
         import pyarrow as pa
 
         footer = self._footers[span.file]
-        wanted = pa.schema([self.schema.field(name) for name in columns])
+        fields = [(footer.schema if name in as_they_are else self.schema).field(name) for name in columns]
+        wanted = taken(pa.schema(fields))
         try:
             for table in _decoded(footer, self._filesystem, span, list(columns)):
                 if footer.changed:  # rows are known by number: those of another file have others

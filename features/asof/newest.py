@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from almanac.errors import FeatureError
 from features.asof.chunks import Chunks, Span, Window, opened, schema_of
-from features.asof.gather import rows_of
+from features.asof.gather import Asked, rows_of
 from features.asof.keys import Ints
 from features.asof.search import best_of
 from features.asof.times import LEAST, Times, of_moment, unit_of
@@ -50,6 +50,8 @@ def latest_rows(
 
 def _part(view: View, chunks: Chunks, window: Window, parts: int, part: int) -> Iterator[pa.RecordBatch]:
     """The rows of the keys whose hash leaves `part` when divided by `parts`; in smaller parts if they are too many."""
+    import pyarrow as pa
+
     spans = chunks.spans(window)
     try:
         rows = _newest(view, chunks, spans, window, (parts, part))
@@ -61,8 +63,9 @@ def _part(view: View, chunks: Chunks, window: Window, parts: int, part: int) -> 
         return
     names = {**view.keys, view.timestamp: view.timestamp, **({view.created: view.created} if view.created else {})}
     names |= view.features
-    for table in rows_of(chunks, spans, list(names), rows):
-        yield from table.rename_columns(list(names.values())).combine_chunks().to_batches(OUT_ROWS_MAX)
+    asked = [Asked.of(view, name) for name in names]
+    for columns in rows_of(view.name, chunks, spans, asked, rows):
+        yield from pa.table(columns, names=list(names.values())).combine_chunks().to_batches(OUT_ROWS_MAX)
 
 
 def _newest(view: View, chunks: Chunks, spans: Sequence[Span], window: Window, part: tuple[int, int]) -> Ints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,8 @@ class View:
         created: the source's column that decides between rows of one key and event time; none (or null) loses.
             Of rows that are alike in this too, the one that comes last in its source counts.
         ttl: a row older than this at the moment is not known any more; None or zero: rows are known for ever.
+        kinds: column of the source -> value type, by Feast's name, that its values are given as (`declared_types`);
+            columns without one are given as the first file has them.
     """
 
     name: str
@@ -75,6 +77,7 @@ class View:
     features: Mapping[str, str]
     created: str | None = None
     ttl: timedelta | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def times(self) -> tuple[str, ...]:

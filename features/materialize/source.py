@@ -103,6 +103,7 @@ class Source:
             created=self.created,
             features={feature.column: feature.name for feature in self.features},
             ttl=self.ttl,
+            kinds={feature.column: feature.type for feature in self.features},
         )
 
 
@@ -169,7 +170,7 @@ def check_files(source: Source, files: Sequence[str]) -> None:
         whole_keys=source.key_type != "STRING",
         moments=(source.moment, *([source.created] if source.created else [])),
         numbers=tuple(feature.column for feature in source.features if feature.type in NUMBERS),
-        others=tuple(feature.column for feature in source.features if feature.type not in NUMBERS),
+        others={feature.column: feature.type for feature in source.features if feature.type not in NUMBERS},
     )
     for file in files:
         check_schema(file, needed)

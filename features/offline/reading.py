@@ -83,7 +83,8 @@ def as_numbers(table: pa.Table, but: Collection[str]) -> pa.Table:
 
     for place, field in enumerate(table.schema):
         if field.name not in but and (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
-            cast = table.column(place).cast(pa.float32(), safe=False)
+            # Through doubles, as online: of a large whole number the nearest float is another one without them.
+            cast = table.column(place).cast(pa.float64(), safe=False).cast(pa.float32(), safe=False)
             table = table.set_column(place, field.name, cast)
     return table
 

@@ -127,6 +127,7 @@ def _view(
     names = dict.fromkeys(ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == prefix)
     base = view.projection.name_alias or view.name
     created = view.batch_source.created_timestamp_column
+    types = {field.name: field.dtype.to_value_type().name for field in view.features}
     return View(
         name=prefix,
         source=source.rows,
@@ -135,6 +136,7 @@ def _view(
         created=source.column(created) if created else None,
         features={source.column(name): f"{base}__{name}" if full_names else name for name in names},
         ttl=view.ttl or None,
+        kinds={source.column(name): types[name] for name in names if name in types},
     )
 
 

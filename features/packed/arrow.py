@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from almanac.errors import FeatureError
+from features import declared_types
+from features.declared_types import Misfit, declared, declared_type
 from features.packed.codec import (
     LISTS,
     NUMBERS,
@@ -28,15 +30,7 @@ from features.packed.codec import (
 )
 from features.packed.lists import TEXT_LIST, entry_head, list_head
 
-NUMBER_TYPES = {
-    "FLOAT": pa.float32(),
-    "DOUBLE": pa.float64(),
-    "INT64": pa.int64(),
-    "UNIX_TIMESTAMP": pa.timestamp("s", tz="UTC"),
-    "INT32": pa.int32(),
-    "BOOL": pa.bool_(),
-}
-_ROUNDED = frozenset({"FLOAT", "DOUBLE", "UNIX_TIMESTAMP"})  # the nearest that there is, as Feast does it
+NUMBER_TYPES = declared_types.NUMBER_TYPES | {"UNIX_TIMESTAMP": pa.timestamp("s", tz="UTC")}
 
 
 def arrow_type(kind: str) -> pa.DataType:
@@ -138,32 +132,32 @@ def _cast(layout: Layout, column: Column, table: pa.Table) -> pa.Array:
             f"rows of view {layout.view} lack its feature {column.name}: add the column, or apply the view"
         )
     given = table.column(column.name).combine_chunks()
-    if column.type == TEXT_LIST and pa.types.is_list(given.type):
-        return _text_lists(layout, column, given)
     wanted = arrow_type(column.type)
+    if pa.types.is_binary(given.type) and declared_type(column.type) != pa.binary() and wanted == pa.binary():
+        return given  # Feast's Value, serialized
     try:
-        if pa.types.is_null(given.type):
-            return pa.nulls(len(given), wanted)
-        if pa.types.is_timestamp(wanted) and pa.types.is_integer(given.type):
-            given = given.cast(pa.int64())
-        return given if given.type == wanted else given.cast(wanted, safe=column.type not in _ROUNDED)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        why = " ".join(str(error).split())[:120]
+        if declared_type(column.type) is None and not pa.types.is_null(given.type):
+            raise Misfit(str(given.type), "write it through Feast, which makes its own values of it")
+        fitting = pa.nulls(len(given), wanted) if pa.types.is_null(given.type) else declared(given, column.type)
+    except Misfit as misfit:
+        where = "" if misfit.row is None else f" in row {misfit.row + 1:,}"
         raise FeatureError(
-            f"feature {column.name} of view {layout.view} is {given.type}, which is no {column.type.lower()} ({why}): "
-            "correct the data or the view"
+            f"feature {column.name} of view {layout.view} has {misfit.found}{where}, which is no "
+            f"{column.type.lower()}: {misfit.remedy}"
         ) from None
-
-
-def _text_lists(layout: Layout, column: Column, given: pa.Array) -> pa.Array:
-    """Lists of texts as Feast's Value, serialized; a null stays one."""
-    entries = given.flatten()
-    if entries.null_count or not (pa.types.is_string(entries.type) or pa.types.is_null(entries.type)):
+    if column.type == TEXT_LIST and pa.types.is_list(fitting.type):
+        return _text_lists(fitting)
+    if fitting.type != wanted and wanted == pa.binary():
         raise FeatureError(
-            f"feature {column.name} of view {layout.view} has lists of {entries.type} with {entries.null_count} nulls "
-            "in them: give a text at each place"
+            f"feature {column.name} of view {layout.view} is {given.type}, which is no {column.type.lower()}: "
+            "write it through Feast, which makes its own values of it"
         )
-    plain = entries.cast(pa.string()).cast(pa.binary())
+    return fitting if fitting.type == wanted else fitting.cast(wanted)
+
+
+def _text_lists(given: pa.Array) -> pa.Array:
+    """Lists of texts as Feast's Value, serialized; a null stays one."""
+    plain = given.flatten().cast(pa.binary())
     headed = pc.binary_join_element_wise(_heads(plain, entry_head), plain, b"")
     lengths = pc.fill_null(pc.list_value_length(given), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
