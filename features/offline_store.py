@@ -40,6 +40,7 @@ from typing_extensions import override
 from almanac.errors import FeatureError
 from features.asof import Files, View, latest, paths_of
 from features.offline.job import ArrowRetrievalJob, metadata_of
+from features.offline.kinds import agreed, as_declared, kinds_of, typed
 from features.offline.retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
 from features.offline.sources import append, opened, rows
 
@@ -140,13 +141,14 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each entity in a time, ends included; columns by the source's names.
+        """The newest row of each entity in a time, ends included; columns by the source's names, as views declare them.
 
         Without feature columns all of the source's are given.
         """
 
         def read() -> pa.RecordBatchReader:
             source = opened(config, data_source, earliest=start_date, latest=end_date)
+            kinds = kinds_of(config, data_source)
             known = {*join_key_columns, timestamp_field, created_timestamp_column}
             features = feature_name_columns or [name for name in source.schema.names if name not in known]
             view = View(
@@ -156,10 +158,12 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
                 timestamp=timestamp_field,
                 created=created_timestamp_column or None,
                 features={name: name for name in features},
+                kinds=agreed(kinds),
             )
             order = [*join_key_columns, *features, timestamp_field]
             order += [created_timestamp_column] if created_timestamp_column else []
-            return _ordered(latest(view, _aware(start_date), _aware(end_date)), order, source.schema, join_key_columns)
+            found = as_declared(source, kinds, latest(view, _aware(start_date), _aware(end_date)))
+            return _ordered(found, order, typed(source.schema, kinds), join_key_columns)
 
         return ArrowRetrievalJob(config=config, read=read)
 
@@ -175,7 +179,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """All rows of a time, ends included; columns by the source's names."""
+        """All rows of a time, ends included; columns by the source's names, as views declare them."""
 
         def read() -> pa.RecordBatchReader:
             source = opened(config, data_source, earliest=start_date, latest=end_date)
@@ -183,8 +187,9 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             named += [created_timestamp_column] if created_timestamp_column else []
             order = list(dict.fromkeys(named if feature_name_columns else [*named, *source.schema.names]))
             start, end = (moment and _aware(moment) for moment in (start_date, end_date))
-            found = rows(source, order, timestamp_field, start, end)
-            return _ordered(found, order, source.schema, join_key_columns)
+            kinds = kinds_of(config, data_source)
+            found = as_declared(source, kinds, rows(source, order, timestamp_field, start, end))
+            return _ordered(found, order, typed(source.schema, kinds), join_key_columns)
 
         return ArrowRetrievalJob(config=config, read=read)
 

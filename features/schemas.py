@@ -1,15 +1,17 @@
-"""Whether a Parquet file holds what a feature view reads of it: by its schema alone, no row is looked at."""
+"""Whether Parquet files hold what a feature view reads of them: by their schemas; and of rows, by their values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from almanac.errors import FeatureError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from features.declared_types import Misfit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +113,71 @@ def _check_moment(file: str, name: str, kind: pa.DataType) -> None:
             f"{file}: column {name} has nanoseconds, which DuckDB does not read here: write microseconds, "
             "as to_parquet(…, coerce_timestamps='us')"
         )
+
+
+def as_declared(table: pa.Table, kinds: Mapping[str, str], what: str, files: Sequence[str]) -> pa.Table:
+    """Rows of files with each column as its feature's value type.
+
+    Args:
+        kinds: of columns; others stay.
+        what: names the view, for messages.
+        files: that the rows are of.
+
+    Raises:
+        FeatureError: a value does not fit; names file, column and row.
+    """
+    from features.declared_types import Misfit, declared
+
+    for place, name in enumerate(table.column_names):
+        if name in kinds:
+            try:
+                table = table.set_column(place, name, declared(table.column(place), kinds[name]))
+            except Misfit as misfit:
+                raise refusal(what, files, name, (kinds[name], misfit)) from None
+    return table
+
+
+def refusal(
+    what: str, files: Sequence[str], name: str, misfit: tuple[str, Misfit], filesystem: Any = None
+) -> FeatureError:
+    """Where the first value lies that does not fit: the files are looked through once more to say it.
+
+    Args:
+        what: names view or source.
+        files: Parquet files, in order; none if the rows are of something else.
+        name: of the column.
+        misfit: the value type that it is declared as, and what was found.
+        filesystem: where the files lie, if not on this machine.
+    """
+    from features.declared_types import Misfit
+
+    kind, found = misfit
+    where = what
+    for path in files:
+        try:
+            _look_through(path, name, kind, filesystem)
+        except Misfit as there:
+            row = "" if there.row is None else f", row {there.row + 1:,}"
+            where, found = f"{what}: {path}{row}", there
+            break
+    return FeatureError(f"{where}: column {name} has {found.found}, declared is {kind}: {found.remedy}")
+
+
+def _look_through(path: str, name: str, kind: str, filesystem: Any) -> None:
+    """Read a column of a file.
+
+    Raises:
+        Misfit: with the file's row.
+    """
+    import pyarrow.parquet as pq
+
+    from features.declared_types import Misfit, declared
+
+    first = 0
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        for batch in file.iter_batches(columns=[name]):
+            try:
+                declared(batch.column(0), kind)
+            except Misfit as misfit:
+                raise Misfit(misfit.found, misfit.remedy, None if misfit.row is None else first + misfit.row) from None
+            first += batch.num_rows

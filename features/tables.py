@@ -20,7 +20,7 @@ from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import tables_footers
-from features.schemas import Needed, check_schema
+from features.schemas import Needed, as_declared, check_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -88,7 +88,7 @@ class Table:
             The entity's column, `event_timestamp` (UTC, microseconds) and the columns.
 
         Raises:
-            FeatureError: there are more than `rows_max`, or the files cannot be read.
+            FeatureError: there are more than `rows_max`, or the files cannot be read, or a value is not as declared.
         """
         names = [f"{quoted(self.key)}", f"{quoted(self.moment)} AS event_timestamp", *map(quoted, columns)]
         whole = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in (self.key, *columns))
@@ -100,10 +100,9 @@ class Table:
                 params=[self.files],
             ).to_arrow_table()
         if len(found) > rows_max:
-            raise FeatureError(
-                f"view {self.view} has more than {rows_max:,} rows since {format_time(since)}: shorten Training.window"
-            )
-        return found
+            many = f"view {self.view} has more than {rows_max:,} rows since {format_time(since)}"
+            raise FeatureError(f"{many}: shorten Training.window")
+        return as_declared(found, self.kinds, f"view {self.view}", self.files)
 
 
 def examine(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
@@ -249,9 +248,13 @@ def _check_pushed(pipeline: Pipeline, view: FeatureView) -> None:
             f"events of {pipeline.name} carry {', '.join(sorted(pipeline.event_values))}, the pushed view {view.name} "
             f"has {', '.join(sorted(columns))}: make Stream.values and the view's schema name the same columns"
         )
-    wrong = [f"{name} ({kind})" for name, kind in columns.items() if kind not in PUSHED]
+    said = pipeline.event_values
+    wrong = [
+        f"{at} ({of})" for at, of in columns.items() if of not in PUSHED or (of == "BOOL" and said[at] is not bool)
+    ]
     if wrong:
-        raise FeatureError(f"pushed view {view.name} has {', '.join(wrong)}: give its columns Float32, Float64 or Bool")
+        remedy = "give its columns Float32, Float64 or Bool (where Stream.values says bool)"
+        raise FeatureError(f"pushed view {view.name} has {', '.join(wrong)}: {remedy}")
 
 
 def check(tables: Sequence[Table], pipeline: Pipeline) -> None:

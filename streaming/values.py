@@ -19,6 +19,8 @@ from almanac.events_declared import Lines, ValueRange
 from almanac.ranking_declared import ANY_ITEM
 
 SHOWN_CHARS_MAX = 60
+FLOAT32_MAX = 3.4028234663852886e38
+"""The greatest number that a Float32 column can hold: beyond it a number would be infinite for whoever reads it."""
 ITEM_BYTES_MAX = 256
 """Size of an item's name, as of an entity's."""
 
@@ -62,6 +64,8 @@ def number(name: str, found: Any, allowed: ValueRange, unit: str = "") -> float:
         value = math.inf
     if not math.isfinite(value):
         raise EventError("not-finite", f"{name} is not finite: {remedy}")
+    if abs(value) > FLOAT32_MAX:
+        raise EventError("out-of-range", f"{name} is {value:g}, no feature holds more than {FLOAT32_MAX:g}: correct it")
     if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
         least, greatest = allowed
         raise EventError("out-of-range", f"{name} is {value:g}{unit}, not within {least:g} to {greatest:g}: correct it")

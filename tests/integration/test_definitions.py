@@ -116,6 +116,11 @@ def test_a_service_is_found_by_whoever_names_its_file(tmp_path: Path) -> None:
             replace(MACHINES, stream=Stream(topic="t", values={"vibration": (0, 9)})),
             r"has vibration \(INT64\): give its columns Float32, Float64 or Bool",
         ),
+        (
+            {"source": 'PushSource(name="push", batch_source=file)', "kind": "Bool"},
+            replace(MACHINES, stream=Stream(topic="t", values={"vibration": (0, 9)})),
+            r"has vibration \(BOOL\): give its columns Float32, Float64 or Bool \(where Stream\.values says bool\)",
+        ),
     ],
 )
 def test_a_definition_that_does_not_fit_is_refused(

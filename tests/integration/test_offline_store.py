@@ -24,7 +24,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
     SavedDatasetPostgreSQLStorage,
 )
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
-from feast.types import Float64, Int64
+from feast.types import Bool, Float32, Float64, Int64
 
 from almanac.errors import FeatureError, Unavailable
 from tests.feast_world import HOUR, NOON, TRIPS, UTC_TIMES, World, at
@@ -246,6 +246,40 @@ def test_feast_infers_and_monitors_what_the_files_hold(world: World) -> None:
     for other in (world.trips.batch_source, world.city.batch_source):  # Feast computes these from the rows themselves
         with pytest.raises(NotImplementedError):
             offline.compute_monitoring_metrics(config, other, [("trips", "numeric")], "event_timestamp")
+
+
+def test_feast_materializes_what_the_view_declares_or_is_refused_by_row(world: World) -> None:
+    path = world.folder / "visits.parquet"
+    hours, ratios, marks = pa.array([15.0, None, -0.0]), pa.array([0.1, 1e-60, 2.0]), pa.array([1, 0, None])
+    table = pa.table(
+        {"driver_id": [1.0, 2.0, 3.0], "seen": at(-1, -1, -1), "hour": hours, "ratio": ratios, "ok": marks}
+    )
+    pq.write_table(table, path)
+    source = FileSource(name="visits", path=str(path), timestamp_field="seen")
+    types = {"hour": Int64, "ratio": Float32, "ok": Bool}
+    fields = [Field(name=name, dtype=kind) for name, kind in types.items()]
+    view = FeatureView(name="visits", entities=[world.driver], ttl=None, schema=fields, source=source, online=True)
+    world.store.apply([view])
+    asked, names = [{"driver_id": key} for key in (1, 2, 3)], [f"visits:{name}" for name in types]
+    world.store.materialize(NOON - 2 * HOUR, NOON, ["visits"])
+    online = world.store.get_online_features(names, asked).to_dict()
+    entities = pa.table({"driver_id": [1, 2, 3], "event_timestamp": at(0, 0, 0)})
+    offline = world.store.get_historical_features(entities, names).to_arrow()
+    for name in types:
+        assert offline[name].to_pylist() == online[name], name
+    assert (online["hour"], online["ok"]) == ([15, None, 0], [True, False, None])
+    pq.write_table(table.set_column(2, "hour", pa.array([15.0, 15.9, 3.0])), path)
+    with pytest.raises(
+        FeatureError, match=r"visits\.parquet, row 2: column hour has 15\.9, view visits declares INT64"
+    ):
+        world.store.get_historical_features(entities, names).to_arrow()
+    offline_store, named = world.store._get_provider().offline_store, (["driver_id"], ["hour"], "seen", None)
+    for pull in (offline_store.pull_latest_from_table_or_query, offline_store.pull_all_from_table_or_query):
+        with pytest.raises(FeatureError, match=r"visits\.parquet, row 2: column hour has 15\.9.*declare"):
+            pull(world.store.config, source, *named, NOON - 2 * HOUR, NOON).to_arrow()
+    with pytest.raises(Exception, match=r"row 2: column hour has 15\.9"):
+        world.store.materialize(NOON - 2 * HOUR, NOON, ["visits"])
+    assert world.store.get_online_features(names, asked).to_dict()["hour"] == [15, None, 0]  # nothing was written
 
 
 def test_a_file_with_a_damaged_page_is_named(world: World) -> None:

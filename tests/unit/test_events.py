@@ -273,6 +273,7 @@ def test_without_a_source_an_event_carries_the_declared_columns() -> None:
         ({"open": 1}, "wrong-type"),
         ({"balance": None}, "wrong-type"),
         ({"balance": 10**400}, "not-finite"),
+        ({"balance": -3.5e38}, "out-of-range"),
         ({"station": 1.5}, "wrong-type"),
         ({"station": ""}, "unknown-entity"),
     ],

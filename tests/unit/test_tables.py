@@ -148,6 +148,17 @@ def test_rows_without_a_key_or_twice_are_refused(tmp_path: Path) -> None:
     check_keys([table(tmp_path, "u", frame([(1, 0, 1.0), (1, 1, 1.0)]))], NOON)
 
 
+def test_labels_are_what_their_view_declares_or_refused_by_row(tmp_path: Path) -> None:
+    rows = frame([(1, 0, 1.0), (2, 0, 15.9), (3, 1, 3.0)])
+    found = table(tmp_path, "s", rows, kinds={"vibration": "INT64"})
+    asked: dict[str, Any] = {"until": NOON + timedelta(hours=2), "rows_max": 9}
+    with pytest.raises(FeatureError, match=r"s.*\.parquet, row 2: column vibration has 15\.9, declared is INT64"):
+        found.rows(["vibration"], since=NOON - timedelta(hours=2), **asked)
+    rows["vibration"] = [1.0, 2.0, 3.0]
+    whole = table(tmp_path, "t", rows, kinds={"vibration": "INT64"})
+    assert whole.rows(["vibration"], since=NOON - timedelta(hours=2), **asked)["vibration"].to_pylist() == [3, 1, 2]
+
+
 def test_rows_of_a_time_that_are_whole(tmp_path: Path) -> None:
     rows = frame([(2, 1, 1.0), (1, 1, 2.0), (1, 0, float("nan")), (1, 9, 3.0), (1, -1, 4.0)])
     rows["vibration"] = rows["vibration"].astype(object).where(rows["vibration"].notna(), None).astype("Float64")
