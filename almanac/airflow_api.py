@@ -6,7 +6,7 @@ Airflow 3: `POST /auth/token` gives a JWT, `/api/v2` the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ AWAY_SECONDS_MAX = 180.0
 """How long a run is followed while Airflow's API does not answer: it is started again, and the run goes on."""
 TASK_INSTANCES_MAX = 1000
 RUN_FINISHED = frozenset({"success", "failed"})
+AT_WORK = ("queued", "running", "restarting")
+"""States of tasks that a process works on, or that the executor has been given: no pause stops them."""
+PAGE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,34 @@ class AirflowApi(Closing):
     def is_paused(self, dag: str) -> bool:
         """Whether Airflow begins nothing of this DAG: what is triggered waits."""
         return bool(self.call("GET", f"/dags/{dag}")["is_paused"])
+
+    def paused_by_dag(self, tags: Sequence[str]) -> dict[str, bool]:
+        """Every DAG that has one of some tags, and whether it is paused."""
+        found: dict[str, bool] = {}
+        while True:
+            asked = {"tags": list(tags), "limit": PAGE, "offset": len(found), "order_by": "dag_id"}
+            page = self.call("GET", "/dags", params=asked)
+            found |= {entry["dag_id"]: bool(entry["is_paused"]) for entry in page["dags"]}
+            if not page["dags"] or len(found) >= page["total_entries"]:
+                return found
+
+    def set_paused(self, dag: str, paused: bool) -> None:
+        """Pause or unpause a DAG."""
+        self.call("PATCH", f"/dags/{dag}", json={"is_paused": paused})
+
+    def at_work(self, dags: Sequence[str]) -> list[str]:
+        """The tasks of some DAGs that are at work, or will be whatever is paused: `<dag>.<task>`, at most `PAGE`."""
+        asked = {"dag_ids": list(dags), "state": list(AT_WORK), "page_limit": PAGE}
+        found = self.call("POST", "/dags/~/dagRuns/~/taskInstances/list", json=asked)["task_instances"]
+        return sorted({f"{entry['dag_id']}.{entry['task_id']}" for entry in found})
+
+    def newest_asset_event(self, dag: str) -> int:
+        """Number of the newest event of an asset that this DAG is scheduled on; 0 if there is none."""
+        numbers = [0]
+        for asset in self.call("GET", "/assets", params={"dag_ids": [dag], "limit": PAGE})["assets"]:
+            if any(scheduled["dag_id"] == dag for scheduled in asset["scheduled_dags"]):
+                numbers.append((asset.get("last_asset_event") or {}).get("id") or 0)
+        return max(numbers)
 
     def run_state(self, dag: str, run: str) -> str:
         """`queued`, `running`, `success` or `failed`."""

@@ -333,6 +333,11 @@ class Pipeline:
         """URI of the Airflow asset that publishing emits."""
         return f"almanac://{self.name}/predictions"
 
+    @property
+    def dag_tag(self) -> str:
+        """The tag of every Airflow DAG that may move this pipeline's generation, features or model."""
+        return f"pipeline:{self.name}"
+
     def shards(self) -> list[list[int]]:
         """All partitions, cut into the lists that one task scores each."""
         every = list(range(self.partitions.count))

@@ -13,7 +13,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, task
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
-from dags.retries import task_defaults
+from dags.retries import tags_of, task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=20)
 
@@ -41,7 +41,7 @@ def build(pipeline: Pipeline) -> DAG:
         schedule=None if cron is None else CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0)),
         catchup=False,
         max_active_runs=1,
-        tags=["almanac", "features", *pipeline.tags],
+        tags=tags_of(pipeline, "features"),
         default_args=task_defaults(pipeline, TASK_TIMEOUT),
     ) as dag:
 

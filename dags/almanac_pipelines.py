@@ -25,7 +25,7 @@ from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes
 from almanac.rungs import span
-from dags.retries import PRIORITY, PRIORITY_OF_PREDICTIONS, task_defaults
+from dags.retries import PRIORITY, PRIORITY_OF_PREDICTIONS, tags_of, task_defaults
 
 TASK_TIMEOUT = timedelta(minutes=30)
 SHARDS_IN_PARALLEL = 2
@@ -110,7 +110,7 @@ def build(pipeline: Pipeline) -> DAG:
         ),
         catchup=False,
         max_active_runs=1,
-        tags=["almanac", *pipeline.tags],
+        tags=tags_of(pipeline),
         default_args=_defaults(pipeline, PRIORITY_OF_PREDICTIONS),
         params={
             "coverage_min": Param(
@@ -287,7 +287,7 @@ def build_features(pipeline: Pipeline) -> DAG:
         schedule=PartitionedAssetTimetable(assets=features_of(pipeline)),
         catchup=False,
         max_active_runs=1,
-        tags=["almanac", "features", *pipeline.tags],
+        tags=tags_of(pipeline, "features"),
         default_args=_defaults(pipeline, PRIORITY),
         params={
             "full": Param(False, type="boolean", title="Everything", description="Write all that has not expired."),

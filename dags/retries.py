@@ -1,4 +1,4 @@
-"""When tasks are tried again, and which goes first: what all our DAGs have in common. No DAG itself."""
+"""Tags, when tasks are tried again, and which goes first: what all our DAGs have in common. No DAG itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ RETRY_DELAY = timedelta(seconds=30)
 PRIORITY = 1
 PRIORITY_OF_PREDICTIONS = 10
 """A free slot goes to them first, whatever else waits."""
+
+
+def tags_of(pipeline: Pipeline, *kinds: str) -> list[str]:
+    """The tags of a DAG of a pipeline; by `dag_tag` whoever needs stillness finds all that may move the pipeline."""
+    return ["almanac", pipeline.dag_tag, *kinds, *pipeline.tags]
 
 
 def task_defaults(

@@ -76,6 +76,16 @@ def definitions(project: str, places: tuple[Path, ...]) -> Any:
     )
 
 
+def views_by_service(places: tuple[Path, ...]) -> dict[str, set[str]]:
+    """The names of each FeatureService's views.
+
+    Raises:
+        FeatureError: a file cannot be executed, or two define different objects of one kind and name.
+    """
+    services = definitions("views_by_service", places).feature_services
+    return {service.name: {view.name for view in service.feature_view_projections} for service in services}
+
+
 def _execute(file: Path) -> list[Any]:
     spec = spec_from_file_location(f"almanac_feast_{file.stem}", file)
     if spec is None or spec.loader is None:

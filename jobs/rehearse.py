@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from almanac.airflow_api import AirflowApi
+from almanac.airflow_pause import dags_paused
 from almanac.clock import HOUR, format_time
+from almanac.declarations import pipelines
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.quality import has_outcomes, is_sampled, sample_threshold
@@ -36,9 +37,14 @@ from serving_cache.postgres import PostgresStore
 from serving_cache.prediction_log import PredictionLog
 from serving_cache.records import State
 
+if TYPE_CHECKING:
+    from features.online import OnlineFeatures
+
 STREAM_SECONDS_MAX = 90.0
 PUBLISH_SECONDS_MAX = 120.0
 POLL_SECONDS = 0.2
+CHECK_SECONDS = 5.0
+"""How often a wait for predictions looks whether anything could keep them from coming."""
 
 Progress = Callable[[str], None]
 
@@ -56,24 +62,39 @@ def rehearse(
         raise UsageError(
             f"pipeline {pipeline.name} cannot be rehearsed: declare a source, a stream, and outputs with horizons(…)"
         )
-    longest = pipeline.freshness.usable_for // HOUR
-    if not until < hours <= longest:
-        raise UsageError(
-            f"{hours} to {until} hours back cannot be rehearsed: events are usable for {longest} hours, "
-            f"give --hours up to {longest} and a lesser --until"
-        )
     source = open_source(pipeline, settings)
     latest = source.latest(now)
+    longest = hours_max(pipeline.freshness.usable_for, now - latest)
+    if not until < hours <= longest:
+        raise UsageError(
+            f"{hours} to {until} hours back cannot be rehearsed: events are usable for "
+            f"{pipeline.freshness.usable_for // HOUR} hours, give --hours up to {longest} and a lesser --until"
+        )
     _check_nothing_newer(pipeline, settings, latest - hours * HOUR)
-    with _schedule_held(pipeline, settings):
+    with _still(pipeline, settings, progress) as check:
+        _check_nothing_newer(pipeline, settings, latest - hours * HOUR)  # what was at work may have published
+        check(latest - (hours - 1) * HOUR)
         for back in range(hours, until, -1):
             moment = latest - back * HOUR
             _batch(pipeline, settings, moment)
-            predicted = _events(pipeline, settings, source, moment + HOUR)
+            check(moment + HOUR)
+            predicted = _events(pipeline, settings, source, moment + HOUR, check)
             progress(
                 f"{format_time(moment)}: batch published; an hour later {predicted:,} cells predicted by the stream"
             )
     progress(f"rehearsed; `almanac trigger {pipeline.name}` brings what was observed since, `almanac quality` shows it")
+
+
+def hours_max(usable_for: timedelta, behind: timedelta) -> int:
+    """How many hours back a rehearsal may begin, whatever minute of the hour it is, and if the hour turns meanwhile.
+
+    Its first events are those of an hour later, and must not expire before the stream has seen them.
+
+    Args:
+        behind: how old the newest observation is.
+    """
+    hours_behind = behind // HOUR + 1
+    return (usable_for - timedelta(seconds=STREAM_SECONDS_MAX)) // HOUR + 1 - hours_behind
 
 
 def _check_nothing_newer(pipeline: Pipeline, settings: Settings, first: datetime) -> None:
@@ -87,29 +108,61 @@ def _check_nothing_newer(pipeline: Pipeline, settings: Settings, first: datetime
         )
 
 
+def moved_with(pipeline: Pipeline, settings: Settings) -> list[Pipeline]:
+    """The pipelines whose DAGs may move what this one serves: they share its model, or a feature view."""
+    from features.definitions import places_of, views_by_service
+
+    views = views_by_service(places_of(settings))
+
+    def read_by(one: Pipeline) -> set[str]:
+        services = [one.features, *([one.ranking.features] if one.ranking is not None else [])]
+        return {view for service in services for view in views.get(service, {service})}
+
+    return [
+        other
+        for other in {**pipelines(), pipeline.name: pipeline}.values()
+        if other.name == pipeline.name
+        or other.model_name == pipeline.model_name
+        or not read_by(other).isdisjoint(read_by(pipeline))
+    ]
+
+
 @contextmanager
-def _schedule_held(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
-    """Airflow starts no run of the pipeline meanwhile: it would publish what is newer than the rehearsal.
+def _still(pipeline: Pipeline, settings: Settings, progress: Progress) -> Iterator[Callable[[datetime], None]]:
+    """Airflow moves nothing of the pipeline inside, neither by its schedule nor by what is under way.
 
-    Let go again whatever ends the rehearsal, but a SIGKILL.
+    Yields:
+        Sees before events of a moment that this is still so, and that they would not come too late.
     """
-    held = bool(settings.airflow_url) and _pause(pipeline, settings, True)
-    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, ended)
-        if held:
-            _pause(pipeline, settings, False)
+    from features.online import OnlineFeatures
+
+    with ExitStack() as stack:
+        paused = None
+        if settings.airflow_url:
+            paused = stack.enter_context(dags_paused(settings, moved_with(pipeline, settings), progress))
+        online = OnlineFeatures(pipeline, settings, dated=True)
+
+        def check(moment: datetime) -> None:
+            if paused is not None:
+                paused.check()
+            check_in_time(pipeline, online, moment)
+
+        yield check
 
 
-def _pause(pipeline: Pipeline, settings: Settings, paused: bool) -> bool:
-    """Pause or unpause the pipeline's DAG; returns whether that changed anything."""
-    with AirflowApi(settings) as airflow:
-        if not airflow.has_dag(pipeline.name) or airflow.is_paused(pipeline.name) is paused:
-            return False
-        airflow.call("PATCH", f"/dags/{pipeline.name}", json={"is_paused": paused})
-    return True
+def check_in_time(pipeline: Pipeline, online: OnlineFeatures, moment: datetime) -> None:
+    """Refuse events older than the features online: all would come too late to be predicted from."""
+    from features.online import NEWEST_AT
+
+    grid, _ = grid_of(pipeline)
+    newest = online.read(range(grid.cells))[NEWEST_AT].to_pylist()
+    late = [found for found in newest if found is not None and found > moment]
+    if late:
+        raise UsageError(
+            f"the features of {len(late):,} of {grid.cells:,} cells of {pipeline.name} that are online are as of "
+            f"{format_time(max(late))}, so events of {format_time(moment)} come too late to be predicted from: a run "
+            "or a command brought them there; rehearse fewer hours, or begin on a new state directory"
+        )
 
 
 def _batch(pipeline: Pipeline, settings: Settings, moment: datetime) -> None:
@@ -136,7 +189,9 @@ def _batch(pipeline: Pipeline, settings: Settings, moment: datetime) -> None:
     materialize(pipeline, settings, made.moment)
 
 
-def _events(pipeline: Pipeline, settings: Settings, source: Source, moment: datetime) -> int:
+def _events(
+    pipeline: Pipeline, settings: Settings, source: Source, moment: datetime, check: Callable[[datetime], None]
+) -> int:
     """Steps 2 and 3: every cell's observation of an hour as an event; returns how many predictions were logged."""
     grid, observed = grid_of(pipeline)
     values = np.asarray(source.window(moment, moment).values).ravel()
@@ -148,6 +203,7 @@ def _events(pipeline: Pipeline, settings: Settings, source: Source, moment: date
     threshold = sample_threshold(grid.cells)
     expected = sum(is_sampled(str(cell), threshold) for cell in range(grid.cells))
     deadline = time.monotonic() + STREAM_SECONDS_MAX
+    checked = time.monotonic()
     with PredictionLog(settings.need("postgres_url")) as kept:
         while (found := kept.logged(pipeline.name, "stream", moment)) < expected:
             if time.monotonic() > deadline:
@@ -155,6 +211,9 @@ def _events(pipeline: Pipeline, settings: Settings, source: Source, moment: date
                     f"the stream predicted {found} of {expected} cells of {pipeline.name} at {format_time(moment)} "
                     f"within {STREAM_SECONDS_MAX:.0f} s: see `almanac status`, `almanac dead-letters {pipeline.name}`"
                 )
+            if time.monotonic() > checked + CHECK_SECONDS:
+                check(moment)
+                checked = time.monotonic()
             time.sleep(POLL_SECONDS)
     return found
 

@@ -62,23 +62,28 @@ def show(world: World) -> None:
     report = world.report
     stages.anew(world)
     report.stage("almanac train weather: LightGBM on Feast's historical features, converted to ONNX")
-    world.run("train", "weather", show=True)
-    report.stage("the recent past is rehearsed: batch, then events through Kafka, hour by hour")
-    past.rehearsal(world)
+    # A run that begins on the hour would serve what is newer than the past that is gone through.
+    with world.stillness("until the recent past has been rehearsed, so that nothing newer is served before it"):
+        world.run("train", "weather", show=True)
+        report.stage("the recent past is rehearsed: batch, then events through Kafka, hour by hour")
+        past.rehearsal(world)
     report.stage("Airflow precomputes the grid")
-    stages.batch(world)
+    generation = stages.batch(world)
     stages.features_online(world)
     report.stage("what was predicted in the past is compared with what has been observed")
     past.outcomes(world)
     report.stage("the lookup service answers")
     cell = stages.fresh_lookup(world)
     report.stage("a Kafka event corrects one cell")
-    stages.event_changes_one_cell(world, cell)
-    stages.malformed_event(world)
-    report.stage("parts are stopped")
-    stages.outage(world, cell)
-    report.stage("everything returns")
-    stages.recovery(world, cell)
+    # A run that publishes would change every cell, and renew what is to turn stale.
+    with world.stillness("until all parts have returned, so that what changes is by events and outages alone"):
+        stages.event_changes_one_cell(world, cell)
+        stages.malformed_event(world)
+        report.stage("parts are stopped")
+        stages.outage(world, cell)
+        report.stage("everything returns")
+        stages.corrections_again(world, cell)
+    stages.generations_again(world, cell, generation)
 
 
 def print_accuracy(world: World) -> None:

@@ -43,15 +43,17 @@ def show(world: World) -> None:
     stages.ran(world, "shop")
     stages.features_online(world)
     report.stage("the lookup service answers with lists")
-    customer = nightly(world)
-    wishes(world, customer)
-    stranger(world)
-    report.stage("a purchase on Kafka ranks its customer's list again")
-    newcomer(world)  # the worker's first event: it reads the items once
-    purchase(world, customer)
-    unbelievable(world, customer)
-    report.stage("scheduler and stream are stopped, then Redis")
-    outage(world, customer)
+    # A run that publishes ranks lists anew, while one customer's is looked at from several sides.
+    with world.stillness("until the parts have returned, so that what changes is by purchases and outages alone"):
+        customer = nightly(world)
+        wishes(world, customer)
+        stranger(world)
+        report.stage("a purchase on Kafka ranks its customer's list again")
+        newcomer(world)  # the worker's first event: it reads the items once
+        purchase(world, customer)
+        unbelievable(world, customer)
+        report.stage("scheduler and stream are stopped, then Redis")
+        outage(world, customer)
     if world.data is not None:
         report.stage("lists are measured on what was bought in the last month, which the model has not seen")
         measured(world)

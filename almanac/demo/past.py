@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from almanac.airflow_api import AirflowApi
-from almanac.demo.stages import DAG_PARSED_SECONDS
 from almanac.demo.world import World
 
 REHEARSED_HOURS = 10
@@ -18,10 +16,6 @@ ONE_HOUR, SIX_HOURS = "t2m_1h", "t2m_6h"
 
 def rehearsal(world: World) -> None:
     """Batch and stream in turn, hour by hour, from features as they were."""
-    with AirflowApi(world.settings) as airflow:
-        world.wait_for(
-            "Airflow parsing the DAG", lambda: airflow.has_dag("weather") or None, seconds=DAG_PARSED_SECONDS
-        )
     hours = REHEARSED_HOURS if world.data is None else REHEARSED_HOURS_REAL
     world.run("rehearse", "weather", "--hours", str(hours), "--until", str(UNTIL_HOURS), show=True)
 

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +16,16 @@ from urllib.parse import quote
 
 import httpx
 
+from almanac.airflow_api import AirflowApi
+from almanac.airflow_pause import dags_paused
+from almanac.declarations import pipeline as declared
 from almanac.demo.report import DemoFailed, Report
 from almanac.errors import Unavailable
 from almanac.settings import Settings, load_settings
 
 COMMAND_TIMEOUT_SECONDS = 1_800.0
 REQUEST_TIMEOUT_SECONDS = 10.0
+DAG_PARSED_SECONDS = 90.0
 POLL_SECONDS = 0.1
 ENTITIES_PER_REQUEST = 1000
 
@@ -131,6 +136,20 @@ class World:
             for one in response.json()["answers"]:
                 found[int(one["entity"])] = one
         return found
+
+    @contextmanager
+    def stillness(self, why: str) -> Iterator[None]:
+        """Airflow runs nothing of the pipeline inside: a claim is made that a run would have nothing to do with."""
+        with AirflowApi(self.settings) as airflow:
+            self.wait_for(
+                "Airflow parsing the DAGs",
+                lambda: airflow.has_dag(self.pipeline) or None,
+                seconds=DAG_PARSED_SECONDS,
+            )
+        self.report.say(f"the schedule is held {why}")
+        with dags_paused(self.settings, [declared(self.pipeline)], self.report.say):
+            yield
+        self.report.say("the schedule goes on")
 
     def wait_for(self, what: str, probe: Callable[[], T | None], *, seconds: float) -> T:
         """Poll until the probe gives something.

@@ -1,0 +1,111 @@
+"""What must be so whatever minute it is: how far a rehearsal goes back, whose DAGs it pauses, what is a change."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from almanac.airflow_api import AirflowApi
+from almanac.airflow_pause import PausedDags, dags_paused
+from almanac.clock import HOUR, floor_hour
+from almanac.demo.stages import _changed
+from almanac.errors import Unavailable, UsageError
+from almanac.pipeline import Pipeline
+from almanac.settings import load_settings
+from features.online import NEWEST_AT
+from jobs import rehearse
+from pipelines.shop import shop
+from pipelines.weather import weather
+
+DAY = timedelta(days=1)
+TEN = datetime(2026, 3, 10, 10, tzinfo=UTC)
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 58, 59])
+def test_a_rehearsal_goes_back_as_far_whatever_minute_it_is_and_its_events_do_not_expire(minutes: int) -> None:
+    now = TEN + timedelta(minutes=minutes, seconds=59)
+    hours = rehearse.hours_max(DAY, now - floor_hour(now))
+    assert hours == 23
+    first_events = floor_hour(now) - hours * HOUR + HOUR
+    assert now + timedelta(minutes=30) - first_events < DAY
+
+
+def test_a_source_that_is_behind_is_rehearsed_less_far() -> None:
+    assert rehearse.hours_max(DAY, timedelta(hours=3, minutes=20)) == 20
+
+
+def test_pipelines_that_share_a_view_or_a_model_are_paused_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load_settings(state_dir=tmp_path)
+    same_features = replace(weather, name="frost", model="frost@champion")
+    same_model = replace(shop, name="bazaar", model="weather@champion")
+    declared = {one.name: one for one in (weather, same_features, same_model, shop)}
+    monkeypatch.setattr(rehearse, "pipelines", lambda: declared)
+
+    def names(pipeline: Pipeline) -> set[str]:
+        return {one.name for one in rehearse.moved_with(pipeline, settings)}
+
+    assert names(weather) == {"weather", "frost", "bazaar"}
+    assert names(shop) == {"shop", "bazaar"}
+
+
+class Online:
+    """Features online as of some moments, for the events of whatever time."""
+
+    def __init__(self, newest: list[datetime | None]) -> None:
+        self.newest = newest
+
+    def read(self, entities: range) -> pa.Table:
+        """As `OnlineFeatures.read`, of dated ones."""
+        return pa.table({NEWEST_AT: pa.array([*self.newest, *[None] * (len(entities) - len(self.newest))])})
+
+
+def test_events_older_than_the_features_online_are_refused_before_they_are_sent() -> None:
+    rehearse.check_in_time(weather, Online([TEN, None, TEN - HOUR]), TEN)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"features of 1 of 1,617 cells .* as of 2026-03-10T10:00:00Z, .* too late"):
+        rehearse.check_in_time(weather, Online([TEN, None, TEN - HOUR]), TEN - HOUR)  # type: ignore[arg-type]
+
+
+def answer(*outputs: tuple[float | None, str]) -> dict[str, Any]:
+    return {
+        "outputs": {f"t2m_{n}h": {"value": value, "verdict": verdict} for n, (value, verdict) in enumerate(outputs)}
+    }
+
+
+def test_an_output_whose_moment_has_passed_is_no_change_and_another_number_is_one() -> None:
+    before = answer((281.0, "fresh"), (282.0, "fresh"))
+    assert not _changed(before, before)
+    assert not _changed(before, answer((None, "expired"), (282.0, "fresh")))
+    assert _changed(before, answer((None, "expired"), (282.5, "fresh")))
+    assert _changed(before, answer((None, "fresh"), (282.0, "fresh")))
+
+
+def test_an_airflow_that_does_not_answer_is_said_at_once_and_later_does_not_end_what_was_begun() -> None:
+    at = load_settings(airflow_url=NOBODY, airflow_password="none")
+    said: list[str] = []
+    with pytest.raises(Unavailable, match="did not answer"), dags_paused(at, [weather], said.append):
+        pytest.fail("nothing was paused")
+    assert said == []
+    with AirflowApi(at) as airflow:
+        paused = PausedDags(airflow, [weather], said.append)
+        for _look in range(2):
+            paused.check()
+    assert len(said) == 1
+    assert "did not answer" in said[0]
+    assert "its DAGs were paused before, and this goes on" in said[0]
+
+
+def test_signals_are_as_they_were_after_dags_were_paused() -> None:
+    at = load_settings(airflow_url=NOBODY, airflow_password="none")
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(Unavailable), dags_paused(at, [weather], print):
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
