@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,6 +31,10 @@ class Pointers(Protocol):
 
     def pointer(self, pipeline: str) -> Pointer | None:
         """What readers read now; None if nothing is published, or the store knows nothing of the pipeline."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back."""
         ...
 
 
@@ -64,7 +69,7 @@ class Answering:
     """Follows one pipeline's pointer, in a thread of its own.
 
     Args:
-        record, copy: Postgres and Redis.
+        record, copy: Postgres and Redis; closed at the end of `run`.
         moves: opens what tells of moves; called in the thread.
     """
 
@@ -89,13 +94,10 @@ class Answering:
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set."""
-        moves = self._moves()
-        try:
+        with closing(self._record), closing(self._copy), closing(self._moves()) as moves:
             while not stop.is_set():
                 self.look()
                 moves.wait(LOOK_SECONDS)
-        finally:
-            moves.close()
 
     def look(self) -> None:
         """Ask the record, then its copy."""

@@ -78,14 +78,17 @@ class Changing:
         """An event of now, and wait until its overlays are in both stores, one for each model that is in use."""
         moment = utc_now()
         publish([event(CELL, value, moment)], self.pipeline, self.settings)
-        models = {model.id for model in self.worker._models._models}
+        self.has_arrived(moment, {model.id for model in self.worker._models._models})
+        return moment
+
+    def has_arrived(self, moment: datetime, models: set[str]) -> None:
+        """Wait until Redis, which the sink writes last, has the overlays of an event by these models."""
 
         def arrived() -> bool:
             found = self.cache.overlays(self.pipeline.name, str(CELL))
             return all(model in found and found[model].as_of == moment for model in models)
 
         eventually(arrived)
-        return moment
 
     def answer(self) -> Answer:
         """What a lookup answers, by both places alike but for their names."""
@@ -156,7 +159,7 @@ def test_corrections_go_on_while_the_alias_moves_a_generation_is_published_and_o
     register_model(changing.settings, changing.pipeline, BIAS[2])  # which the alias names, as after a promotion
     at_once = utc_now()
     publish([event(CELL, 281.0, at_once)], changing.pipeline, changing.settings)
-    eventually(lambda: changing.answer().candidate.as_of == at_once)
+    changing.has_arrived(at_once, {changing.model(1)})
     changing.is_corrected(1, 281.0, at_once)  # the alias moved, the generation did not
 
     changing.scores_with(1, 2)

@@ -165,6 +165,9 @@ class Nowhere:
     def pointer(self, pipeline: str) -> None:
         raise Unavailable("it did not answer")
 
+    def close(self) -> None:
+        pass
+
 
 def test_where_neither_store_answers_the_last_known_generation_counts(caplog: pytest.LogCaptureFixture) -> None:
     answering = Answering("tiny", Nowhere(), Nowhere(), lambda: pytest.fail("not opened"), Report("tiny pointer"))
@@ -190,6 +193,9 @@ class Pointing:
             outputs=(), clock_shift_seconds=0.0, created_at=NOW, published_at=NOW,
         )  # fmt: skip
         return Pointer(pipeline=pipeline, epoch=self.epoch, generation=generation, previous=None, moved_at=NOW)
+
+    def close(self) -> None:
+        pass
 
 
 def followed(record: Any, copy: Any) -> Answering:
