@@ -66,6 +66,11 @@ class Misfit(ValueError):
         super().__init__(f"{found}: {remedy}")
         self.found, self.remedy, self.row = found, remedy, row
 
+    @property
+    def says(self) -> str:
+        """What the column has, or of which type it is."""
+        return f"is {self.found}" if self.row is None else f"has {self.found}"
+
 
 def declared_type(kind: str) -> pa.DataType | None:
     """The Arrow type that a feature of a Feast value type has everywhere; None of types that hold anything."""

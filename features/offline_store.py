@@ -43,6 +43,7 @@ from features.offline.job import ArrowRetrievalJob, metadata_of
 from features.offline.kinds import agreed, as_declared, kinds_of, typed
 from features.offline.retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
 from features.offline.sources import append, opened, rows
+from features.schemas import as_declared as as_declared_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -201,13 +202,17 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
 
         Raises:
             ValueError: the columns are not those of the source, in its order.
-            FeatureError: a column cannot be of the source's type; nothing was written.
+            FeatureError: a column cannot be of the source's type, or a value is not what the view declares, so that
+                nobody could read it; nothing was written.
         """
         if feature_view.batch_source is None:
             raise ValueError(f"feature view {feature_view.name} has no batch source: give it one to write to")
         names = opened(config, feature_view.batch_source).schema.names
         if names != table.column_names:
             raise ValueError(f"rows of {feature_view.name} have columns {table.column_names}, its source has {names}")
+        own = {name: column for column, name in (feature_view.batch_source.field_mapping or {}).items()}
+        kinds = {own.get(each.name, each.name): each.dtype.to_value_type().name for each in feature_view.features}
+        as_declared_rows(table, kinds, f"the rows for view {feature_view.name}", ())
         append(config, feature_view.batch_source, table)
         if progress is not None:
             progress(table.num_rows)

@@ -160,7 +160,9 @@ def refusal(
             row = "" if there.row is None else f", row {there.row + 1:,}"
             where, found = f"{what}: {path}{row}", there
             break
-    return FeatureError(f"{where}: column {name} has {found.found}, declared is {kind}: {found.remedy}")
+    else:
+        where = what if found.row is None or files else f"{what}, row {found.row + 1:,}"
+    return FeatureError(f"{where}: column {name} {found.says}, declared is {kind}: {found.remedy}")
 
 
 def _look_through(path: str, name: str, kind: str, filesystem: Any) -> None:

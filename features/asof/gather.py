@@ -72,7 +72,7 @@ def _as_declared(
     except Misfit as misfit:
         where = chunks.place(span, None if misfit.row is None else int(rows[misfit.row]))
         raise FeatureError(
-            f"{where}: column {asked.column} has {misfit.found}, view {view} declares {asked.kind}: {misfit.remedy}"
+            f"{where}: column {asked.column} {misfit.says}, view {view} declares {asked.kind}: {misfit.remedy}"
         ) from None
 
 

@@ -142,7 +142,7 @@ def _cast(layout: Layout, column: Column, table: pa.Table) -> pa.Array:
     except Misfit as misfit:
         where = "" if misfit.row is None else f" in row {misfit.row + 1:,}"
         raise FeatureError(
-            f"feature {column.name} of view {layout.view} has {misfit.found}{where}, which is no "
+            f"feature {column.name} of view {layout.view} {misfit.says}{where}, which is no "
             f"{column.type.lower()}: {misfit.remedy}"
         ) from None
     if column.type == TEXT_LIST and pa.types.is_list(fitting.type):

@@ -268,7 +268,11 @@ def test_feast_materializes_what_the_view_declares_or_is_refused_by_row(world: W
     for name in types:
         assert offline[name].to_pylist() == online[name], name
     assert (online["hour"], online["ok"]) == ([15, None, 0], [True, False, None])
-    pq.write_table(table.set_column(2, "hour", pa.array([15.0, 15.9, 3.0])), path)
+    wrong = table.set_column(2, "hour", pa.array([15.0, 15.9, 3.0]))
+    with pytest.raises(FeatureError, match=r"rows for view visits, row 2: column hour has 15\.9, declared is INT64"):
+        world.store.write_to_offline_store("visits", wrong.to_pandas())
+    assert pq.read_table(path).equals(table)
+    pq.write_table(wrong, path)
     with pytest.raises(
         FeatureError, match=r"visits\.parquet, row 2: column hour has 15\.9, view visits declares INT64"
     ):

@@ -147,11 +147,11 @@ def test_a_value_is_the_same_offline_and_online_or_refused_by_row(name: str) -> 
         found, table = fitting(column, kind), keyed(column)
         if found is None:
             for read in (offline, materialized):
-                with pytest.raises(FeatureError, match=rf"^the source of view v: column x has .*declares {kind}: "):
+                with pytest.raises(FeatureError, match=rf"^the source of view v: column x is .*declares {kind}: "):
                     read(table, kind)
             if kind == "STRING_LIST" and pa.types.is_binary(column.type):
                 continue  # taken as Feast's own bytes of such a list
-            with pytest.raises(FeatureError, match="feature x of view v has "):
+            with pytest.raises(FeatureError, match="feature x of view v is "):
                 pushed(column, kind)
             continue
         good, bad = found
