@@ -14,7 +14,7 @@ MANIFEST_FORMAT = 1
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """One column of the input schema."""
+    """One column of the input schema, and what it is rounded to before the model looks at it: float32 or float64."""
 
     name: str
     dtype: str = "float32"
@@ -97,11 +97,23 @@ Measure = Metric | ListMetric
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """How closely ONNX Runtime agreed with LightGBM on the golden rows, in the output's unit."""
+    """How closely ONNX Runtime agreed with LightGBM on the golden rows, in the output's unit.
+
+    Args:
+        rows: golden rows that features really had.
+        difference_max: the largest difference on any golden row.
+        tolerance: the largest that was allowed on any.
+        boundary_rows: golden rows that were made to reach the cuts of the trees' splits; 0 before there were any.
+        splits: of all trees.
+        splits_reached: those that boundary rows reach on both of their sides.
+    """
 
     rows: int
     difference_max: float
     tolerance: float
+    boundary_rows: int = 0
+    splits: int = 0
+    splits_reached: int = 0
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,17 +1,20 @@
 """The one scoring function of batch, stream and lookup: features in, predictions out.
 
 The only module that imports ONNX Runtime, and only when a model is loaded. A
-model is one ONNX graph: one float32 input `features` (rows, columns), one
-float32 output (rows,) per output of the pipeline, in the output's own unit. The
-names of its columns stand in the graph's own metadata, and must be those of the
-manifest.
+model is one ONNX graph: one input `features` (rows, columns), one float32 output
+(rows,) per output of the pipeline, in the output's own unit. The names of its
+columns stand in the graph's own metadata, and must be those of the manifest.
+
+The input is float32, or float64 if a column's declared type needs it. In a float64
+input a column that is declared float32 is rounded to float32 first: batch, stream
+and lookup read it from stores of other types, and must ask the model the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -33,10 +36,14 @@ ENTITIES_NAMED_MAX = 5
 INPUT_NAME = "features"
 COLUMNS_KEY = "almanac.inputs"
 """Key of the graph's metadata under which the input columns stand, a JSON list in order."""
+DTYPES_KEY = "almanac.dtypes"
+"""The same of the columns' types, `float32` or `float64`; without it all are float32."""
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Operator sets a model may use: ONNX's own, never a custom library's."""
 
 Floats = NDArray[np.float32]
+Matrix = NDArray[np.float32] | NDArray[np.float64]
+DTYPE_OF = {"float32": np.float32, "float64": np.float64}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Scorer:
 
     model_id: str
     inputs: tuple[str, ...]
+    dtypes: tuple[str, ...]
     outputs: tuple[str, ...]
     entity: str
     session: onnxruntime.InferenceSession
@@ -68,14 +76,10 @@ class Scorer:
         manifest = version.manifest
         _expect(version.id, "FeatureService", (pipeline.features,), (manifest.features,))
         _expect(version.id, "outputs", pipeline.output_names, manifest.outputs)
-        other = sorted({column.dtype for column in manifest.inputs} - {"float32"})
-        if other:
-            raise ModelError(
-                f"model {version.id} has inputs of type {', '.join(other)}, expected float32: train it again"
-            )
         columns = tuple(column.name for column in manifest.inputs)
         scorer = cls.open(version.read(MODEL_FILE), version.id, entity=pipeline.entity, threads=threads)
         _expect(version.id, "input columns", columns, scorer.inputs)
+        _expect(version.id, "input types", tuple(column.dtype for column in manifest.inputs), scorer.dtypes)
         _expect(version.id, "graph outputs", manifest.outputs, scorer.outputs)
         return scorer
 
@@ -88,8 +92,17 @@ class Scorer:
         """
         check_self_contained(model_id, data)
         session = _session(model_id, data, threads)
-        columns = _check_session(model_id, session)
-        return cls(model_id, columns, tuple(entry.name for entry in session.get_outputs()), entity, session)
+        columns, dtypes = _check_session(model_id, session)
+        return cls(model_id, columns, dtypes, tuple(entry.name for entry in session.get_outputs()), entity, session)
+
+    @property
+    def dtype(self) -> type[np.float32] | type[np.float64]:
+        """Of the matrix that the graph takes."""
+        return np.float64 if "float64" in self.dtypes else np.float32
+
+    def usable(self, name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which numbers of an input column the model can take: finite after they were rounded as it reads them."""
+        return np.isfinite(_rounded(values, self.dtypes[self.inputs.index(name)]))
 
     def score(self, features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, Floats]:
         """Predict every output for every row.
@@ -108,22 +121,22 @@ class Scorer:
         columns = _columns(features)
         return self._run(self._matrix(columns), lambda bad: self._entities(columns, bad))
 
-    def score_matrix(self, matrix: Floats) -> dict[str, Floats]:
-        """As `score`, of the input columns side by side: float32 (n, inputs).
+    def score_matrix(self, matrix: Matrix) -> dict[str, Floats]:
+        """As `score`, of the input columns side by side: (n, inputs), float32 or float64 as `dtype` says.
 
         Raises:
             FeatureError: it has another shape, or a number that is NaN or infinite.
             PredictionError: a prediction is NaN or infinite.
         """
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != len(self.inputs):
+        if matrix.dtype != self.dtype or matrix.ndim != 2 or matrix.shape[1] != len(self.inputs):
             raise FeatureError(
-                f"the inputs of model {self.model_id} are {matrix.dtype} {matrix.shape}, expected float32 with "
-                f"{len(self.inputs)} columns: train on the features there are"
+                f"the inputs of model {self.model_id} are {matrix.dtype} {matrix.shape}, expected "
+                f"{self.dtype.__name__} with {len(self.inputs)} columns: train on the features there are"
             )
         self._check_finite(matrix, lambda _: "")
         return self._run(matrix, lambda _: "")
 
-    def _run(self, matrix: Floats, named: Callable[[NDArray[np.bool_]], str]) -> dict[str, Floats]:
+    def _run(self, matrix: Matrix, named: Callable[[NDArray[np.bool_]], str]) -> dict[str, Floats]:
         batches = [
             self.session.run(list(self.outputs), {INPUT_NAME: matrix[start : start + ROWS_BATCH_MAX]})
             for start in range(0, len(matrix), ROWS_BATCH_MAX)
@@ -140,8 +153,8 @@ class Scorer:
                 )
         return found
 
-    def _matrix(self, columns: Mapping[str, NDArray[Any]]) -> Floats:
-        """The input columns side by side, float32 (n, columns), every number finite."""
+    def _matrix(self, columns: Mapping[str, NDArray[Any]]) -> Matrix:
+        """The input columns side by side, (n, columns), every number finite."""
         missing = [name for name in self.inputs if name not in columns]
         if missing:
             raise FeatureError(
@@ -149,10 +162,10 @@ class Scorer:
                 f"({', '.join(missing[:ENTITIES_NAMED_MAX])}): retrieve them, or train on the features there are"
             )
         rows = len(columns[self.inputs[0]]) if self.inputs else 0
-        matrix = np.empty((rows, len(self.inputs)), dtype=np.float32)
+        matrix: Matrix = np.empty((rows, len(self.inputs)), dtype=self.dtype)  # type: ignore[assignment]
         for index, name in enumerate(self.inputs):
             try:
-                matrix[:, index] = columns[name]
+                matrix[:, index] = _rounded(columns[name], self.dtypes[index])
             except (TypeError, ValueError):
                 raise FeatureError(
                     f"input column {name} is {columns[name].dtype} {columns[name].shape}, expected {rows} numbers: "
@@ -161,8 +174,10 @@ class Scorer:
         self._check_finite(matrix, lambda bad: self._entities(columns, bad))
         return matrix
 
-    def _check_finite(self, matrix: Floats, named: Callable[[NDArray[np.bool_]], str]) -> None:
-        if bool(np.isfinite(matrix.sum(dtype=np.float64))):  # which is so only where every number is
+    def _check_finite(self, matrix: Matrix, named: Callable[[NDArray[np.bool_]], str]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = matrix.sum(dtype=np.float64)
+        if bool(np.isfinite(total)):  # which is so only where every number is
             return
         bad = ~np.isfinite(matrix)
         if bad.any():
@@ -187,6 +202,17 @@ def _columns(features: Mapping[str, NDArray[Any]] | pa.Table) -> dict[str, NDArr
     if isinstance(features, Mapping):
         return {name: np.asarray(column) for name, column in features.items()}
     return {name: features.column(name).to_numpy() for name in features.column_names}
+
+
+def _rounded(values: NDArray[Any], dtype: str) -> Matrix:
+    """A column as its model reads it; a double beyond float32 becomes infinite.
+
+    Whole numbers become doubles first, as they are where online features are read: rounded twice everywhere.
+    """
+    with np.errstate(over="ignore"):
+        wide = values.astype(np.float64) if values.dtype.kind in "iuO" else values
+        rounded: Matrix = wide.astype(DTYPE_OF[dtype], copy=False)
+    return rounded
 
 
 def _expect(model_id: str, what: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
@@ -254,18 +280,26 @@ def _session(model_id: str, data: bytes, threads: int) -> onnxruntime.InferenceS
         raise ModelError(f"model {model_id}: ONNX Runtime refuses {MODEL_FILE} ({reason}): train it again") from None
 
 
-def _check_session(model_id: str, session: onnxruntime.InferenceSession) -> tuple[str, ...]:
-    """The names of the input columns, after the graph's inputs and outputs were found well shaped."""
+def _check_session(model_id: str, session: onnxruntime.InferenceSession) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names and types of the input columns, after the graph's inputs and outputs were found well shaped."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     _expect(model_id, "graph inputs", (INPUT_NAME,), tuple(entry.name for entry in inputs))
-    types = tuple(entry.type for entry in (*inputs, *outputs))
-    _expect(model_id, "graph types", ("tensor(float)",) * len(types), types)
+    metadata = session.get_modelmeta().custom_metadata_map
     try:
-        columns = tuple(msgspec.json.decode(session.get_modelmeta().custom_metadata_map[COLUMNS_KEY], type=list[str]))
+        columns = tuple(msgspec.json.decode(metadata[COLUMNS_KEY], type=list[str]))
     except (KeyError, msgspec.DecodeError):
         raise ModelError(f"model {model_id}: the graph does not name its input columns: train it again") from None
+    try:
+        told = msgspec.json.decode(metadata[DTYPES_KEY], type=list[Literal["float32", "float64"]])
+    except KeyError:
+        told = ["float32"] * len(columns)
+    except msgspec.DecodeError:
+        told = []
+    _expect(model_id, "number of input types", (str(len(columns)),), (str(len(told)),))
+    wanted = ("tensor(double)" if "float64" in told else "tensor(float)", *("tensor(float)",) * len(outputs))
+    _expect(model_id, "graph types", wanted, tuple(entry.type for entry in (*inputs, *outputs)))
     width = inputs[0].shape[-1] if len(inputs[0].shape) == 2 else None
     _expect(model_id, "number of input columns", (str(len(columns)),), (str(width),))
     flat = tuple(entry.name for entry in outputs if len(entry.shape) == 1)
     _expect(model_id, "outputs of one number a row", tuple(entry.name for entry in outputs), flat)
-    return columns
+    return columns, tuple(told)

@@ -307,7 +307,7 @@ def _learn(pipeline: Pipeline, trees: int) -> dict[str, bytes]:
     import lightgbm
 
     from almanac.scoring import Scorer
-    from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
+    from jobs.training.convert import Fitted, Recipe, to_onnx
 
     inputs, truths = _training_rows(TRAINED_AT)
     recipe = Recipe(inputs=COLUMNS, differences=())
@@ -316,7 +316,7 @@ def _learn(pipeline: Pipeline, trees: int) -> dict[str, bytes]:
     for output, truth in zip(pipeline.output_names, truths, strict=True):
         change = truth - inputs[:, 0].astype(np.float64)
         booster = lightgbm.train(parameters, lightgbm.Dataset(inputs, change), num_boost_round=trees)
-        fitted.append(Fitted(output=output, booster=exact_thresholds(booster), reference=REFERENCE))
+        fitted.append(Fitted(output=output, booster=booster, reference=REFERENCE))
     graph = to_onnx(recipe, fitted)
     rows = inputs[:PARITY_ROWS]
     ours = Scorer.open(graph, NAME, entity=pipeline.entity).score(dict(zip(COLUMNS, rows.T, strict=True)))

@@ -130,7 +130,8 @@ class OnlineFeatures:
             at: rows older than their view's TTL at this moment count as missing; default: none does.
 
         Returns:
-            The entity column and a float32 column per feature, null where missing; if `dated`, `NEWEST_AT` too.
+            The entity column and a column per feature, null where missing: float32 of a Float32 feature, float64 of
+            any other; if `dated`, `NEWEST_AT` too.
 
         Raises:
             Unavailable: Redis does not answer.
@@ -159,11 +160,11 @@ class OnlineFeatures:
 
         keys = pa.int64() if self._pipeline.partitions.key_type is int else pa.string()
         table = {self._pipeline.entity: pa.array(entities, keys)}
-        for name in self.columns:
-            # NaN is what is missing, and becomes a null; a double beyond float32 becomes infinite.
-            with np.errstate(over="ignore"):
-                numbers = found.columns[name].astype(np.float32)
-            table[name] = pa.array(numbers, pa.float32(), from_pandas=True)
+        for view in self._reader.plan.views:
+            narrow = {column.name for column in view.packed if column.type == "FLOAT"}
+            for feature, name in zip(view.features, view.columns, strict=True):
+                numbers = found.columns[name].astype(np.float32 if feature in narrow else np.float64)
+                table[name] = pa.array(numbers, from_pandas=True)  # NaN is what is missing, and becomes a null
         if self._dated:
             newest = found.newest_unobserved
             table[NEWEST_AT] = pa.array(newest // 1_000_000, mask=newest == NEVER).cast(pa.timestamp("s", tz="UTC"))

@@ -198,6 +198,16 @@ def key_ttl_seconds(store: FeatureStore) -> int | None:
     return seconds
 
 
+def service_kinds(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
+    """Feast's name of each feature column's declared type, such as `FLOAT`; raises as `service_columns` does."""
+    _, service = open_service(pipeline, settings)
+    return {
+        field.name: field.dtype.to_value_type().name
+        for projection in service.feature_view_projections
+        for field in projection.features
+    }
+
+
 @contextmanager
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""

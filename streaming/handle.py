@@ -29,7 +29,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from almanac.clock import floor_hour
 from almanac.errors import EventError, FeatureError, PredictionError
@@ -61,6 +60,10 @@ class Scores(Protocol):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Feature columns, in order."""
+        ...
+
+    def usable(self, name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which numbers of an input column the model can take."""
         ...
 
     def score(self, features: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -218,7 +221,7 @@ def _outcomes(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scor
 
     def by(model: Model[Scores]) -> tuple[dict[int, list[str]], list[tuple[int, dict[str, float] | PredictionError]]]:
         table = _as_of_events(batch, online, pipeline, scoring, model.scorer.inputs)
-        complete, lacking = _split(batch, table, model.scorer.inputs, late)
+        complete, lacking = _split(batch, table, model.scorer, late)
         return lacking, _predict(complete, model.scorer, pipeline)
 
     done, failed = by_each(scoring.models, by)
@@ -284,7 +287,7 @@ def _as_of_events(
     ]
     for name in rows[0] if rows else ():
         if name in inputs:
-            column = pa.array([float(row[name]) for row in rows], type=pa.float32())
+            column = pa.array([float(row[name]) for row in rows], type=pa.float64())
             at = table.schema.get_field_index(name)
             table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
     if not isinstance(pipeline.source, GridObservations):
@@ -293,18 +296,17 @@ def _as_of_events(
 
 
 def _split(
-    batch: Sorted, table: pa.Table, inputs: tuple[str, ...], late: set[int]
+    batch: Sorted, table: pa.Table, scorer: Scores, late: set[int]
 ) -> tuple[tuple[list[int], pa.Table], dict[int, list[str]]]:
     """The events in time whose features are complete, with their rows; for each other in time, what is missing."""
     lacking: dict[int, list[str]] = {}
-    absent = [name for name in inputs if name not in table.column_names]
+    absent = [name for name in scorer.inputs if name not in table.column_names]
     if absent:
         raise FeatureError(
             f"the online features lack {', '.join(absent)}: apply the feature definitions that the model was trained on"
         )
-    for name in inputs:
-        usable = pc.fill_null(pc.is_finite(table[name]), False)
-        for index in np.flatnonzero(~usable.to_numpy(zero_copy_only=False)):
+    for name in scorer.inputs:
+        for index in np.flatnonzero(~scorer.usable(name, table[name].to_numpy())):
             if int(index) not in late:
                 lacking.setdefault(int(index), []).append(name)
     kept = [index for index in range(len(batch.events)) if index not in lacking and index not in late]

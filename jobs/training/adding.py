@@ -7,9 +7,9 @@ on the newest rows that there are. Then it is registered like a trained one.
 
 What is accepted of ONNX, and made into this project's own form:
 
-- one float32 matrix (rows, columns), whose columns are named by `--inputs`, by
+- one float32 or float64 matrix (rows, columns), whose columns are named by `--inputs`, by
   the graph's metadata `almanac.inputs`, or else by nobody, which is refused;
-- or one float32 input (rows, 1) per column, named like the feature;
+- or one such input (rows, 1) per column, named like the feature;
 - float32 outputs (rows,) or (rows, 1), named like the declared ones; a single
   output may have any name.
 """
@@ -26,16 +26,18 @@ import numpy as np
 
 from almanac.clock import format_time
 from almanac.errors import FeatureError, ModelError, UsageError
-from almanac.manifest import Description, Input, Reference
+from almanac.manifest import Description, Reference
 from almanac.pipeline import Pipeline
 from almanac.registry import FILE_BYTES_MAX, GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
-from almanac.scoring import COLUMNS_KEY, INPUT_NAME, Scorer, check_self_contained
+from almanac.scoring import COLUMNS_KEY, DTYPES_KEY, INPUT_NAME, Scorer, check_self_contained
 from almanac.settings import Settings
 from features.store import service_columns
 from jobs.plan import check_columns
-from jobs.training.convert import Fitted, Link, Recipe, exact_thresholds
+from jobs.training.convert import Fitted, Link, Recipe
+from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import EXPECTED, GOLDEN_ROWS
-from jobs.training.fitting import Made, Progress, libraries, make, proved
+from jobs.training.fitting import Made, Progress, inputs_of, libraries, make, proved
+from jobs.training.trees import trees_of
 
 if TYPE_CHECKING:
     import lightgbm
@@ -48,7 +50,8 @@ LINKS: dict[str, Link] = {
     "poisson": "exp",
     "gamma": "exp",
     "tweedie": "exp",
-    **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank"), "identity"),
+    **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), "identity"),
+    **dict.fromkeys(("lambdarank", "rank_xendcg"), "identity"),
 }
 """LightGBM's objectives whose answer is one number, and what stands between the trees' sum and it."""
 PREFIX = "given/"
@@ -70,7 +73,8 @@ def add_onnx(
     _need_numbers(pipeline)
     given = _read(file)
     check_self_contained(file.name, given)
-    data = own_form(file.name, given, pipeline, inputs)
+    doubles = doubles_of(pipeline, settings, service_columns(pipeline, settings))
+    data = own_form(file.name, given, pipeline, inputs, doubles)
     scorer = Scorer.open(data, file.name, entity=pipeline.entity)
     rows = newest_rows(pipeline, settings, scorer.inputs, now=now, progress=progress)
     answers = scorer.score(rows)  # refuses what is not finite
@@ -105,7 +109,7 @@ def add_lightgbm(
     inputs = names.pop()
     files_named = ", ".join(path.name for path in texts.values())
     check_columns(pipeline, service_columns(pipeline, settings), inputs, files_named)
-    recipe = Recipe(inputs=inputs, differences=())
+    recipe = Recipe(inputs=inputs, differences=(), doubles=doubles_of(pipeline, settings, inputs))
     fitted = [_fitted(output, booster, texts[output]) for output, booster in boosters.items()]
     rows = newest_rows(pipeline, settings, inputs, now=now, progress=progress)
     made = make(pipeline, recipe, fitted, rows)
@@ -130,7 +134,7 @@ def _register(pipeline: Pipeline, settings: Settings, made: Made, told: str, *, 
     check_columns(pipeline, service_columns(pipeline, settings), scorer.inputs, told)
     description = Description(
         features=pipeline.features,
-        inputs=tuple(Input(name=name) for name in scorer.inputs),
+        inputs=inputs_of(scorer),
         outputs=pipeline.output_names,
         training=None,
         held_out=None,
@@ -148,7 +152,10 @@ def _register(pipeline: Pipeline, settings: Settings, made: Made, told: str, *, 
 def newest_rows(
     pipeline: Pipeline, settings: Settings, inputs: Sequence[str], *, now: datetime, progress: Progress
 ) -> pa.Table:
-    """The newest features of up to `GOLDEN_ROWS` entities, float32, every number finite: what a model is tried on.
+    """The newest features of up to `GOLDEN_ROWS` entities, every number finite: what a model is tried on.
+
+    Returns:
+        The input columns, float32 or float64 as they are declared.
 
     Raises:
         FeatureError: features are missing, or no entity has all of them.
@@ -172,7 +179,7 @@ def newest_rows(
     )
     table = historical(pipeline, settings, asked)
     check_columns(pipeline, tuple(table.column_names), inputs, "the model")
-    table = table.select(list(inputs)).cast(pa.schema([(name, pa.float32()) for name in inputs]), safe=False)
+    table = as_read(table.select(list(inputs)), doubles_of(pipeline, settings, inputs))
     whole = np.isfinite(np.column_stack([table[name].to_numpy() for name in inputs])).all(axis=1)
     if not whole.any():
         raise FeatureError(
@@ -182,8 +189,13 @@ def newest_rows(
     return table.take(pa.array(np.flatnonzero(whole))).combine_chunks()
 
 
-def own_form(what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str]) -> bytes:
+def own_form(
+    what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str], doubles: frozenset[str] = frozenset()
+) -> bytes:
     """The same model with one input `features` and outputs (rows,), named as declared, and its columns' names inside.
+
+    Args:
+        doubles: columns whose declared type needs float64; a float64 input of theirs stays one.
 
     Raises:
         ModelError: inputs or outputs are of a form that this module's docstring does not name.
@@ -197,16 +209,23 @@ def own_form(what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str]) 
     columns = _columns_of(what, model, inputs)
     outputs = _outputs_of(what, model, pipeline)
     given = compose.add_prefix(model, PREFIX)
-    initial = {tensor.name for tensor in given.graph.initializer}
-    entries = [entry for entry in given.graph.input if entry.name not in initial]
+    entries = _entries(given)
+    wide = {entry.name for entry in entries if entry.type.tensor_type.elem_type == TensorProto.DOUBLE}
+    owners = entries if len(entries) > 1 else entries * len(columns)
+    dtypes = [
+        "float64" if owner.name in wide and name in doubles else "float32"
+        for name, owner in zip(columns, owners, strict=True)
+    ]
+    kind = TensorProto.DOUBLE if "float64" in dtypes else TensorProto.FLOAT
     nodes: list[Any] = []
     constants: list[Any] = list(given.graph.initializer)
-    if len(entries) == 1:
-        nodes.append(helper.make_node("Identity", [INPUT_NAME], [entries[0].name]))
-    else:
-        for index, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
+        source = INPUT_NAME
+        if len(entries) > 1:
+            source = f"one_column_{index}"
             constants.append(helper.make_tensor(f"column_{index}", TensorProto.INT64, [1], [index]))
-            nodes.append(helper.make_node("Gather", [INPUT_NAME, f"column_{index}"], [entry.name], axis=1))
+            nodes.append(helper.make_node("Gather", [INPUT_NAME, f"column_{index}"], [source], axis=1))
+        nodes.append(helper.make_node("Cast", [source], [entry.name], to=entry.type.tensor_type.elem_type))
     nodes += given.graph.node
     constants.append(helper.make_tensor("flat", TensorProto.INT64, [1], [-1]))
     for output, name in outputs.items():
@@ -214,24 +233,35 @@ def own_form(what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str]) 
     graph = helper.make_graph(
         nodes,
         "almanac",
-        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [None, len(columns)])],
+        [helper.make_tensor_value_info(INPUT_NAME, kind, [None, len(columns)])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None]) for output in outputs],
         constants,
     )
     made = helper.make_model(
         graph, opset_imports=list(model.opset_import), producer_name="almanac", ir_version=model.ir_version
     )
-    helper.set_model_props(made, {COLUMNS_KEY: msgspec.json.encode(list(columns)).decode()})
+    named = {COLUMNS_KEY: list(columns), **({DTYPES_KEY: dtypes} if "float64" in dtypes else {})}
+    helper.set_model_props(made, {key: msgspec.json.encode(words).decode() for key, words in named.items()})
     bytes_made: bytes = made.SerializeToString()
     return bytes_made
 
 
-def _columns_of(what: str, model: onnx.ModelProto, inputs: Sequence[str]) -> tuple[str, ...]:
+def _entries(model: onnx.ModelProto) -> list[Any]:
+    """The graph's inputs, without those that are constants."""
     initial = {tensor.name for tensor in model.graph.initializer}
-    entries = [entry for entry in model.graph.input if entry.name not in initial]
+    return [entry for entry in model.graph.input if entry.name not in initial]
+
+
+def _columns_of(what: str, model: onnx.ModelProto, inputs: Sequence[str]) -> tuple[str, ...]:
+    from onnx import TensorProto
+
+    entries = _entries(model)
+    kinds = (TensorProto.FLOAT, TensorProto.DOUBLE)
     for entry in entries:
-        if entry.type.tensor_type.elem_type != 1 or len(entry.type.tensor_type.shape.dim) != 2:
-            raise ModelError(f"{what}: input {entry.name} is no float32 matrix (rows, columns): convert it with one")
+        if entry.type.tensor_type.elem_type not in kinds or len(entry.type.tensor_type.shape.dim) != 2:
+            raise ModelError(
+                f"{what}: input {entry.name} is no float32 or float64 matrix (rows, columns): convert it with one"
+            )
     widths = [entry.type.tensor_type.shape.dim[1].dim_value for entry in entries]
     if len(entries) > 1:
         if set(widths) != {1}:
@@ -285,7 +315,7 @@ def _booster(path: Path) -> lightgbm.Booster:
     except (lightgbm.basic.LightGBMError, UnicodeDecodeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path.name} is not a LightGBM model's text ({reason}): save it with save_model") from None
-    return exact_thresholds(booster)
+    return booster
 
 
 def _fitted(output: str, booster: lightgbm.Booster, path: Path) -> Fitted:
@@ -296,6 +326,7 @@ def _fitted(output: str, booster: lightgbm.Booster, path: Path) -> Fitted:
         raise ModelError(
             f"{path.name} has the objective {' '.join(words)}: these can be used: {', '.join(sorted(LINKS))}"
         )
+    trees_of(booster, path.name)  # refuses by the file's name what the graph could not say
     return Fitted(
         output=output,
         booster=booster,

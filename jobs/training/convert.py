@@ -3,12 +3,16 @@
 The graph takes the differences that the trees look at, runs every output's
 trees, damps the change that they predict and adds the output's reference. So
 whoever scores it, batch, stream or lookup, needs to know none of that.
+
+Inputs are float32 if every feature is declared so, and float64 otherwise: what
+LightGBM is asked is what the graph is asked. From the trees on all is float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -16,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.manifest import Reference
-from almanac.scoring import COLUMNS_KEY, INPUT_NAME
+from almanac.scoring import COLUMNS_KEY, DTYPES_KEY, INPUT_NAME
+from jobs.training.ensemble import ensemble
+from jobs.training.trees import Tree, trees_of
 
 if TYPE_CHECKING:
     import lightgbm
@@ -27,7 +33,7 @@ ML_OPSET = 3
 IR_VERSION = 8
 TREE_INPUT = "columns"
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 Link = Literal["identity", "sigmoid", "exp"]
 
 
@@ -38,10 +44,22 @@ class Recipe:
     Args:
         inputs: input columns, in order.
         differences: pairs of inputs (left, right).
+        doubles: inputs whose declared type holds numbers that float32 does not.
     """
 
     inputs: tuple[str, ...]
     differences: tuple[tuple[str, str], ...]
+    doubles: frozenset[str] = frozenset()
+
+    @property
+    def dtypes(self) -> tuple[Literal["float32", "float64"], ...]:
+        """What each input is rounded to before the model looks at it."""
+        return tuple("float64" if name in self.doubles else "float32" for name in self.inputs)
+
+    @property
+    def dtype(self) -> type[np.floating[Any]]:
+        """Of the matrix of all inputs."""
+        return np.float64 if self.doubles else np.float32
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -54,7 +72,7 @@ class Recipe:
         return [place[left] for left, _ in self.differences], [place[right] for _, right in self.differences]
 
     def apply(self, inputs: Floats) -> Floats:
-        """The trees' columns for input rows; the same float32 subtractions as in the graph."""
+        """The trees' columns for input rows; the same subtractions as in the graph."""
         left, right = self.sides()
         return np.hstack([inputs, inputs[:, left] - inputs[:, right]])
 
@@ -80,6 +98,11 @@ class Fitted:
     link: Link = "identity"
     steepness: float = 1.0
 
+    @cached_property
+    def trees(self) -> tuple[Tree, ...]:
+        """The booster's trees; raises as `trees_of` does."""
+        return trees_of(self.booster, f"the model of {self.output}")
+
     def predict(self, recipe: Recipe, inputs: Floats) -> NDArray[np.float64]:
         """LightGBM's own answer, in the output's unit: what the graph must agree with."""
         change = np.asarray(self.booster.predict(recipe.apply(inputs), num_threads=2))
@@ -88,47 +111,26 @@ class Fitted:
         return recipe.reference(inputs, self.reference) + self.reference.damping * change
 
 
-def exact_thresholds(booster: lightgbm.Booster) -> lightgbm.Booster:
-    """The same trees with thresholds that float32 can hold, rounded down.
-
-    LightGBM compares in float64 and ONNX in float32. For a float32 value x,
-    `x <= t` is the same as `x <= t rounded down to float32`, so that nothing
-    changes here, and every comparison comes out alike in both.
-    """
-    import lightgbm
-
-    lines = booster.model_to_string().split("\n")
-    for index, line in enumerate(lines):
-        key, _, values = line.partition("=")
-        if key == "threshold" and values:
-            lines[index] = f"threshold={' '.join(repr(_rounded_down(float(value))) for value in values.split(' '))}"
-    # Sizes in bytes of the trees' texts; without them LightGBM reads the trees one after another.
-    return lightgbm.Booster(model_str="\n".join(line for line in lines if not line.startswith("tree_sizes=")))
-
-
-def _rounded_down(threshold: float) -> float:
-    nearest = np.float32(threshold)
-    return float(np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > threshold else nearest)
-
-
 def to_onnx(recipe: Recipe, fitted: Sequence[Fitted]) -> bytes:
     """The whole model as one self-contained ONNX file: see the module's docstring."""
     from onnx import TensorProto, checker, helper
 
     builder = _Builder()
+    kind = TensorProto.DOUBLE if recipe.doubles else TensorProto.FLOAT
     _add_columns(builder, recipe)
     for one in fitted:
         _add_output(builder, recipe, one)
     graph = helper.make_graph(
         builder.nodes,
         "almanac",
-        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [None, len(recipe.inputs)])],
+        [helper.make_tensor_value_info(INPUT_NAME, kind, [None, len(recipe.inputs)])],
         [helper.make_tensor_value_info(one.output, TensorProto.FLOAT, [None]) for one in fitted],
         builder.tensors,
     )
     domains = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     model = helper.make_model(graph, opset_imports=domains, producer_name="almanac", ir_version=IR_VERSION)
-    helper.set_model_props(model, {COLUMNS_KEY: msgspec.json.encode(recipe.inputs).decode()})
+    named = {COLUMNS_KEY: recipe.inputs, **({DTYPES_KEY: recipe.dtypes} if recipe.doubles else {})}
+    helper.set_model_props(model, {key: msgspec.json.encode(words).decode() for key, words in named.items()})
     checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
@@ -151,72 +153,62 @@ class _Builder:
         from onnx import numpy_helper
 
         array = np.asarray(values)
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
+    def cast(self, source: str, target: str, kind: int) -> str:
+        return self.node("Cast", [source], target, to=kind)
+
 
 def _add_columns(builder: _Builder, recipe: Recipe) -> None:
-    """The trees' columns: the inputs, and their differences if the recipe has any."""
-    if not recipe.differences:
-        builder.node("Identity", [INPUT_NAME], TREE_INPUT)
-        return
-    left, right = recipe.sides()
-    builder.node("Gather", [INPUT_NAME, builder.constant("left", left)], "left_side", axis=1)
-    builder.node("Gather", [INPUT_NAME, builder.constant("right", right)], "right_side", axis=1)
-    builder.node("Sub", ["left_side", "right_side"], "differences")
-    builder.node("Concat", [INPUT_NAME, "differences"], TREE_INPUT, axis=1)
+    """The trees' columns: the inputs, and their differences if the recipe has any; float64."""
+    from onnx import TensorProto
+
+    columns = INPUT_NAME
+    if recipe.differences:
+        left, right = recipe.sides()
+        builder.node("Gather", [INPUT_NAME, builder.constant("left", left)], "left_side", axis=1)
+        builder.node("Gather", [INPUT_NAME, builder.constant("right", right)], "right_side", axis=1)
+        builder.node("Sub", ["left_side", "right_side"], "differences")
+        columns = builder.node("Concat", [INPUT_NAME, "differences"], "inputs_and_differences", axis=1)
+    builder.cast(columns, TREE_INPUT, TensorProto.DOUBLE)
 
 
 def _add_output(builder: _Builder, recipe: Recipe, one: Fitted) -> None:
     """reference + damping x trees, under the output's name; without a reference the trees' answer alone."""
+    from onnx import TensorProto
+
     prefix = f"{one.output}/"
-    trees = _add_trees(builder, recipe, one, prefix)
+    value = _add_trees(builder, one, prefix)
     flat = builder.constant(f"{prefix}flat", [-1])
-    if not one.reference.weights:
-        builder.node("Reshape", [trees, flat], one.output)
-        return
-    places = builder.constant(f"{prefix}places", [recipe.inputs.index(name) for name in one.reference.weights])
-    levels = builder.node("Gather", [INPUT_NAME, places], f"{prefix}levels", axis=1)
-    weights = builder.constant(f"{prefix}weights", np.array([[weight] for weight in one.reference.weights.values()]))
-    reference = builder.node("MatMul", [levels, weights], f"{prefix}reference")
-    damping = builder.constant(f"{prefix}damping", np.array(one.reference.damping))
-    change = builder.node("Mul", [trees, damping], f"{prefix}change")
-    value = builder.node("Add", [reference, change], f"{prefix}value")
-    builder.node("Reshape", [value, flat], one.output)
+    if one.reference.damping != 1.0:
+        damping = builder.constant(f"{prefix}damping", np.array(one.reference.damping))
+        value = builder.node("Mul", [value, damping], f"{prefix}change")
+    if one.reference.weights:
+        places = builder.constant(f"{prefix}places", [recipe.inputs.index(name) for name in one.reference.weights])
+        # The trees' columns begin with the inputs.
+        levels = builder.node("Gather", [TREE_INPUT, places], f"{prefix}levels", axis=1)
+        weights = builder.constant(f"{prefix}weights", np.array([[one] for one in one.reference.weights.values()]))
+        reference = builder.node("MatMul", [levels, weights], f"{prefix}reference")
+        value = builder.node("Add", [reference, value], f"{prefix}value")
+    single = builder.cast(value, f"{prefix}single", TensorProto.FLOAT)
+    builder.node("Reshape", [single, flat], one.output)
 
 
-def _add_trees(builder: _Builder, recipe: Recipe, one: Fitted, prefix: str) -> str:
-    """One output's trees as onnxmltools converts them; returns the name of their result, float32 (rows, 1)."""
-    from onnx import compose
-    from onnxmltools.convert import convert_lightgbm
-    from onnxmltools.convert.common.data_types import FloatTensorType
+def _add_trees(builder: _Builder, one: Fitted, prefix: str) -> str:
+    """One output's trees and their link; returns the name of the result, float64 (rows, 1)."""
+    from onnx import TensorProto
 
-    types = [(TREE_INPUT, FloatTensorType([None, len(recipe.columns)]))]
-    sums = one.booster if one.booster.dump_model()["objective"].startswith("regression") else _sums_of(one.booster)
-    converted = convert_lightgbm(sums, initial_types=types, target_opset=OPSET, zipmap=False)
-    graph = compose.add_prefix(converted, prefix, rename_inputs=False).graph
-    builder.nodes += graph.node
-    builder.tensors += graph.initializer
-    result: str = graph.output[0].name
+    builder.nodes.append(ensemble(one.trees, TREE_INPUT, f"{prefix}sum"))  # ONNX says that it answers in float32
+    result = builder.cast(f"{prefix}sum", f"{prefix}trees", TensorProto.DOUBLE)
     if one.link == "exp":
         return builder.node("Exp", [result], f"{prefix}linked")
     if one.link == "sigmoid":
-        scaled = builder.node(
-            "Mul", [result, builder.constant(f"{prefix}steepness", np.array(one.steepness))], f"{prefix}scaled"
-        )
-        return builder.node("Sigmoid", [scaled], f"{prefix}linked")
+        steepness = builder.constant(f"{prefix}steepness", np.array(one.steepness))
+        scaled = builder.node("Mul", [result, steepness], f"{prefix}scaled")
+        # ONNX Runtime's own Sigmoid says 0 of a chance of 1e-20.
+        odds = builder.node("Exp", [builder.node("Neg", [scaled], f"{prefix}negative")], f"{prefix}odds")
+        one_more = builder.node("Add", [odds, builder.constant(f"{prefix}one", np.array(1.0))], f"{prefix}one_more")
+        return builder.node("Reciprocal", [one_more], f"{prefix}linked")
     return result
-
-
-def _sums_of(booster: lightgbm.Booster) -> lightgbm.Booster:
-    """The same trees, answering with their plain sum: the converter makes labels of a classifier's."""
-    import lightgbm
-
-    lines = booster.model_to_string().split("\n")
-    for index, line in enumerate(lines):
-        if line.startswith("objective="):
-            lines[index] = "objective=regression"
-        elif line.startswith("[objective:"):  # among the parameters at the text's end
-            lines[index] = "[objective: regression]"
-    return lightgbm.Booster(model_str="\n".join(lines))

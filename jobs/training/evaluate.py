@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from almanac.manifest import Metric, Parity
 from almanac.pipeline import Pipeline
 from almanac.scoring import Scorer
 from almanac.settings import Settings
+from jobs.training.boundaries import reached
 from jobs.training.convert import Fitted, Floats, Recipe
 from jobs.training.dataset import Rows, Split, Truth, every_row, features, horizon_hours
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GOLDEN_ROWS = 512
-TOLERANCE = 1e-3
-"""Largest difference between ONNX Runtime (float32) and LightGBM (float64), in the output's unit ..."""
+"""Golden rows that features really had; rows at the boundaries of the trees come besides."""
 TOLERANCE_SHARE = 1e-5
-"""... or, if that is more, as a share of the largest answer: float32 has seven digits."""
+"""Largest difference between ONNX Runtime and LightGBM, as a share of a row's answer: answers are float32 ..."""
+TOLERANCE_FLOOR = 1e-9
+"""... or, if that is more, as a share of the largest answer: float64 sums of numbers that cancel have some dust."""
 EXPECTED = "expected_"
 """Prefix of the golden columns that hold LightGBM's answers."""
+COUNTS = ("rows", "boundary_rows", "splits", "splits_reached")
+"""Keys of the golden file's metadata: what a `Parity` says besides the differences."""
 
 AS_NOW = "as_now"
 YESTERDAY = "same_hour_yesterday"
@@ -80,18 +84,38 @@ def measure(
 
 
 def golden_rows(recipe: Recipe, fitted: Sequence[Fitted], table: pa.Table, seed: int) -> bytes:
-    """A Parquet file of rows drawn from `table`, with LightGBM's answers on them in float64."""
+    """A Parquet file of rows drawn from `table`, and rows at the trees' boundaries, with LightGBM's answers.
+
+    Args:
+        table: real rows, every number finite, each column of the type that the model reads.
+
+    Returns:
+        The input columns in these types, and LightGBM's answers in float64; real rows come first.
+
+    Raises:
+        ModelError: the trees ask or answer what cannot be said exactly.
+    """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     size = min(GOLDEN_ROWS, len(table))
     drawn = np.sort(np.random.default_rng(seed).choice(len(table), size=size, replace=False))
     chosen = table.select(recipe.inputs).take(pa.array(drawn))
-    matrix = as_matrix(chosen)
+    made = reached(recipe, [one.trees for one in fitted], as_matrix(chosen, np.float64).astype(np.float64), seed)
+    columns = [pa.array(made.rows[:, place]).cast(field.type, safe=False) for place, field in enumerate(chosen.schema)]
+    rows = pa.concat_tables([chosen, pa.table(columns, schema=chosen.schema)])
+    matrix = as_matrix(rows, np.float64).astype(recipe.dtype)
     for one in fitted:
-        chosen = chosen.append_column(EXPECTED + one.output, pa.array(one.predict(recipe, matrix)))
+        rows = rows.append_column(EXPECTED + one.output, pa.array(one.predict(recipe, matrix)))
+    counts = (size, len(made.rows), made.splits, made.both_sides)
+    return _written(rows, dict(zip(COUNTS, counts, strict=True)))
+
+
+def _written(rows: pa.Table, counts: Mapping[str, int]) -> bytes:
+    """Golden rows as the bytes of a Parquet file that says how many of them are what."""
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
-    pq.write_table(chosen, sink)
+    pq.write_table(rows.replace_schema_metadata({name: str(counts[name]) for name in COUNTS}), sink)
     return sink.getvalue()
 
 
@@ -99,27 +123,32 @@ def prove(scorer: Scorer, golden: bytes) -> Parity:
     """Score the golden rows and compare with LightGBM's answers.
 
     Raises:
-        ModelError: some answer differs by more than is allowed; says which output and by how much.
+        ModelError: some answer differs by more than is allowed; says which output, by how much, and the row.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(golden))
     predicted = scorer.score(table)
-    worst, tolerance = 0.0, TOLERANCE
+    worst, tolerance = 0.0, 0.0
     for output in scorer.outputs:
         expected = table[EXPECTED + output].to_numpy()
-        difference = float(np.abs(predicted[output] - expected).max())
-        allowed = max(TOLERANCE, TOLERANCE_SHARE * float(np.abs(expected).max()))
-        if not difference <= allowed:
+        differences = np.abs(predicted[output] - expected)
+        allowed = np.maximum(TOLERANCE_SHARE * np.abs(expected), TOLERANCE_FLOOR * np.abs(expected).max())
+        if not (differences <= allowed).all():
+            row = int(np.argmax(differences - allowed))
+            asked = {name: table[name][row].as_py() for name in scorer.inputs}
             raise ModelError(
-                f"model {scorer.model_id}: ONNX Runtime and LightGBM differ by {difference:.3g} in {output} on a "
-                f"golden row, more than {allowed:g}: not registered; train again or look at the conversion"
+                f"model {scorer.model_id}: ONNX Runtime and LightGBM differ by {differences[row]:.3g} in {output} on a "
+                f"golden row ({str(asked)[:300]}), more than {allowed[row]:.3g}: not registered; train again or look "
+                "at the conversion"
             )
-        worst, tolerance = max(worst, difference), max(tolerance, allowed)
-    return Parity(rows=len(table), difference_max=worst, tolerance=tolerance)
+        worst, tolerance = max(worst, float(differences.max())), max(tolerance, float(allowed.max()))
+    held = table.schema.metadata or {}
+    counts = {name: int(held.get(name.encode(), b"0")) for name in COUNTS}
+    return Parity(**{"rows": len(table), **counts}, difference_max=worst, tolerance=tolerance)
 
 
-def as_matrix(table: pa.Table) -> Floats:
-    """A table's columns side by side, float32 (rows, columns)."""
-    return np.column_stack([table[name].to_numpy() for name in table.column_names]).astype(np.float32, copy=False)
+def as_matrix(table: pa.Table, dtype: type[np.floating[Any]] = np.float32) -> Floats:
+    """A table's columns side by side, (rows, columns)."""
+    return np.column_stack([table[name].to_numpy() for name in table.column_names]).astype(dtype, copy=False)

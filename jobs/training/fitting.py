@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from almanac.manifest import Parity
+from almanac.manifest import Input, Parity
 from almanac.pipeline import Pipeline
 from almanac.registry import GOLDEN_FILE, MODEL_FILE
 from almanac.scoring import Scorer
 from almanac.training import Training
-from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
+from jobs.training.convert import Fitted, Recipe, to_onnx
 from jobs.training.evaluate import golden_rows, prove
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 THREADS = 2
-LIBRARIES = ("lightgbm", "onnx", "onnxmltools", "onnxruntime", "feast", "numpy")
+LIBRARIES = ("lightgbm", "onnx", "onnxruntime", "feast", "numpy")
 
 Progress = Callable[[str], None]
 
@@ -47,7 +47,7 @@ def boost(
 
     Args:
         training: size and seed.
-        columns: float32 (rows, columns).
+        columns: (rows, columns), float32 or float64.
         truth: float64 (rows,).
         names: of the columns.
         group: for a ranking: rows of each list, one list after the other.
@@ -68,17 +68,17 @@ def boost(
         **parameters,
     }
     data = lightgbm.Dataset(columns, truth, group=group, feature_name=list(names), params=every)
-    return exact_thresholds(lightgbm.train(every, data, num_boost_round=training.trees))
+    return lightgbm.train(every, data, num_boost_round=training.trees)
 
 
 def make(pipeline: Pipeline, recipe: Recipe, fitted: Sequence[Fitted], rows: pa.Table) -> Made:
     """One ONNX graph of all outputs, proved on golden rows to answer as LightGBM does.
 
     Args:
-        rows: some of them become the golden rows.
+        rows: real ones, as the model reads them; some of them become golden rows.
 
     Raises:
-        ModelError: ONNX Runtime does not agree with LightGBM.
+        ModelError: the trees ask what cannot be said exactly, or ONNX Runtime does not agree with LightGBM.
     """
     files = {
         MODEL_FILE: to_onnx(recipe, fitted),
@@ -97,3 +97,8 @@ def proved(pipeline: Pipeline, files: Mapping[str, bytes]) -> Made:
 def libraries() -> dict[str, str]:
     """The versions that a model was made with."""
     return {name: version(name) for name in LIBRARIES}
+
+
+def inputs_of(scorer: Scorer) -> tuple[Input, ...]:
+    """The input columns as the manifest has them."""
+    return tuple(Input(name=name, dtype=dtype) for name, dtype in zip(scorer.inputs, scorer.dtypes, strict=True))

@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 
 from almanac.clock import MICROSECOND, at_micros, format_time
 from almanac.errors import FeatureError, UsageError
-from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
+from almanac.manifest import Description, Metric, Reference, Window
 from almanac.pipeline import Output, Pipeline
 from almanac.registry import ModelVersion
 from almanac.scoring import Scorer
 from almanac.settings import Settings
 from jobs.training.convert import Fitted, Floats, Recipe
+from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import as_matrix
-from jobs.training.fitting import Progress, boost, libraries, make
+from jobs.training.fitting import Made, Progress, boost, inputs_of, libraries, make
 from jobs.training.promotion import champion, judged, register
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Labelled:
 
     Args:
         moments: microseconds since 1970, int64 (rows,).
-        inputs: float32 (rows, features), every number finite.
+        inputs: (rows, features), every number finite; float64 if a feature's declared type needs it.
         truth: float64 (rows,) by output.
         table: the features again, as Arrow.
     """
@@ -80,7 +81,8 @@ def train_on_labels(pipeline: Pipeline, settings: Settings, *, now: datetime, pr
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
     training, held_out, told = prepare(pipeline, settings, now=now, progress=progress)
-    recipe = Recipe(inputs=tuple(training.table.column_names), differences=())
+    inputs = tuple(training.table.column_names)
+    recipe = Recipe(inputs=inputs, differences=(), doubles=doubles_of(pipeline, settings, inputs))
     fitted, baselines = [], {}
     for output in pipeline.outputs:
         progress(f"fitting {output.name}")
@@ -98,7 +100,7 @@ def train_on_labels(pipeline: Pipeline, settings: Settings, *, now: datetime, pr
     progress(f"measuring on {len(held_out):,} held-out rows")
     rival = champion(pipeline, settings, held_out.table.column_names)
     found = [measure(pipeline, scorer, held_out, baselines) for scorer in (made.scorer, *rival.scorers)]
-    description = _describe(pipeline, training, held_out, made.parity, found[0], told)
+    description = _describe(pipeline, training, held_out, made, found[0], told)
     description = judged(pipeline, description, rival, found[1:])
     return register(pipeline, settings, made, description, now=now, progress=progress)
 
@@ -175,8 +177,9 @@ def _with_features(pipeline: Pipeline, settings: Settings, labels: pa.Table) -> 
     if not parts:
         return Labelled(moments=np.empty(0, np.int64), inputs=np.empty((0, 0), np.float32), truth={}, table=labels)
     table = pa.concat_tables(parts)
-    table = table.cast(pa.schema([(name, pa.float32()) for name in table.column_names]), safe=False)
-    inputs = as_matrix(table)
+    doubles = doubles_of(pipeline, settings, table.column_names)
+    table = as_read(table, doubles)
+    inputs = as_matrix(table, np.float64 if doubles else np.float32)
     whole = np.flatnonzero(np.isfinite(inputs).all(axis=1))
     kept = labels.take(whole)
     return Labelled(
@@ -238,19 +241,19 @@ def _describe(
     pipeline: Pipeline,
     training: Labelled,
     held_out: Labelled,
-    parity: Parity,
+    made: Made,
     metrics: dict[str, Metric],
     told: str,
 ) -> Description:
     return Description(
         features=pipeline.features,
-        inputs=tuple(Input(name=name) for name in training.table.column_names),
+        inputs=inputs_of(made.scorer),
         outputs=pipeline.output_names,
         training=_window(training),
         held_out=_window(held_out),
         rows=len(training),
         seed=pipeline.training.seed,
-        parity=parity,
+        parity=made.parity,
         metrics=metrics,
         references={},
         libraries=libraries(),

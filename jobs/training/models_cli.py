@@ -10,7 +10,7 @@ import typer.core
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from almanac.manifest import ListMetric, Metric
+    from almanac.manifest import ListMetric, Metric, Parity
     from almanac.registry import ModelVersion
 
     Table = tuple[str, list[str], list[list[str]]]
@@ -101,7 +101,8 @@ def models(
     if alias:
         _move(registry, name, alias)
     names = (name,) if name else registry.names()
-    rows = [details(version, registry.aliases(model)) for model in names for version in registry.versions(model)]
+    versions = [version for model in names for version in registry.versions(model)]
+    rows = [details(version, registry.aliases(version.name)) for version in versions]
     if as_json:
         print_json(rows)
         return
@@ -123,6 +124,19 @@ def models(
             ]
             for row in rows
         ],
+    )
+    if early := [version.id for version in versions if _proved_on_real_rows_alone(version)]:
+        typer.echo(
+            f"{', '.join(early)}: proved on real rows alone, before golden rows were made at thresholds, zeros and odd "
+            "categories: train or add them again to have that proved",
+            err=True,
+        )
+
+
+def _proved_on_real_rows_alone(version: ModelVersion) -> bool:
+    """Whether LightGBM's trees were registered before there were rows at their boundaries."""
+    return not version.manifest.parity.boundary_rows and any(
+        file.startswith("model-") for file in version.manifest.files
     )
 
 
@@ -177,7 +191,7 @@ def print_metrics(version: ModelVersion) -> None:
     from almanac.output import print_table
 
     manifest = version.manifest
-    proof = f"differ by at most {manifest.parity.difference_max:.1g} on {manifest.parity.rows} golden rows"
+    proof = _proof(manifest.parity)
     if manifest.held_out is None or not manifest.measures:
         typer.echo(f"{version.id}: {manifest.data}; ONNX Runtime's answers and the model's own {proof}")
         return
@@ -187,6 +201,15 @@ def print_metrics(version: ModelVersion) -> None:
     typer.echo(f"{manifest.data}; {manifest.rows:,} training rows; ONNX Runtime and LightGBM {proof}")
     if useless := [name for name, measure in manifest.measures.items() if measure.ratio >= 1]:
         typer.echo(f"no better than a baseline: {', '.join(useless)}; look at features, objective and window", err=True)
+
+
+def _proof(parity: Parity) -> str:
+    """How a version was proved, in a few words."""
+    said = f"differ by at most {parity.difference_max:.1g} on {parity.rows} golden rows"
+    if not parity.boundary_rows:
+        return said
+    reached = f"{parity.splits_reached:,} of {parity.splits:,} splits from both sides"
+    return f"{said} and on {parity.boundary_rows:,} that reach {reached}"
 
 
 def _errors(metrics: Mapping[str, Metric]) -> Table | None:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from almanac.clock import MICROSECOND, at_micros, format_time
 from almanac.errors import FeatureError
 from almanac.list_quality import Tally, as_lists, baselines, filled_up
-from almanac.manifest import Description, Input, ListMetric, Reference, Window
+from almanac.manifest import Description, ListMetric, Reference, Window
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged, Wholes, offsets_of, picked
 from almanac.ranking import HISTORY, HISTORY_COUNTS, PAIR_COLUMNS, Pairs, candidates, matrix, top
@@ -30,7 +30,8 @@ from almanac.settings import Settings
 from features.ranked import Taken, ranking_of, taken_between
 from features.store import one_look
 from jobs.training.convert import Fitted, Floats, Recipe
-from jobs.training.fitting import Progress, boost, libraries, make
+from jobs.training.declared import doubles_of, need_told_apart
+from jobs.training.fitting import Progress, boost, inputs_of, libraries, make
 from jobs.training.promotion import champion, judged, register
 from jobs.training.ranker_data import (
     BY_NIGHT,
@@ -76,7 +77,7 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
     Raises:
         DeclarationError: the pipeline has no ranking, or a source that is no interactions.
         SourceError: the source cannot be used, or nothing was taken yet.
-        FeatureError: features are missing, or too little was taken to learn from.
+        FeatureError: features are missing or too large for float32, or too little was taken to learn from.
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
     import pyarrow as pa
@@ -86,6 +87,9 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
     progress(f"making lists to learn from, before {format_time(at_micros(since))}")
     with one_look():
         learned = learn_from(pipeline, settings, taken, since)
+    for service in (pipeline.features, ranking_of(pipeline).features):
+        doubles = doubles_of(replace(pipeline, features=service), settings, learned.names)
+        need_told_apart(pipeline, doubles, learned.names, learned.inputs)
     recipe = Recipe(inputs=learned.names, differences=())
     progress(f"fitting LambdaRank on {len(learned.inputs):,} pairs of {len(learned.sizes):,} lists")
     fitted = _fit(pipeline, learned)
@@ -99,7 +103,7 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
         found = measure(pipeline, settings, (made.scorer, *rival.scorers), taken, since)
     description = Description(
         features=pipeline.features,
-        inputs=tuple(Input(name=name) for name in learned.names),
+        inputs=inputs_of(made.scorer),
         outputs=pipeline.output_names,
         training=Window(start=at_micros(taken.moments[0]), end=at_micros(since - 1)),
         held_out=Window(start=at_micros(since), end=at_micros(taken.moments[-1])),

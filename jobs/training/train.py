@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from almanac.clock import HOUR
 from almanac.errors import FeatureError, UsageError
-from almanac.manifest import Description, Input, Metric, Parity, Reference, Window
+from almanac.manifest import Description, Metric, Reference, Window
 from almanac.pipeline import GridObservations, Output, Pipeline
 from almanac.registry import ModelVersion
 from almanac.settings import Settings
@@ -28,8 +28,9 @@ from features.grid import CARRIED, differences, same_hour_column
 from jobs.training import fitting
 from jobs.training.convert import Fitted, Floats, Recipe
 from jobs.training.dataset import Rows, Split, Truth, features, horizon_hours, read_truth, sample, split
+from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import as_matrix, measure
-from jobs.training.fitting import Progress, libraries, make
+from jobs.training.fitting import Made, Progress, inputs_of, libraries, make
 from jobs.training.promotion import champion, judged, register
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
 
         return train_on_labels(pipeline, settings, now=now, progress=progress)
     data = prepare(pipeline, settings, now=now, progress=progress)
-    matrix = as_matrix(data.table)
+    matrix = as_matrix(data.table, data.recipe.dtype)
     fitted = []
     for output in pipeline.outputs:
         progress(f"fitting {output.name}")
@@ -92,7 +93,7 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
     progress("measuring on every cell and hour of the held-out window")
     made_here, rival = made.scorer, champion(pipeline, settings, data.table.column_names)
     found = measure(pipeline, settings, (made_here, *rival.scorers), data.truth, data.cut)
-    description = _describe(pipeline, data, fitted, made.parity, found[0])
+    description = _describe(pipeline, data, fitted, made, found[0])
     description = judged(pipeline, description, rival, found[1:])
     return register(pipeline, settings, made, description, now=now, progress=progress)
 
@@ -123,7 +124,9 @@ def prepare(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: 
         raise FeatureError(
             f"FeatureService {pipeline.features} lacks {', '.join(absent[:5])}: give it every view of features/grid.py"
         )
-    recipe = Recipe(inputs=tuple(table.column_names), differences=pairs)
+    inputs = tuple(table.column_names)
+    recipe = Recipe(inputs=inputs, differences=pairs, doubles=doubles_of(pipeline, settings, inputs))
+    table = as_read(table, recipe.doubles)
     return Data(truth=truth, cut=cut, rows=rows, table=table, recipe=recipe, variable=variable, source=source)
 
 
@@ -172,7 +175,7 @@ def boost(pipeline: Pipeline, recipe: Recipe, columns: Floats, change: NDArray[n
 
 
 def _describe(
-    pipeline: Pipeline, data: Data, fitted: Sequence[Fitted], parity: Parity, metrics: dict[str, Metric]
+    pipeline: Pipeline, data: Data, fitted: Sequence[Fitted], made: Made, metrics: dict[str, Metric]
 ) -> Description:
     def hour(index: int) -> datetime:
         return data.truth.first + index * HOUR
@@ -180,13 +183,13 @@ def _describe(
     shortest = min(horizon_hours(pipeline, output) for output in pipeline.outputs)
     return Description(
         features=pipeline.features,
-        inputs=tuple(Input(name=name) for name in data.recipe.inputs),
+        inputs=inputs_of(made.scorer),
         outputs=pipeline.output_names,
         training=Window(start=hour(data.cut.first), end=hour(data.cut.training_end(shortest) + shortest)),
         held_out=Window(start=hour(data.cut.held_out), end=hour(data.cut.last)),
         rows=len(data.rows),
         seed=pipeline.training.seed,
-        parity=parity,
+        parity=made.parity,
         metrics=metrics,
         references={one.output: one.reference for one in fitted},
         libraries=libraries(),

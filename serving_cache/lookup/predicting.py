@@ -33,6 +33,10 @@ class Scores(Protocol):
         """Feature columns, in order."""
         ...
 
+    def usable(self, name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which numbers of an input column the model can take."""
+        ...
+
     def score(self, features: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
         """One array per output."""
         ...
@@ -93,7 +97,8 @@ def _group(asked: Question, entities: list[EntityKey], features: Features, score
     if absent:
         raise FeatureError(f"the online features lack {_named(absent)}, which {scorer.model_id} needs")
     columns = brought_forward(asked.pipeline, features)
-    whole = np.isfinite(np.stack([columns[name] for name in scorer.inputs])).all(axis=0)
+    usable = np.stack([scorer.usable(name, columns[name]) for name in scorer.inputs])
+    whole: NDArray[np.bool_] = np.asarray(usable.all(axis=0))
     found: dict[EntityKey, Made] = {}
     kept: list[int] = []
     for index, entity in enumerate(entities):
@@ -137,7 +142,7 @@ def _lacking(features: Features, index: int, columns: Mapping[str, NDArray[Any]]
     """Why a row cannot be scored."""
     if features.lacking[index]:
         return f"no usable online features: {_named(list(features.lacking[index]))}"
-    null = [name for name in scorer.inputs if not np.isfinite(columns[name][index])]
+    null = [name for name in scorer.inputs if not scorer.usable(name, columns[name][index : index + 1])[0]]
     return f"no usable online features: {_named(null)} null" if null else "no observation is among the online features"
 
 

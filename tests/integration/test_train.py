@@ -19,8 +19,8 @@ from almanac.pipeline import Pipeline, Training, days
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
-from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
-from jobs.training.evaluate import EXPECTED, TOLERANCE, golden_rows, prove
+from jobs.training.convert import Fitted, Recipe, to_onnx
+from jobs.training.evaluate import EXPECTED, golden_rows, prove
 from jobs.training.promotion import promote, summary_of
 from jobs.training.train import reference_for, train
 from tests.acceptance.tiny_weather import weather as _tiny
@@ -105,7 +105,9 @@ def test_golden_rows_hold_what_the_stored_text_answers(trained: Trained) -> None
     scorer = Scorer.load(version, tiny)
     parity = prove(scorer, version.read("golden.parquet"))
     assert parity == version.manifest.parity
-    assert parity.difference_max <= TOLERANCE
+    assert parity.difference_max <= parity.tolerance < 0.01
+    assert parity.boundary_rows > 0
+    assert parity.splits_reached > parity.splits / 2
     table = pq.read_table(pa.BufferReader(version.read("golden.parquet")))
     recipe = Recipe(inputs=scorer.inputs, differences=differences("t2m"))
     matrix = as_matrix(table.select(scorer.inputs))
@@ -226,7 +228,7 @@ def test_what_cannot_be_trained_is_refused(
     assert len(Registry(trained.settings.models_dir).versions("weather")) == before
 
 
-def test_thresholds_in_float32_change_no_answer() -> None:
+def test_thresholds_between_neighbouring_float32_numbers_change_no_answer() -> None:
     import lightgbm
     import pyarrow as pa
 
@@ -236,14 +238,9 @@ def test_thresholds_in_float32_change_no_answer() -> None:
     inputs = np.column_stack([random.choice(steps, 4000) for _ in range(3)])
     target = (inputs[:, 0] - 280) * 2**15 + random.normal(size=4000)
     parameters = {"objective": "regression", "verbosity": -1, "num_threads": 1, "min_child_samples": 5}
-    booster = lightgbm.train(parameters, lightgbm.Dataset(inputs, target), 40)
-    exact = exact_thresholds(booster)
-    np.testing.assert_array_equal(exact.predict(inputs), booster.predict(inputs))
-    thresholds = exact.trees_to_dataframe()["threshold"].dropna().astype(float).to_numpy()
-    assert (thresholds == thresholds.astype(np.float32)).all()
     recipe = Recipe(inputs=("t2m", "a", "b"), differences=(("a", "b"),))
-    other = lightgbm.train(parameters, lightgbm.Dataset(recipe.apply(inputs), target), 40)
-    fitted = [Fitted(output="t2m_1h", booster=exact_thresholds(other), reference=reference_for("t2m", 1))]
+    booster = lightgbm.train(parameters, lightgbm.Dataset(recipe.apply(inputs), target), 40)
+    fitted = [Fitted(output="t2m_1h", booster=booster, reference=reference_for("t2m", 1))]
     table = pa.table(dict(zip(recipe.inputs, inputs.T, strict=True)))
     scorer = Scorer.open(to_onnx(recipe, fitted), "test", entity="cell_id")
     assert prove(scorer, golden_rows(recipe, fitted, table, seed=1)).difference_max < 1e-4

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from almanac.manifest import Reference
 from almanac.scoring import Scorer
-from jobs.training.convert import Fitted, Recipe, exact_thresholds, to_onnx
+from jobs.training.convert import Fitted, Recipe, to_onnx
 
 TREES, LEAVES, ROWS = 40, 31, 4_000
 
@@ -28,6 +28,6 @@ def scorer(spread: dict[str, tuple[float, float]], outputs: tuple[str, ...], ent
     for output in outputs:
         target = (rows - least) / (greatest - least) @ dice.standard_normal(len(spread))
         options = {"num_leaves": LEAVES, "verbosity": -1, "seed": 3, "num_threads": 1, "deterministic": True}
-        booster = exact_thresholds(lgb.train(options, lgb.Dataset(rows, target), num_boost_round=TREES))
+        booster = lgb.train(options, lgb.Dataset(rows, target), num_boost_round=TREES)
         fitted.append(Fitted(output=output, booster=booster, reference=Reference(weights={}, damping=1.0)))
     return Scorer.open(to_onnx(recipe, fitted), "parity-v1", entity=entity)

@@ -119,6 +119,20 @@ def test_an_input_per_column_is_taken_over() -> None:
     )
 
 
+def test_float64_inputs_stay_so_for_features_that_are_declared_so() -> None:
+    model = onnx.load_model_from_string(matrix())
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    model.graph.node[0].output[0] = "sum"
+    model.graph.node.append(helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT))
+    data = bytes(model.SerializeToString())
+    wide = Scorer.open(own_form("m.onnx", data, RIDES, COLUMNS, frozenset({"a"})), "m", entity="station")
+    assert wide.dtypes == ("float64", "float32", "float32")
+    assert wide.score({"a": np.array([1.7e9 + 1]), "b": np.array([-1.7e9]), "c": np.array([0.0])})["rides"] == 1
+    assert Scorer.open(own_form("m.onnx", data, RIDES, COLUMNS), "m", entity="station").dtype is np.float32
+    np.testing.assert_allclose(scored(own_form("m.onnx", data, RIDES, COLUMNS)), ROWS.sum(axis=1), rtol=1e-5, atol=1e-5)
+
+
 def two_numbers() -> bytes:
     return graph([("X", ["n", 2])], [("y", ["n", 2])], [helper.make_node("Identity", ["X"], ["y"])])
 

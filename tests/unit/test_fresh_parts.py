@@ -53,6 +53,9 @@ class Adds:
     def __init__(self) -> None:
         self.rows: list[int] = []
 
+    def usable(self, name: str, values: Any) -> Any:
+        return np.isfinite(values)
+
     def score(self, features: Any) -> dict[str, Any]:
         self.rows.append(len(features["t2m"]))
         if (features["t2m"] == 13).any():

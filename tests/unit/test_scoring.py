@@ -175,7 +175,7 @@ def test_what_does_not_match_is_refused_with_both_sides(register: Callable[..., 
         (
             graph(),
             {"inputs": tuple(Input(name=name, dtype="float64") for name in COLUMNS)},
-            "inputs of type float64, expected float32",
+            "other input types than expected: found float32, float32, float32, expected float64",
         ),
         (b"not a graph", {}, r"model\.onnx is not an ONNX model"),
         (b"", {}, "."),

@@ -49,6 +49,9 @@ class SumOfInputs:
 
     inputs = ("t2m", "lag_1h", "minute")
 
+    def usable(self, name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.isfinite(values)
+
     def score(self, features: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
         t2m, lag, minute = (features[name].to_numpy().astype(np.float32) for name in self.inputs)
         if (lag == -1).any():
