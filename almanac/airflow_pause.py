@@ -26,7 +26,7 @@ from almanac.errors import Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 
-ENDING_SECONDS_MAX = 300.0
+ENDING_SECONDS_MAX = 600.0
 """How long tasks that were at work when their DAGs were paused may take to end."""
 UNPAUSING_SECONDS_MAX = 60.0
 """How long it is tried to unpause DAGs while Airflow does not answer."""
@@ -150,6 +150,9 @@ class PausedDags:
                     if time.monotonic() > deadline:
                         break
                     time.sleep(POLL_SECONDS)
+                except UsageError as error:  # it is not there any more, or does not run
+                    self._say(f"{dag} is left as it is: {error}")
+                    del self._paused[dag]
         finally:  # somebody who will not wait is told, too
             if self._paused:
                 self._say(f"not unpaused, for Airflow did not answer: {_listed(self._paused)}; do it in its UI")
