@@ -38,6 +38,18 @@ def _modules(names: str) -> list[ModuleType]:
     return found
 
 
+def places(names: str) -> tuple[str, ...]:
+    """The modules, and the files ending in `.py`, that the declarations of `ALMANAC_PIPELINES` stand in."""
+    found: list[str] = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name.endswith(".py"):
+            found.append(str(Path(name).resolve()))
+            continue
+        inside = pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", ()))
+        found += [name, *(f"{name}.{entry.name}" for entry in inside)]
+    return tuple(found)
+
+
 def _load_file(path: Path) -> ModuleType:
     name = f"almanac_declarations_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -59,6 +59,10 @@ def main() -> None:
     quieten()
     for name in BEFOREHAND:
         importlib.import_module(name)
+    from almanac.code.following import code_of
+    from jobs.digests import STEPS
+
+    code_of(STEPS)  # of the code that was just imported, which tasks run, whatever the files say by then
     from airflow.__main__ import main as airflow
 
     sys.exit(airflow())  # type: ignore[no-untyped-call]

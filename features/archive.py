@@ -34,16 +34,15 @@ from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.archive_lines import EVENTS, event_columns
+from features.archived import FOLDER, HOUR_FORMAT, hours_of
+from features.archived import archived_files as archived_files
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FOLDER = "archive"
 LOCK_FILE = "write.lock"
-HOUR_FORMAT = "%Y-%m-%dT%H"
-HOUR_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}")
 FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
 TOPIC, PARTITION, OFFSET, TRACE = "kafka_topic", "kafka_partition", "kafka_offset", "trace"
 METADATA_KEY = b"almanac.replaces"
@@ -227,7 +226,7 @@ class Archive:
         """
         done = {"archive_files_merged": 0, "archive_hours_dropped": 0}
         oldest = (now - KEPT).strftime(HOUR_FORMAT)
-        for hour in _hours(self.folder):
+        for hour in hours_of(self.folder):
             with self._locked():
                 if hour < oldest:
                     _drop(self.folder / hour)
@@ -303,53 +302,6 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
     view = pushed[0]
     columns = entity | {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
     return Archive(folder / view.name / FOLDER, columns)
-
-
-def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:
-    """The archive files of one view whose events could lie in a time, ends included.
-
-    Args:
-        earliest, latest: None for no limit.
-    """
-    first = "" if earliest is None else need_utc(earliest).strftime(HOUR_FORMAT)
-    last = None if latest is None else need_utc(latest).strftime(HOUR_FORMAT)
-    return [
-        str(path)
-        for hour in _hours(view_folder / FOLDER)
-        if first <= hour and (last is None or hour <= last)
-        for path in sorted((view_folder / FOLDER / hour).glob("*.parquet"))
-    ]
-
-
-def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: datetime) -> dict[Any, datetime]:
-    """The time of each entity's newest archived event within a time, of those that have one.
-
-    Args:
-        pipeline_folder: the folder of the pipeline's views.
-        entity: name of the entity's column.
-        after: excluded.
-        until: included.
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    found: dict[Any, datetime] = {}
-    for folder in sorted(pipeline_folder.glob(f"*/{FOLDER}")):
-        for path in archived_files(folder.parent, after, until):
-            table = pq.ParquetFile(path).read(columns=[entity, EVENT_TIMESTAMP])
-            moments = table[EVENT_TIMESTAMP]
-            table = table.filter(pc.and_(pc.greater(moments, after), pc.less_equal(moments, until)))
-            for row in table.group_by(entity).aggregate([(EVENT_TIMESTAMP, "max")]).to_pylist():
-                moment = row[f"{EVENT_TIMESTAMP}_max"]
-                found[row[entity]] = max(moment, found.get(row[entity], moment))
-    return found
-
-
-def _hours(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(folder) if HOUR_NAME.fullmatch(entry.name))
-    except FileNotFoundError:
-        return []
 
 
 def _at_once(group: list[_File]) -> list[_File]:

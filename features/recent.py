@@ -15,7 +15,7 @@ import numpy as np
 
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.settings import Settings
-from features.archive import newest_events
+from features.archived import newest_events
 from features.forward import bring_table_forward
 from features.layout import EVENT_TIMESTAMP
 from features.offline.reading import historical

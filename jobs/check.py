@@ -67,7 +67,8 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
         failing: dict[int, str] = {}
         reports: dict[int, str] = {}
         unchanged: set[int] = set()
-        items = None if plan.anew else listed(pipeline, settings, plan.moment)
+        anew = plan.anew or not plan.is_by_this_code(pipeline)
+        items = None if anew else listed(pipeline, settings, plan.moment)
         tables = gathered(pipeline, settings, plan, rows_at_once(pipeline, ROWS_AT_ONCE_MAX))
         while True:
             with record.step("features"):
@@ -81,7 +82,7 @@ def gate_features(pipeline: Pipeline, settings: Settings, plan: Plan) -> GateRep
                 reports |= _kept(pipeline, settings, plan, "features", found)
             with record.step("digests"):
                 passed = [partition for partition in about if partition not in failing]
-                if not plan.anew:
+                if not anew:
                     digests = partition_digests(table, passed) if items is None else list_digests(items, table, passed)
                     unchanged.update(store.carry_unchanged(attempt, digests))
         report = GateReport(

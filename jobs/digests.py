@@ -9,73 +9,60 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from almanac.code.following import code_of, own_code_of
+from almanac.declarations import places
 from almanac.pipeline import Pipeline
+from almanac.settings import settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PARTITION = "_partition"
 UNCOUNTED = frozenset({PARTITION, "event_timestamp"})
-CODE = (
-    "almanac.scoring",
-    "almanac.block_layout",
-    "almanac.blocks",
-    "almanac.list_blocks",
-    "almanac.partitioning",
-    "almanac.candidate_items",
-    "almanac.list_scoring",
-    "almanac.ragged",
-    "almanac.ranking",
-    "almanac.ranking_rows",
-    "jobs.building",
-    "jobs.listing",
-    "jobs.gate",
-    "jobs.digests",
-    "almanac.block_merging",
-    "jobs.changed",
-    "jobs.entity_digests",
-)
-"""The modules that make blocks of features, and judge both."""
-LIBRARIES = ("onnxruntime", "great-expectations")
+STEPS = ("jobs.plan", "jobs.check", "jobs.score")
+"""Where the steps begin that a prediction comes from; what these import is found, and all that that imports."""
+UNCOUNTED_FIELDS = frozenset(
+    {
+        "schedule", "model", "freshness", "stream", "fresh", "default", "coverage_min", "generations_kept",
+        "previous_kept", "rolled_back_kept", "jump", "may_publish", "shard_partitions", "changed_only", "training",
+        "integrity", "owner", "description", "tags",
+    }
+)  # fmt: skip
+"""Fields of a declaration that no prediction of a batch run depends on; whatever else it says counts."""
 
 
 def code_digest(pipeline: Pipeline) -> str:
-    """The digest of the code and of what the declaration says about a partition's predictions, its gates included."""
-    declared = [
-        pipeline.entity,
-        repr(pipeline.partitions),
-        list(pipeline.output_names),
-        pipeline.features,
-        repr(pipeline.ranking),
-        [
-            [gate.on, gate.expectation, {name: repr(gate.kwargs[name]) for name in gate.kwargs}]
-            for gate in pipeline.gates
-        ],
-    ]
-    text = json.dumps([declared, _code()], sort_keys=True)
+    """The digest of the code and of what the declaration says about a partition's predictions, its gates included.
+
+    The code is all that the steps of a run can execute, found by following imports, with the versions of Python and of
+    the libraries; and what the declarations' own modules define beside pipelines, such as an expectation.
+    """
+    declared = {name: said(value) for name, value in vars(pipeline).items() if name not in UNCOUNTED_FIELDS}
+    own = own_code_of(places(settings().pipelines))
+    text = json.dumps([declared, code_of(STEPS).digest, own.digest], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-@cache
-def _code() -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in CODE:
-        spec = find_spec(name)
-        assert spec is not None  # noqa: S101  (our own modules)
-        assert spec.origin is not None  # noqa: S101
-        digest.update(name.encode() + b"\0" + Path(spec.origin).read_bytes())
-    for name in LIBRARIES:
-        digest.update(f"{name} {version(name)}\0".encode())
-    return digest.hexdigest()
+def said(value: Any) -> Any:
+    """What a declared value says, as JSON in one order, whatever order a dictionary or a set has in this process."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, {one.name: said(getattr(value, one.name)) for one in fields(value)}]
+    if isinstance(value, Mapping):
+        return {repr(name): said(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [said(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(said(one), sort_keys=True) for one in value)
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"  # what it does is in the modules' code
+    return repr(value)
 
 
 def partition_digests(table: pa.Table, partitions: Iterable[int]) -> dict[int, str]:

@@ -26,6 +26,7 @@ from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from jobs.digests import PARTITION as PARTITION
+from jobs.digests import code_digest
 from jobs.members import Members, grouped
 from jobs.plan import Plan
 
@@ -152,8 +153,8 @@ def _runs(settings: Settings, pipeline: str) -> Path:
 
 
 def _file(settings: Settings, pipeline: Pipeline, plan: Plan, shard: Sequence[int]) -> Path:
-    """Where one attempt keeps one shard; the name is a hash of everything that was asked for."""
-    asked = json.dumps([_boot(), pipeline.name, pipeline.features, repr(pipeline.partitions), plan.as_of, list(shard)])
+    """Where one attempt keeps one shard; the name is a hash of everything that was asked for, and of the code."""
+    asked = json.dumps([_boot(), code_digest(pipeline), plan.definitions, plan.cutoff, plan.as_of, list(shard)])
     name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
     return _runs(settings, plan.pipeline) / f"g{plan.generation}-{plan.token}" / f"{name}.arrow"
 

@@ -37,6 +37,7 @@ class Plan:
         unchanged: partitions carried forward because nothing of what they are made from has changed.
         anew: whether all others are scored, though they may turn out unchanged.
         definitions: digest of the feature views that the run was planned with; empty in plans of before.
+        code: digest of the code and the declaration that it was planned with; empty in plans of before.
     """
 
     pipeline: str
@@ -49,11 +50,27 @@ class Plan:
     unchanged: int = 0
     anew: bool = False
     definitions: str = ""
+    code: str = ""
 
     @property
     def moment(self) -> datetime:
         """`as_of` as a time."""
         return parse_time(self.as_of)
+
+    def is_by_this_code(self, pipeline: Pipeline) -> bool:
+        """Whether this process has the code and the declaration that the run was planned with; says so if not.
+
+        What other code scores must not be carried forward as the work of the planned one.
+        """
+        from jobs.digests import code_digest
+
+        same = self.code == code_digest(pipeline)
+        if not same:
+            log.warning(
+                "code or declaration of pipeline=%s changed since generation=%d was planned: what this task scores is "
+                "kept by no later run as unchanged", self.pipeline, self.generation,
+            )  # fmt: skip
+        return same
 
     def shards_without(self, partitions: Collection[int]) -> list[list[int]]:
         """The shards that remain when some partitions are left out; empty ones are dropped."""
@@ -157,6 +174,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
     from serving_cache.postgres import PostgresStore
     from serving_cache.records import GenerationStart
 
+    code = code_digest(pipeline)
     version = Registry(settings.models_dir).resolve(pipeline.model)
     scorer = scorer_of(version, pipeline)  # a model that does not fit stops the run before anything is written
     with record.step("features"), one_look():
@@ -176,7 +194,7 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         model_hash=version.hash,
         clock_shift=ingested.clock_shift,
         partitions=tuple(every),
-        code_digest=code_digest(pipeline),
+        code_digest=code,
         source_digest=source,
         backfill=run.backfill,
         default_list=items.default() if items is not None and pipeline.default is not None else None,
@@ -208,4 +226,5 @@ def _plan(pipeline: Pipeline, settings: Settings, record: Stage, run: _Run, now:
         unchanged=len(unchanged),
         anew=anew,
         definitions=definitions,
+        code=code,
     )

@@ -182,7 +182,7 @@ def reason_of(
     if was.partitioning != here.partitioning or was.outputs != here.outputs:
         return "code changed: another partitioning or other outputs"
     if was.code_digest != here.code:
-        return "code changed: scoring, blocks, or the declaration's gates or features"
+        return "code changed: what reads, scores or judges, a library, or the declaration"
     if not was.kept:
         return f"rows are brought together: few partitions are left of generation {was.origin}"
     if not was.input_digest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
@@ -18,6 +19,9 @@ from jobs.pieces import pieces_of
 from jobs.plan import Plan
 from jobs.stages import Stage, stage
 from jobs.writing import Writer
+
+if TYPE_CHECKING:
+    from serving_cache.records import StagedPartition
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +80,14 @@ def _score_shard(
     with record.step("model"):
         scorer = scorer_of(planned_version(settings, plan), pipeline)
         maker = Maker(pipeline, plan, scorer, listed(pipeline, settings, plan.moment))
+    known_code = plan.is_by_this_code(pipeline)
     quarantined: dict[int, str] = {}
     staged = rows = 0
     tables = pieces_of(pipeline, settings, plan, todo, ROWS_AT_ONCE)
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(pipeline, settings, attempt, record))
-        past = stack.enter_context(Past(pipeline, settings, attempt)) if pipeline.changed_only else None
+        only_changed = pipeline.changed_only and known_code
+        past = stack.enter_context(Past(pipeline, settings, attempt)) if only_changed else None
         while True:
             with record.step("features"):
                 about, table = next(tables, ([], None))
@@ -96,7 +102,7 @@ def _score_shard(
             rows += done.rows
             record.unchanged += done.unchanged
             with record.step("waiting"):
-                staged += writer.put(done.ready, refused)
+                staged += writer.put(done.ready if known_code else _without_digests(done.ready), refused)
         with record.step("waiting"):
             staged += writer.finish()
     record.partitions, record.rows = staged, rows
@@ -116,3 +122,8 @@ def _score_shard(
         rows=rows,
         unchanged=record.unchanged,
     )
+
+
+def _without_digests(ready: list[StagedPartition]) -> list[StagedPartition]:
+    """Partitions of which no later run says that they are unchanged."""
+    return [replace(part, input_digest="", entity_digests=b"") for part in ready]

@@ -11,7 +11,7 @@ from almanac.feature_checks import words
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.archive import archived_files
+from features.archived import archived_files
 from features.tables import Table, literal, opened, quoted, tables_of
 
 ENTITIES_MAX = 100

@@ -25,7 +25,7 @@ from almanac.feature_checks import Example, Skew
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.archive import archived_files
+from features.archived import archived_files
 from features.layout import EVENT_TIMESTAMP
 from features.offline.reading import historical
 from features.online import OnlineFeatures

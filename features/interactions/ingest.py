@@ -24,18 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from almanac.clock import DAY, format_time, micros_of, utc_now
+from almanac.code.following import code_of
 from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from features.archive import newest_events
+from features.archived import newest_events
 from features.files import locked, replacing
-from features.interactions import bulk as interactions_bulk
-from features.interactions import fold as interactions_fold
-from features.interactions import history as interactions
-from features.interactions import items as interactions_items
-from features.interactions import lines as interactions_lines
-from features.interactions.bulk import Baskets, arrow_type, histories
+from features.interactions.bulk import Baskets, arrow_type, histories, schema_of
 from features.interactions.history import HISTORY, STATS, TOGETHER
 from features.interactions.items import Nights, nights
 from features.interactions.lines import Held, Lines
@@ -119,11 +115,8 @@ def reach_of_interactions(pipeline: Pipeline, settings: Settings, cutoff: dateti
 
 def origin_of(source: LineSource, declared: Interactions) -> str:
     """Names what features are made from: the source's lines, what is declared of them, and the code."""
-    digest = hashlib.blake2b(digest_size=16)
-    for module in (interactions, interactions_fold, interactions_bulk, interactions_items, interactions_lines):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes() + repr(declared).encode() + source.identity.encode())
-    return digest.hexdigest()
+    text = f"{code_of((__name__,)).digest}\0{declared!r}\0{source.identity}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def keep_aside(source: LineSource, folder: Path) -> None:
@@ -292,7 +285,7 @@ class _Files:
                 f"(PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1",
                 params=[names],
             ).to_arrow_table()
-        return found.cast(interactions_bulk.schema_of(pa.string()).remove(1))
+        return found.cast(schema_of(pa.string()).remove(1))
 
     def _rows(self, view: str, table: pa.Table, key: str, moments: np.ndarray[Any, Any]) -> pa.Table:
         """A table as the view's files have it, in the order of time and key."""

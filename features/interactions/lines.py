@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from almanac.clock import DAY, DAY_MICROSECONDS, EPOCH, MICROSECOND, at_micros, micros_of
-from features.archive import archived_files
 from features.archive_lines import EVENTS, ITEMS, PRICES, QUANTITIES
+from features.archived import archived_files
 from features.files import replacing
 from features.interactions.bulk import Baskets
 from features.interactions.codes import coded, ragged_of, starts_of

@@ -19,7 +19,7 @@ from almanac.clock import at_micros
 from almanac.errors import FeatureError
 from almanac.partitioning import Grid, Partitioning
 from features import asof
-from features.archive import archived_files
+from features.archived import archived_files
 from features.materialize.plan import File, Reading
 from features.schemas import Needed, check_schema
 from features.tables import literal, quoted

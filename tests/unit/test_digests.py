@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from msgspec import structs
 
+from almanac.code import following
+from almanac.code.following import code_of, own_code_of
 from almanac.partitioning import Grid
-from almanac.pipeline import Gate
+from almanac.pipeline import Gate, GridObservations, Output, Pipeline, Ranking
+from almanac.settings import load_settings
 from jobs.costs import Costs, measured
-from jobs.digests import PARTITION, code_digest, partition_digests
+from jobs.digests import PARTITION, STEPS, UNCOUNTED_FIELDS, code_digest, partition_digests, said
 from jobs.shards import SHARDS_MAX, cut, rows_of_grid
 from serving_cache.stage_times import StageTime
 from tests.generations import NOON, bucket_pipeline, grid_pipeline
@@ -69,6 +73,87 @@ def test_what_the_declaration_says_of_predictions_counts_and_the_rest_does_not()
         bucket_pipeline("same"),
     ]
     assert len({code_digest(other) for other in [pipeline, *others]}) == 5
+
+
+OTHERWISE: dict[str, object] = {
+    "name": "other",
+    "entity": "place_id",
+    "partitions": Grid(rows=8, cols=8, tile=4),
+    "outputs": (Output(name="t2m"),),
+    "features": "weather_v2",
+    "source": GridObservations(variable="t2m", unit="K", valid_range=(180.0, 341.0)),
+    "gates": (Gate(on="features", expectation="expect_column_values_to_not_be_null", kwargs={"column": "t2m"}),),
+    "ranking": Ranking(item="book", features="books"),
+}
+"""Each field of a declaration that predictions depend on, declared otherwise."""
+
+
+def test_every_field_of_a_declaration_counts_or_is_known_to_change_no_prediction() -> None:
+    """A field that is new counts, until somebody says that no prediction depends on it."""
+    pipeline = grid_pipeline("same")
+    names = {field.name for field in fields(Pipeline)}
+    assert names >= UNCOUNTED_FIELDS
+    assert names - UNCOUNTED_FIELDS == set(OTHERWISE)
+    for name, value in OTHERWISE.items():
+        other = replace(pipeline)
+        object.__setattr__(other, name, value)  # without the checks: one field may contradict another
+        assert code_digest(other) != code_digest(pipeline), name
+    for name in UNCOUNTED_FIELDS:
+        other = replace(pipeline)
+        object.__setattr__(other, name, "otherwise")
+        assert code_digest(other) == code_digest(pipeline), name
+
+
+def test_what_is_declared_is_said_in_one_order() -> None:
+    def gate(*columns: str) -> Gate:
+        kwargs = {"column": "x", "value_set": frozenset(columns)}
+        return Gate(on="features", expectation="expect_column_values_to_be_in_set", kwargs=kwargs)
+
+    assert said(gate("a", "b", "c")) == said(gate("c", "b", "a"))
+    assert said(gate("a", "b")) != said(gate("a", "c"))
+    assert said({"a": 1, "b": 2.0}) == said({"b": 2.0, "a": 1})
+    assert said({"a": 1}) != said({"a": 1.0})
+
+
+EXPECTATION = """\
+from dataclasses import fields, replace
+from pathlib import Path
+from pipelines.weather import weather as _weather
+from {helper} import MOST
+
+weather = replace(_weather, description={description!r})
+
+
+class ExpectColumnValuesToBeOurs:
+    def judge(self, value):
+        return value < MOST
+"""
+
+
+def test_code_that_a_declaration_s_module_brings_along_counts_with_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper, file = f"limits_of_{tmp_path.name}".replace("-", "_"), tmp_path / "ours.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("jobs.digests.settings", lambda: load_settings(pipelines=str(file)))
+    monkeypatch.setattr("jobs.digests.code_of", lambda roots, code=code_of(STEPS): code)
+    pipeline = grid_pipeline("same")
+
+    def digest(most: str, description: str = "ours", code: str = EXPECTATION) -> str:
+        (tmp_path / f"{helper}.py").write_text(f"MOST = {most}\n")
+        file.write_text(code.format(helper=helper, description=description))
+        for one in (own_code_of, code_of, following._module, following._spec, following._beside):
+            one.cache_clear()
+        return code_digest(pipeline)
+
+    before = digest("5")
+    assert digest("5  # as agreed") == before
+    assert digest("55") != before
+    assert digest("5", code=EXPECTATION.replace("value <", "value <=")) != before
+    only_declares = EXPECTATION.partition("\n\nclass")[0]
+    assert digest("5", "one", only_declares) == digest("5", "another", only_declares)
+    own_code_of.cache_clear()
+    following._module.cache_clear()
 
 
 def test_shards_are_few_at_any_size_of_the_grid() -> None:

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from almanac.code.following import code_of
 from almanac.errors import FeatureError, SourceError, Unavailable
 from almanac.partitioning import Grid
 from almanac.settings import Settings, load_settings
-from features import files, ingest
+from features import files, grid_files
 from features.grid import HISTORY_HOURS, VIEWS
 from features.ingest import refresh
 from features.sources import open_source
@@ -118,6 +119,22 @@ def test_a_damaged_file_is_made_again(settings: Settings) -> None:
     assert view(settings, "cell_history").num_rows == 2 * CELLS
 
 
+def test_files_of_another_grid_or_of_other_code_are_made_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh(TINY, settings, NOW, window=timedelta(hours=2))
+    assert refresh(TINY, settings, NOW, window=timedelta(hours=2)).rows == 0
+    moved = replace(TINY, partitions=replace(TINY.partitions, north=57.0))
+    assert refresh(moved, settings, NOW, window=timedelta(hours=2)).hours_written == 2
+    assert max(view(settings, "cell_position")["latitude"].to_pylist()) == 57.0
+
+    code = code_of((grid_files.__name__,))
+    assert {"features.grid", "features.sources.grib", "features.grid_files"} <= set(code.modules)
+    repaired = replace(code, modules={**code.modules, "features.sources.grib": "repaired"})
+    monkeypatch.setattr(grid_files, "code_of", lambda roots: repaired)
+    assert refresh(moved, settings, NOW, window=timedelta(hours=2)).hours_written == 2
+
+
 def test_a_death_while_writing_leaves_the_old_files(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     refresh(TINY, settings, NOW, window=timedelta(hours=2))
     before = stamps(settings)
@@ -125,7 +142,7 @@ def test_a_death_while_writing_leaves_the_old_files(settings: Settings, monkeypa
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ingest._Files, "_table", dies)
+    monkeypatch.setattr(grid_files.GridFiles, "_table", dies)
     with pytest.raises(KeyboardInterrupt):
         refresh(TINY, settings, NOW + timedelta(hours=1), window=timedelta(hours=2))
     assert stamps(settings) == before
@@ -148,7 +165,7 @@ def test_a_lock_that_is_never_freed_is_named(tmp_path: Path) -> None:
 
 def test_small_steps_give_the_same_rows(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refresh(TINY, settings, NOW, window=timedelta(hours=20))
-    monkeypatch.setattr(ingest, "CELL_HOURS_AT_ONCE_MAX", CELLS * 3)
+    monkeypatch.setattr(grid_files, "CELL_HOURS_AT_ONCE_MAX", CELLS * 3)
     other = load_settings(state_dir=tmp_path / "other", source_data="", source_seed=3)
     refresh(TINY, other, NOW, window=timedelta(hours=20))
     for name in HOURLY:

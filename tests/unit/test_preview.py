@@ -35,7 +35,7 @@ CURRENT = GenerationRecord(
         ({"reason": "quarantined: too cold"}, {}, "not scored before: quarantined: too cold"),
         ({}, {"model": "m-v2", "model_hash": "h2"}, "model changed: m-v1 -> m-v2"),
         ({}, {"outputs": ("x", "y")}, "code changed: another partitioning or other outputs"),
-        ({}, {"code": "c2"}, "code changed: scoring"),
+        ({}, {"code": "c2"}, "code changed: what reads"),
         ({"kept": False}, {}, "rows are brought together: few partitions are left of generation 3"),
         ({"input_digest": ""}, {}, "inputs not known"),
         ({}, {"whole": True}, "all is scored: a gate is about the whole table"),

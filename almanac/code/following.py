@@ -1,0 +1,268 @@
+"""From some modules to all the code that they can run: by their imports, in turn.
+
+Followed are the modules of this project, and others that are no installed distribution, such as a user's own. Of what
+is installed, and of Python, the version counts. An import inside a function counts as one at the top. So does a module
+that is named by a text, as `import_module` and `feature_store.yaml` name them, and a file beside the code that is named
+by a text. What is imported for type checkers alone does not run, and is not followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import CodeType
+
+from almanac.code.compiled import Compiled, compiled
+from almanac.code.libraries import is_installed, own_modules, versions
+from almanac.errors import UsageError
+
+FILES_MAX = 10_000
+"""Files below one package that are looked through for those that its code names."""
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+_NAMING = re.compile(r"\.*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\.?")
+"""A text that may name a module, one relative to its package, or with a point at the end all modules of a package."""
+_MACHINE_CODE = (".pyc", ".so", ".pyi")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that some modules can run.
+
+    Attributes:
+        modules: digest of each module, by name.
+        files: digest of each file that code names, by its place below its package.
+        libraries: version of each distribution that is used, by name.
+    """
+
+    modules: dict[str, str]
+    files: dict[str, str]
+    libraries: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits; equal for equal code, wherever it lies."""
+        python = f"{sys.implementation.name} {sys.version.split()[0]}"
+        text = json.dumps([python, self.modules, self.files, self.libraries], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Module:
+    """One module that is followed: what its code is, and the files that it names."""
+
+    name: str
+    is_package: bool
+    code: Compiled
+    files: dict[str, str]
+    named: frozenset[str]
+    """Dotted names in texts and files, of which some name modules."""
+
+
+@cache
+def code_of(roots: tuple[str, ...]) -> Code:
+    """The code that some modules can run, their own included: as it is when a process first asks.
+
+    Args:
+        roots: names of modules, or paths of files that end in `.py`.
+
+    Raises:
+        UsageError: a root is no module.
+    """
+    found, foreign = _followed(roots)
+    return Code(
+        modules={name: module.code.digest for name, module in sorted(found.items())},
+        files={place: digest for _, module in sorted(found.items()) for place, digest in module.files.items()},
+        libraries=versions(sorted(foreign)),
+    )
+
+
+@cache
+def own_code_of(roots: tuple[str, ...]) -> Code:
+    """As `code_of`, without modules that only declare: those that define no function and no class, nor import one.
+
+    What such a module declares are values, which whoever reads them digests.
+    """
+    found, foreign = _followed(roots)
+    able = tuple(name for name, module in found.items() if module.code.has_code)
+    inner = code_of(able)
+    return Code(inner.modules, inner.files, {**versions(sorted(foreign)), **inner.libraries})
+
+
+def _followed(roots: tuple[str, ...]) -> tuple[dict[str, _Module], set[str]]:
+    """The modules that are followed, by name, and the top-level modules that are not."""
+    found: dict[str, _Module] = {}
+    foreign: set[str] = set()
+    todo = list(roots)
+    for root in roots:
+        if _module(root) is None:
+            raise UsageError(f"{root} is no module of Python code: correct its name")
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        module = _module(name)
+        if module is not None:
+            found[name] = module
+            todo += _next(module)
+            continue
+        top = name.partition(".")[0]
+        if _is_foreign(top):
+            foreign.add(top)
+    return found, foreign
+
+
+def _next(module: _Module) -> Iterator[str]:
+    """What a module leads to: what it imports or names, and the packages that all of that is in."""
+    for name, level, names in module.code.imports:
+        try:
+            base = name if not level else importlib.util.resolve_name("." * level + name, _package_of(module))
+        except ImportError:
+            continue
+        yield from _with_packages(base)
+        outer = _module(base) if "*" in names else None
+        for one in (*names, *(text for text in (outer.code.texts if outer else ()) if text.isidentifier())):
+            if _module(f"{base}.{one}") is not None:
+                yield f"{base}.{one}"
+    for text in module.named:
+        yield from _named_by(text, module)
+    yield from _with_packages(module.name)
+
+
+def _named_by(text: str, module: _Module) -> Iterator[str]:
+    """The modules that a text names: a module, something in one, or by a point at its end all modules of a package."""
+    if text.startswith("."):
+        try:
+            text = importlib.util.resolve_name(text, _package_of(module))
+        except (ImportError, ValueError):
+            return
+    parts = text.rstrip(".").split(".")
+    if _module(parts[0]) is None:
+        return
+    length = next(size for size in range(len(parts), 0, -1) if _module(".".join(parts[:size])) is not None)
+    name = ".".join(parts[:length])
+    yield from _with_packages(name)
+    spec = _spec(name)
+    if text.endswith(".") and length == len(parts) and spec is not None and spec.submodule_search_locations:
+        yield from (f"{name}.{one.name}" for one in pkgutil.iter_modules(spec.submodule_search_locations))
+
+
+def _package_of(module: _Module) -> str:
+    return module.name if module.is_package else module.name.rpartition(".")[0]
+
+
+def _with_packages(name: str) -> Iterator[str]:
+    """A module, and the packages that it is in: importing it runs them."""
+    if name.endswith(".py"):
+        return
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        yield ".".join(parts[:length])
+
+
+@cache
+def _module(name: str) -> _Module | None:
+    """One module, by its name or its file; None of what is not followed."""
+    spec = _of_file(name) if name.endswith(".py") else _spec(name)
+    if spec is None or not _is_followed(name.partition(".")[0], spec):
+        return None
+    code = _code(spec)
+    known = Compiled(_digest_of(Path(str(spec.origin))), (), frozenset(), True) if code is None else compiled(code)
+    folders = list(spec.submodule_search_locations or ())
+    files, named = _files(spec, folders, known.texts)
+    by_name = any(imported.partition(".")[0] == "importlib" for imported, _, _ in known.imports)
+    named |= {text for text in known.texts if (by_name or "." in text[:-1]) and _NAMING.fullmatch(text)}
+    return _Module(name, bool(folders), known, files, frozenset(named))
+
+
+def _of_file(path: str) -> ModuleSpec | None:
+    return importlib.util.spec_from_file_location(Path(path).stem, path) if Path(path).is_file() else None
+
+
+@cache
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is; none is imported for that."""
+    package, _, _ = name.rpartition(".")
+    if not package:
+        try:
+            return importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # of one that was made by hand, such as __main__
+            return None
+    outer = _spec(package)
+    if outer is None or outer.submodule_search_locations is None:
+        return None
+    return PathFinder.find_spec(name, list(outer.submodule_search_locations))
+
+
+def _is_followed(top: str, spec: ModuleSpec) -> bool:
+    if top in sys.stdlib_module_names:
+        return False
+    if top in own_modules():
+        return True
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    return not is_installed(top, places)
+
+
+def _is_foreign(top: str) -> bool:
+    return top not in sys.stdlib_module_names and top not in own_modules() and top != "__main__"
+
+
+def _code(spec: ModuleSpec) -> CodeType | None:
+    """The compiled module; None of a folder without code of its own, of machine code, and of what does not compile."""
+    if spec.loader is None or not hasattr(spec.loader, "get_code"):
+        return None
+    try:
+        code = spec.loader.get_code(spec.name)
+    except (ImportError, SyntaxError, ValueError):  # whoever imports it is told
+        return None
+    return code if isinstance(code, CodeType) else None
+
+
+def _files(spec: ModuleSpec, folders: list[str], texts: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Files of the module's package that its texts name, with digests; and the dotted names in them."""
+    if not spec.origin or not os.path.isfile(spec.origin):
+        return {}, set()
+    top = spec.name.partition(".")[0]
+    outer = _spec(top)
+    roots = [Path(place) for place in (outer.submodule_search_locations if outer is not None else None) or ()]
+    known = _beside(tuple(roots))
+    files, named = dict[str, str](), set[str]()
+    for text in texts:
+        name = os.path.basename(text)
+        beside = Path(spec.origin).with_name(name) if not roots and "." in name and "\0" not in name else None
+        places = [(beside, name)] if beside is not None and beside.is_file() else []
+        for path, place in [*places, *known.get(name, ())]:
+            files[f"{top}/{place}"] = _digest_of(path)
+            named |= set(_DOTTED.findall(path.read_text(errors="replace")))
+    return files, named
+
+
+@cache
+def _beside(roots: tuple[Path, ...]) -> dict[str, list[tuple[Path, str]]]:
+    """The files of some packages, and their places below these, by their names."""
+    found: dict[str, list[tuple[Path, str]]] = {}
+    count = 0
+    for root in roots:
+        for folder, inside, names in os.walk(root):
+            inside[:] = sorted(name for name in inside if not name.startswith((".", "__pycache__")))
+            count += len(names)
+            if count > FILES_MAX:
+                return found
+            for name in sorted(names):
+                if not name.endswith(_MACHINE_CODE):
+                    path = Path(folder, name)
+                    found.setdefault(name, []).append((path, path.relative_to(root).as_posix()))
+    return found
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
