@@ -95,20 +95,24 @@ def start_of(until: datetime, ttl: timedelta | None) -> datetime:
 
 
 def readings(shard: Shard, files: Sequence[File], ttl: timedelta | None) -> list[Reading]:
-    """What is to be read for a shard; nothing if it is all online.
+    """What is to be read for a shard, in this order; nothing if it is all online.
+
+    Of rows that are alike in entity, event time and creation the one that comes last in the files counts, as offline:
+    so the files after a changed one are read with it, and what changed is sent last.
 
     Args:
-        files: those of the view that there are.
+        files: those of the view that there are, in their order.
         ttl: the view's.
     """
     oldest = start_of(shard.until, ttl) if shard.start is None else shard.start
     if shard.since is None or shard.files_at is None:
         return [_reading(files, oldest, shard.until)] if files else []
-    changed = [file for file in files if file.changed_at > shard.files_at]
-    known = [file for file in files if file.changed_at <= shard.files_at]
-    found = [_reading(changed, oldest, shard.until)] if changed else []
-    if known and shard.until > shard.since:
-        found.append(_reading(known, max(oldest, shard.since), shard.until))
+    first = next((at for at, file in enumerate(files) if file.changed_at > shard.files_at), len(files))
+    found = []
+    if first and shard.until > shard.since:
+        found.append(_reading(files[:first], max(oldest, shard.since), shard.until))
+    if first < len(files):
+        found.append(_reading(files[first:], oldest, shard.until))
     return found
 
 

@@ -49,9 +49,19 @@ def test_without_watermarks_all_that_has_not_expired_is_read() -> None:
 
 def test_behind_a_watermark_new_rows_and_changed_files_are_read() -> None:
     (shard,) = shards(Asked(until=NOON + HOUR), everywhere(MARK), TOKENS)
-    changed, known = readings(shard, [EARLIER, LATER], SIX_HOURS)
+    known, changed = readings(shard, [EARLIER, LATER], SIX_HOURS)
     assert (changed.files, changed.start) == (("new.parquet",), NOON + HOUR - SIX_HOURS)
     assert (known.files, known.start, known.end) == (("old.parquet",), NOON, NOON + HOUR)
+
+
+def test_files_after_a_changed_one_are_read_with_it_so_that_the_last_of_two_equal_rows_counts() -> None:
+    (shard,) = shards(Asked(until=NOON + HOUR), everywhere(MARK), TOKENS)
+    last = File("zoo.parquet", NOON - HOUR)
+    known, changed = readings(shard, [EARLIER, LATER, last], SIX_HOURS)
+    assert (known.files, changed.files) == (("old.parquet",), ("new.parquet", "zoo.parquet"))
+    assert changed.start == NOON + HOUR - SIX_HOURS
+    (whole,) = readings(shard, [LATER, EARLIER], SIX_HOURS)
+    assert whole.files == ("new.parquet", "old.parquet")
 
 
 def test_a_repeated_run_reads_nothing() -> None:
