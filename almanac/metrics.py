@@ -145,6 +145,26 @@ STREAM_PAUSES = Counter(
 STREAM_PAUSED = Gauge(
     "almanac_stream_paused", "1 while a worker or sink waits for something that is down.", ("pipeline", "part")
 )
+STREAM_HINDERED = Gauge(
+    "almanac_stream_hindered",
+    "Things that keep a worker or sink from part of its work while it goes on, such as partitions without a leader.",
+    ("pipeline", "part"),
+)
+STREAM_FORWARDED = Counter(
+    "almanac_stream_forwarded_total",
+    "Events written again to the home partition of their entity, where its history is.",
+    ("pipeline",),
+)
+STREAM_TOPICS_LOST = Counter(
+    "almanac_stream_topics_lost_total",
+    "Times that a topic was found to be deleted, or deleted and made again.",
+    ("pipeline", "topic"),
+)
+STREAM_RECORDS_LOST = Counter(
+    "almanac_stream_records_lost_total",
+    "Records that were deleted before a worker or sink had read them, at most.",
+    ("pipeline", "part"),
+)
 SINK_ROWS = Counter(
     "almanac_sink_rows_total",
     "Records that a sink applied; outcome is newer, not_newer or foreign.",

@@ -12,7 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -26,7 +27,6 @@ from almanac.errors import UsageError
 log = logging.getLogger(__name__)
 
 GENERATION_LATE = "AlmanacGenerationLate"
-RUNBOOK = "docs/operations.md#almanacgenerationlate"
 WEBHOOK_SECONDS_MAX = 5.0
 WEBHOOK_ATTEMPTS_MAX = 4
 WEBHOOK_WAIT_SECONDS = 1.0
@@ -49,13 +49,41 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         return "firing" if self.ends_at is None else "resolved"
 
 
-def webhook_body(alert: Alert) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What alerts of one name are about.
+
+    Args:
+        summary: one line, with `{pipeline}` in it.
+        begins, ends: what the log's lines begin with.
+    """
+
+    name: str
+    summary: str
+    begins: str
+    ends: str
+
+    @property
+    def runbook(self) -> str:
+        """The section that says what it means and what to do."""
+        return f"docs/operations.md#{self.name.lower()}"
+
+
+LATE = Kind(
+    name=GENERATION_LATE,
+    summary="A generation of {pipeline} is late",
+    begins="generation late",
+    ends="generation no longer late",
+)
+
+
+def webhook_body(alert: Alert, kind: Kind = LATE) -> dict[str, Any]:
     """The alert as Alertmanager's webhook would tell it."""
     labels = {"alertname": alert.name, "pipeline": alert.pipeline, "severity": "critical"}
     annotations = {
-        "summary": f"A generation of {alert.pipeline} is late",
+        "summary": kind.summary.format(pipeline=alert.pipeline),
         "description": alert.reason,
-        "runbook": RUNBOOK,
+        "runbook": kind.runbook,
     }
     entry = {
         "status": alert.status,
@@ -104,15 +132,15 @@ class Webhook:
             raise UsageError("the alert webhook is no http(s) URL: correct or unset ALMANAC_ALERT_WEBHOOK_URL")
         self._url = url
         self._host = parts.hostname
-        self._waiting: queue.Queue[Alert | None] = queue.Queue(WAITING_MAX)
+        self._waiting: queue.Queue[tuple[Alert, Kind] | None] = queue.Queue(WAITING_MAX)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
 
-    def tell(self, alert: Alert) -> None:
+    def tell(self, alert: Alert, kind: Kind = LATE) -> None:
         """Have an alert sent; when too many wait already, it is dropped and said so."""
         try:
-            self._waiting.put_nowait(alert)
+            self._waiting.put_nowait((alert, kind))
         except queue.Full:
             self._failed(alert, f"{WAITING_MAX} others wait")
 
@@ -126,13 +154,13 @@ class Webhook:
         self._thread.join(CLOSE_SECONDS_MAX)
 
     def _run(self) -> None:
-        while (alert := self._waiting.get()) is not None:
-            self._send(alert)
+        while (waiting := self._waiting.get()) is not None:
+            self._send(*waiting)
 
-    def _send(self, alert: Alert) -> None:
+    def _send(self, alert: Alert, kind: Kind) -> None:
         import httpx
 
-        body = msgspec.json.encode(webhook_body(alert))
+        body = msgspec.json.encode(webhook_body(alert, kind))
         reason = ""
         for attempt in range(WEBHOOK_ATTEMPTS_MAX):
             if attempt and self._stopped.wait(WEBHOOK_WAIT_SECONDS * 2 ** (attempt - 1)):
@@ -164,17 +192,24 @@ class Webhook:
         metrics.ALERTS_SENT.labels(alert.pipeline, "failed").inc()
 
 
+def alerts_page(lasting: Iterable[Alert]) -> bytes:
+    """Alerts as `/alerts` shows them."""
+    return msgspec.json.encode({"alerts": [msgspec.to_builtins(alert) for alert in lasting]})
+
+
 class Alerts:
-    """The alerts that last, by pipeline; safe to read from other threads.
+    """The alerts of one kind that last, by pipeline; safe to read from other threads.
 
     Args:
+        kind: what they are about.
         webhook: is told of each start and end, and again every `REPEAT_SECONDS` while it lasts; None for nobody.
     """
 
     REPEAT_SECONDS = 4 * 3600.0
 
-    def __init__(self, webhook: Webhook | None = None) -> None:
+    def __init__(self, webhook: Webhook | None = None, kind: Kind = LATE) -> None:
         self._webhook = webhook
+        self._kind = kind
         self._lasting: dict[str, Alert] = {}
         self._told: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -186,13 +221,13 @@ class Alerts:
 
     def page(self) -> bytes:
         """The same as JSON."""
-        return msgspec.json.encode({"alerts": [msgspec.to_builtins(alert) for alert in self.lasting()]})
+        return alerts_page(self.lasting())
 
     def set(self, pipeline: str, since: datetime | None, reason: str, now: datetime) -> None:
-        """Note whether a pipeline's generation is late, and say so when that changed.
+        """Note whether a pipeline has this alert, and say so when that changed.
 
         Args:
-            since: since when it is late; None when it is not.
+            since: since when it lasts; None when it does not.
         """
         before = self._lasting.get(pipeline)
         if since is None:
@@ -200,7 +235,7 @@ class Alerts:
                 self._end(before, now)
             return
         alert = Alert(
-            name=GENERATION_LATE,
+            name=self._kind.name,
             pipeline=pipeline,
             reason=reason,
             starts_at=since if before is None else before.starts_at,
@@ -208,7 +243,7 @@ class Alerts:
         with self._lock:
             self._lasting[pipeline] = alert
         if before is None:
-            log.warning("generation late pipeline=%s: %s", pipeline, reason, extra={"pipeline": pipeline})
+            log.warning("%s pipeline=%s: %s", self._kind.begins, pipeline, reason, extra={"pipeline": pipeline})
         if before is None or time.monotonic() - self._told[pipeline] >= self.REPEAT_SECONDS:
             self._tell(alert)
 
@@ -217,7 +252,7 @@ class Alerts:
             del self._lasting[before.pipeline]
         seconds = (now - before.starts_at).total_seconds()
         log.info(
-            "generation no longer late pipeline=%s after %.0f s", before.pipeline, seconds,
+            "%s pipeline=%s after %.0f s", self._kind.ends, before.pipeline, seconds,
             extra={"pipeline": before.pipeline},
         )  # fmt: skip
         self._tell(msgspec.structs.replace(before, ends_at=now))
@@ -225,4 +260,4 @@ class Alerts:
     def _tell(self, alert: Alert) -> None:
         self._told[alert.pipeline] = time.monotonic()
         if self._webhook is not None:
-            self._webhook.tell(alert)
+            self._webhook.tell(alert, self._kind)

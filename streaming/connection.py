@@ -25,6 +25,8 @@ PRODUCED_BYTES_MAX = 1_048_576
 BATCH_BYTES_MAX = 131_072
 """Size of a batch that a producer makes of several records: a topic's limit holds for a batch as for a record."""
 SOCKET_MS_MAX = 10_000
+METADATA_MS_MAX = 10_000
+"""Time, in milliseconds, until partitions that were added to a topic are read and written."""
 FETCH_WAIT_MS_MAX = 100
 QUEUED_KBYTES_MAX = 16_384
 """Records fetched ahead, in kilobytes per consumer."""
@@ -41,6 +43,7 @@ def _common(settings: Settings) -> dict[str, Any]:
         "error_cb": lambda error: log.debug("%s", error),
         "socket.timeout.ms": SOCKET_MS_MAX,
         "reconnect.backoff.max.ms": 2_000,
+        "topic.metadata.refresh.interval.ms": METADATA_MS_MAX,
     }
 
 
@@ -146,13 +149,17 @@ def consumed(messages: Iterable[Message]) -> list[Consumed]:
     return found
 
 
-def next_offsets(records: Sequence[Consumed]) -> list[TopicPartition]:
-    """Where to go on after these records, per partition."""
+def next_offsets(records: Sequence[Consumed], mark: str = "") -> list[TopicPartition]:
+    """Where to go on after these records, per partition.
+
+    Args:
+        mark: what is committed beside each offset.
+    """
     after: dict[tuple[str, int], int] = {}
     for record in records:
         at = (record.topic, record.partition)
         after[at] = max(after.get(at, 0), record.offset + 1)
-    return [TopicPartition(topic, partition, offset) for (topic, partition), offset in after.items()]
+    return [TopicPartition(topic, partition, offset, mark) for (topic, partition), offset in after.items()]
 
 
 @contextmanager
@@ -171,6 +178,20 @@ def kafka_errors(doing: str, settings: Settings) -> Iterator[None]:
         raise Unavailable(
             f"{doing}: no answer in time (Kafka at {settings.kafka_bootstrap}): look at `almanac status`"
         ) from None
+
+
+@contextmanager
+def kafka_waits(doing: str, settings: Settings) -> Iterator[None]:
+    """As `kafka_errors`, for a worker or sink, which waits for a topic that is missing: it is made again.
+
+    Raises:
+        Unavailable: a broker did not answer or had to refuse, or a topic is missing.
+    """
+    try:
+        with kafka_errors(doing, settings):
+            yield
+    except UsageError as error:
+        raise Unavailable(str(error)) from error
 
 
 def almanac_error(error: KafkaException, doing: str, settings: Settings) -> AlmanacError:

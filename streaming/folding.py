@@ -46,7 +46,7 @@ from features.interactions.fold import advance, hashes
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied
-from streaming.connection import kafka_errors
+from streaming.connection import kafka_waits
 from streaming.events import Event
 from streaming.handle import PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, Handled, Sorted, dead_letters_of
 from streaming.models import Model, Predicted, by_each, merged
@@ -217,7 +217,7 @@ class Folding:
         self._written, self._placed = {}, {}
 
     def _read(self, entities: Sequence[EntityKey]) -> dict[EntityKey, Folded | None]:
-        with kafka_errors("the features sink's place cannot be asked", self._settings):
+        with kafka_waits("the features sink's place cannot be asked", self._settings):
             self._need_caught_up()
             if len(self._own) and time.monotonic() - self._asked_at >= APPLIED_SECONDS:
                 self._own.applied(self._sink.committed())

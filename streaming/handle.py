@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from almanac.clock import floor_hour
-from almanac.errors import EventError, FeatureError, PredictionError
+from almanac.errors import EventError, FeatureError, PredictionError, Unavailable
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
 from features.forward import bring_table_forward
@@ -40,7 +40,15 @@ from features.online_reading import HAS_EXPIRED as HAS_EXPIRED
 from streaming.duplicates import Duplicates
 from streaming.events import Event, Observed, parse
 from streaming.models import Model, Predicted, by_each, merged
-from streaming.records import Consumed, Produced, dead_letter_record, feature_record, prediction_record
+from streaming.placement import FORWARDS_MAX
+from streaming.records import (
+    Consumed,
+    Produced,
+    dead_letter_record,
+    feature_record,
+    forwarded_record,
+    prediction_record,
+)
 
 FEATURES_MISSING = "features-missing"
 FEATURES_EXPIRED = "features-expired"
@@ -48,6 +56,7 @@ PREDICTION_INVALID = "prediction-invalid"
 RETURN_WITHOUT_PURCHASE = "return-without-purchase"
 """Where events carry lines: see `streaming.folding`."""
 
+Home = Callable[[EntityKey], int]
 ObservationRow = Callable[[Pipeline, Any, datetime, Observed], Mapping[str, Any]]
 """The observation view's row for one event: entity, time and what was observed go in."""
 
@@ -80,12 +89,14 @@ class Sorted:
         refused: records that become dead letters, each with why.
         duplicates: how many were dropped.
         seen: the memory of duplicates, for the worker to merge once the batch is committed.
+        forwards: events that stand outside their entity's home partition, as they are to be written again.
     """
 
     events: tuple[tuple[Consumed, Event], ...]
     refused: tuple[tuple[Consumed, EventError], ...]
     duplicates: int
     seen: Duplicates
+    forwards: tuple[Produced, ...] = ()
 
     @property
     def entities(self) -> list[EntityKey]:
@@ -136,14 +147,26 @@ class Handled:
         return self.predictions + self.features + self.dead_letters
 
 
-def sort(records: Sequence[Consumed], pipeline: Pipeline, seen: Duplicates, now: datetime) -> Sorted:
-    """Step 2, parse: tell events from what cannot be handled and from duplicates."""
-    events, refused, duplicates, branch = [], [], 0, seen.branch()
+def sort(
+    records: Sequence[Consumed], pipeline: Pipeline, seen: Duplicates, now: datetime, home: Home | None = None
+) -> Sorted:
+    """Step 2, parse: tell events from what cannot be handled, from duplicates and from what is another partition's.
+
+    Args:
+        home: the home partition of an entity; None where events are handled wherever they stand.
+
+    Raises:
+        Unavailable: an event was written again too often: workers do not agree on home partitions.
+    """
+    events, refused, forwards, duplicates, branch = [], [], list[Produced](), 0, seen.branch()
     for record in sorted(records, key=lambda found: (found.topic, found.partition, found.offset)):
         try:
             event = parse(record.value, record.key, record.headers, pipeline, now)
         except EventError as error:
             refused.append((record, error))
+            continue
+        if home is not None and (partition := home(event.entity)) != record.partition:
+            forwards.append(_forwarded(record, partition))
             continue
         if record.redriven:  # known by where it first stood, for it may have been sent again before
             event = replace(event, event_id="{}/{}/{}".format(*record.origin))
@@ -152,7 +175,18 @@ def sort(records: Sequence[Consumed], pipeline: Pipeline, seen: Duplicates, now:
             continue
         branch.remember(event)
         events.append((record, event))
-    return Sorted(events=tuple(events), refused=tuple(refused), duplicates=duplicates, seen=branch)
+    return Sorted(
+        events=tuple(events), refused=tuple(refused), duplicates=duplicates, seen=branch, forwards=tuple(forwards)
+    )
+
+
+def _forwarded(record: Consumed, partition: int) -> Produced:
+    if record.forwards >= FORWARDS_MAX:
+        raise Unavailable(
+            f"{record.topic}/{record.partition} offset {record.offset} was written again {record.forwards} times: stop "
+            "all stream workers of the pipeline, then start them, so that they agree on home partitions"
+        )
+    return forwarded_record(record, partition)
 
 
 @dataclass(frozen=True, kw_only=True)

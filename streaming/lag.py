@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
@@ -47,6 +47,29 @@ class Lag:
     def committed(self, offsets: Iterable[TopicPartition]) -> None:
         """Take note of what was committed."""
         self._committed.update({(found.topic, found.partition): found.offset for found in offsets})
+
+    def expected(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Where reading goes on, of those of a topic's partitions of which that is known."""
+        known = (self._committed, self._received, self._reached)
+        places = {(topic, partition) for partition in partitions} & set().union(*known)
+        return {place[1]: max(offsets.get(place, 0) for offsets in known) for place in places}
+
+    def passed(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Take note of where partitions begin: what stood before is not there any more."""
+        for partition, offset in offsets.items():
+            place = (topic, partition)
+            if offset > self._committed.get(place, -1):
+                self._committed[place] = offset
+
+    def behind_marks(self, topic: str) -> dict[int, int]:
+        """Ends of partitions of which all that was received is committed, and that have marks of transactions after."""
+        return {
+            partition: reached
+            for (name, partition), reached in self._reached.items()
+            if name == topic
+            and (committed := self._committed.get((name, partition))) is not None
+            and self._received.get((name, partition), 0) <= committed < reached
+        }
 
     def opened(self) -> None:
         """A new consumer begins: what the last one knew may be old."""

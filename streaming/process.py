@@ -12,16 +12,19 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from almanac import logs, metrics
+from almanac.clock import utc_now
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, settings
 from almanac.steady import SystemClock
+from serving_cache.monitor_alerts import Webhook
+from streaming.incidents import Incidents
 from streaming.pause import Pause
 from streaming.report import Report
 
@@ -73,10 +76,18 @@ class Crew:
         return not any(thread.is_alive() for thread in self.threads)
 
 
-def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew, clock: SystemClock | None = None) -> None:
+def recruit(
+    pipeline: Pipeline,
+    found: Settings,
+    instance: str,
+    crew: Crew,
+    clock: SystemClock | None = None,
+    made: Sequence[str] = (),
+) -> None:
     """Start the worker and the sinks of one pipeline.
 
     Args:
+        made: its topics that were missing, and have just been made.
         clock: what the worker takes for now; default: the machine's.
     """
     from features.archive import open_archive
@@ -98,6 +109,7 @@ def recruit(pipeline: Pipeline, found: Settings, instance: str, crew: Crew, cloc
         answering=answering,
     )
     worker = Worker(pipeline, found, around, instance)
+    worker.say_made(made, started=True)
     crew.start(worker.report.name, lambda: worker.run(crew.stop))
     crew.reports.append(worker.report)
 
@@ -138,8 +150,11 @@ def follow(pipeline: Pipeline, found: Settings, crew: Crew) -> Answering:
     return answering
 
 
-def run(found: Settings, instance: str, crew: Crew) -> None:
+def run(found: Settings, instance: str, crew: Crew, incidents: Incidents) -> None:
     """Run until the crew is to stop, or one of it ends.
+
+    Args:
+        incidents: is told what the threads raise alerts about.
 
     Raises:
         AlmanacError: a thread ended with it, or there is nothing to run.
@@ -151,14 +166,13 @@ def run(found: Settings, instance: str, crew: Crew) -> None:
     streamed = [pipeline for pipeline in pipelines().values() if pipeline.stream is not None]
     if not streamed:
         raise UsageError("no pipeline declares a stream: declare `stream`, or do not start the stream worker")
-    for pipeline in streamed:
-        _topics(pipeline, found, crew.stop)
+    made = {pipeline.name: _topics(pipeline, found, crew.stop) for pipeline in streamed}
     preload()
     for pipeline in streamed:
         if not crew.stop.is_set():
-            recruit(pipeline, found, instance, crew)
+            recruit(pipeline, found, instance, crew, made=made[pipeline.name])
     while not crew.stop.wait(WATCH_SECONDS):
-        pass
+        incidents.follow(crew.reports, utc_now())
     ended = crew.join()
     if crew.failures:
         name, error = crew.failures[0]
@@ -169,15 +183,16 @@ def run(found: Settings, instance: str, crew: Crew) -> None:
         raise Unavailable(f"threads did not stop within {STOP_SECONDS_MAX:.0f} s: ended without them, nothing is lost")
 
 
-def _topics(pipeline: Pipeline, found: Settings, stop: threading.Event) -> None:
+def _topics(pipeline: Pipeline, found: Settings, stop: threading.Event) -> list[str]:
+    """Make the topics that are missing; returns their names."""
     from streaming.topics import ensure_topics
 
     for attempt in Pause.attempts((Unavailable,)):
         with attempt:
             if stop.is_set():
-                return
-            for name in ensure_topics(pipeline, found):
-                log.info("%s: created topic %s", pipeline.name, name)
+                return []
+            return ensure_topics(pipeline, found)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def main(stop: threading.Event, arguments: list[str] | None = None) -> int:
@@ -193,8 +208,15 @@ def main(stop: threading.Event, arguments: list[str] | None = None) -> int:
         found = settings()
         logs.configure("stream", found.log_format, level=logging.WARNING)
         crew = Crew(stop)
-        metrics.serve(found.metrics_port, process="stream", host=found.metrics_host, why_not_ready=crew.why_not_ready)
-        run(found, given.instance, crew)
+        incidents = Incidents(Webhook(found.alert_webhook_url) if found.alert_webhook_url else None)
+        metrics.serve(
+            found.metrics_port,
+            process="stream",
+            host=found.metrics_host,
+            why_not_ready=crew.why_not_ready,
+            pages={"/alerts": incidents.page},
+        )
+        run(found, given.instance, crew, incidents)
     except Exception as error:
         if given.debug:
             raise

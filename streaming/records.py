@@ -35,6 +35,8 @@ HEADER_OFFSET = "__streams.errors.offset"
 HEADER_REASON = "almanac.reason"
 HEADER_ORIGIN = "almanac.origin"
 """Of a dead letter that was sent again: where it first stood, as `<topic>/<partition>/<offset>`."""
+HEADER_FORWARDED = "almanac.forwarded"
+"""Of an event that was written again to its entity's home partition: where it stood before, alike; once each time."""
 ERROR_HEADERS = (
     HEADER_EXCEPTION,
     HEADER_MESSAGE,
@@ -43,6 +45,7 @@ ERROR_HEADERS = (
     HEADER_OFFSET,
     HEADER_REASON,
     HEADER_ORIGIN,
+    HEADER_FORWARDED,
 )
 
 _ORIGIN = re.compile(rb"([A-Za-z0-9._-]{1,249})/(\d{1,9})/(\d{1,18})")
@@ -72,15 +75,21 @@ class Consumed:
     @property
     def redriven(self) -> bool:
         """Whether it was a dead letter that was sent again."""
-        return self.origin != (self.topic, self.partition, self.offset)
+        origins = _places(self.headers, HEADER_ORIGIN)
+        return bool(origins) and origins[-1] != (self.topic, self.partition, self.offset)
 
     @property
     def origin(self) -> tuple[str, int, int]:
         """Topic, partition and offset by which the event is known: where it first stood."""
-        for name, content in reversed(self.headers):
-            if name == HEADER_ORIGIN and (found := _ORIGIN.fullmatch(content or b"")):
-                return found[1].decode(), int(found[2]), int(found[3])
-        return self.topic, self.partition, self.offset
+        if origins := _places(self.headers, HEADER_ORIGIN):
+            return origins[-1]
+        forwarded = _places(self.headers, HEADER_FORWARDED)
+        return forwarded[0] if forwarded else (self.topic, self.partition, self.offset)
+
+    @property
+    def forwards(self) -> int:
+        """How often it was written again to another partition."""
+        return len(_places(self.headers, HEADER_FORWARDED))
 
     @property
     def source(self) -> dict[str, str | int]:
@@ -88,14 +97,25 @@ class Consumed:
         return dict(zip(("topic", "partition", "offset"), self.origin, strict=True))
 
 
+def _places(headers: tuple[tuple[str, bytes | None], ...], name: str) -> list[tuple[str, int, int]]:
+    """The places that headers of this name say, in their order."""
+    found = [_ORIGIN.fullmatch(content or b"") for each, content in headers if each == name]
+    return [(match[1].decode(), int(match[2]), int(match[3])) for match in found if match]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Produced:
-    """A record to be written."""
+    """A record to be written.
+
+    Args:
+        partition: where; None for the partition that the key gives.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    partition: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +215,18 @@ def feature_record(pipeline: Pipeline, origin: Consumed, event: Event, folded: F
 def _produced(topic: str, event: Event, body: dict[str, Any]) -> Produced:
     headers = (("traceparent", event.trace.encode()),) if event.trace else ()
     return Produced(topic=topic, key=str(event.entity).encode(), value=msgspec.json.encode(body), headers=headers)
+
+
+def forwarded_record(record: Consumed, partition: int) -> Produced:
+    """An event as it stands, for its entity's home partition; a header says where it stood."""
+    stood = f"{record.topic}/{record.partition}/{record.offset}".encode()
+    return Produced(
+        topic=record.topic,
+        key=record.key,
+        value=record.value,
+        headers=(*record.headers, (HEADER_FORWARDED, stood)),
+        partition=partition,
+    )
 
 
 def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) -> Produced:

@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
 
-from almanac.metrics import STREAM_PAUSED, STREAM_PAUSES
+from almanac.clock import utc_now
+from almanac.metrics import STREAM_HINDERED, STREAM_PAUSED, STREAM_PAUSES
 
 SUMMARY_SECONDS = 60.0
+TOPIC_LOST, RECORDS_LOST = "AlmanacTopicLost", "AlmanacStreamRecordsLost"
+"""Alerts that a thread raises."""
 STARTING, RUNNING, PAUSED, STOPPED = "starting", "running", "paused", "stopped"
 
 log = logging.getLogger("streaming")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """What an alert is raised about: it happened at one moment, and a person is to know of it."""
+
+    name: str
+    reason: str
+    at: datetime
 
 
 class Report:
@@ -33,6 +47,8 @@ class Report:
         self.counts: Counter[str] = Counter()
         self.state = STARTING
         self.lack = ""
+        self.incidents: dict[str, Incident] = {}
+        self._notes: dict[str, str] = {}
         self._summed: Counter[str] = Counter()
         self._summed_at: float | None = None
 
@@ -49,12 +65,40 @@ class Report:
     def why_not_ready(self) -> str | None:
         """Why the thread does not do its work now, in one line; None when it does."""
         if self.state not in (STARTING, PAUSED, STOPPED):
-            return f"{self.name}: {self.lack}" if self.lack else None
+            what = next(iter(list(self._notes.values())), self.lack)
+            return f"{self.name}: {what}" if what else None
         return f"{self.name}: {self.state}" + (f": {self.detail}" if self.detail else "")
 
     def lacks(self, detail: str) -> None:
         """Note what the thread cannot do though it runs; empty for nothing."""
         self.lack = _line(detail)
+
+    def note(self, about: str, detail: str) -> None:
+        """Something that lasts while the thread goes on, and makes it not ready; a line is written when it changes.
+
+        Args:
+            about: what it is about.
+            detail: what is the matter; empty once nothing is.
+        """
+        if _line(detail) == self._notes.get(about, ""):
+            return
+        if detail:
+            self._notes[about] = _line(detail)
+            self._log(logging.WARNING, _line(detail))
+        else:
+            del self._notes[about]
+            self._log(logging.INFO, f"{about}: well again")
+        if self._labels is not None:
+            STREAM_HINDERED.labels(*self._labels).set(len(self._notes))
+
+    def raise_alert(self, name: str, reason: str) -> None:
+        """Have an alert raised about something that happened, beside a line in the log.
+
+        Args:
+            name: the alert's name.
+        """
+        self.incidents = {**self.incidents, name: Incident(name=name, reason=_line(reason), at=utc_now())}
+        self._log(logging.ERROR, _line(reason))
 
     def warn(self, detail: str) -> None:
         """A line about something that does not change the state."""

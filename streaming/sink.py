@@ -41,6 +41,7 @@ from streaming.lag import Lag
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
 from streaming.report import PAUSED, RUNNING, STOPPED, Report
+from streaming.subscription import Subscription
 
 BATCH_RECORDS_MAX = 1_000
 CONSUME_SECONDS_MAX = 0.1
@@ -258,6 +259,7 @@ class Sink:
         self._instance = instance
         self._hold = hold
         self._lag = Lag(report.pipeline, group)
+        self._subscription = Subscription(topic, settings, report, self._lag)
         self._held: list[Consumed] = []
         self._held_bytes = 0
         self._held_since = 0.0
@@ -286,12 +288,16 @@ class Sink:
         """One consumer, from what was committed until `stop` or the first error."""
         self._let_go()
         self._lag.opened()
+        self._subscription.opened()
         consumer = open_consumer(self._settings, self.group, self._instance)
         try:
-            consumer.subscribe([self.topic], on_revoke=self._revoked, on_lost=self._revoked)
+            consumer.subscribe(
+                [self.topic], on_assign=self._subscription.assigned, on_revoke=self._revoked, on_lost=self._revoked
+            )
             pause.opened(self.report)
             while not stop.is_set():
                 pause.worked(self.report, handled=self._batch(consumer, target, stop))
+                self._subscription.check(consumer, time.monotonic())
                 self.report.summarise(time.monotonic())
             if self._held:  # an orderly end need not be repeated; if this fails, the successor reads it again
                 self._apply(target)
@@ -304,7 +310,7 @@ class Sink:
 
     def _batch(self, consumer: Consumer, target: Target, stop: threading.Event) -> bool:
         """Consume; once enough is held, apply and commit it. Whether there was anything to apply."""
-        records = consumed(self._lag.sift(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)))
+        records = consumed(self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
         target.idle()
         now = time.monotonic()
         self._lag.note(consumer, now)
@@ -346,7 +352,11 @@ class Sink:
     def _commit(self, consumer: Consumer) -> None:
         """Commit what was applied; a partition that was taken away is read again by its new owner, harmlessly."""
         ours = {(found.topic, found.partition) for found in consumer.assignment()}
-        offsets = [found for found in next_offsets(self._held) if (found.topic, found.partition) in ours]
+        offsets = [
+            found
+            for found in next_offsets(self._held, self._subscription.mark)
+            if (found.topic, found.partition) in ours
+        ]
         if offsets:
             consumer.commit(offsets=offsets, asynchronous=False)
             self._lag.committed(offsets)

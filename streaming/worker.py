@@ -35,7 +35,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from almanac import metrics
 from almanac.clock import utc_now
-from almanac.errors import AlmanacError, FeatureError, Unavailable
+from almanac.errors import AlmanacError, FeatureError, Unavailable, UsageError
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
@@ -49,7 +49,9 @@ from streaming.lag import Lag
 from streaming.models import Answering, CurrentModels
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, Produced
-from streaming.report import PAUSED, STOPPED, Report
+from streaming.report import PAUSED, STOPPED, TOPIC_LOST, Report
+from streaming.subscription import Subscription
+from streaming.topics import ensure_topics, topics
 
 BATCH_RECORDS_MAX = 500
 CONSUME_SECONDS_MAX = 0.2
@@ -109,6 +111,11 @@ class Worker:
         self.group = f"almanac-{pipeline.name}-stream"
         self.report = Report(f"{pipeline.name} worker", pipeline=pipeline.name, part="worker")
         self._lag = Lag(pipeline.name, self.group)
+        made = {topic.name: topic for topic in topics(pipeline)}
+        homes = made[self._stream.topic].partitions if pipeline.lines is not None else 0
+        self._subscription = Subscription(
+            self._stream.topic, settings, self.report, self._lag, beside=made, declared=homes
+        )
         self._models = CurrentModels(pipeline, settings, self.report, around.answering)
         self._scored_with: set[str] = set()
         self._seen = Duplicates()
@@ -154,6 +161,7 @@ class Worker:
 
     def _session(self, stop: threading.Event, pause: Pause) -> None:
         """One consumer and one producer, from opening until `stop` or the first error."""
+        self._make_topics()
         producer = open_transactional_producer(self._settings, f"{self.group}-{self._instance}")
         try:
             producer.init_transactions(START_SECONDS_MAX)
@@ -161,10 +169,11 @@ class Worker:
             try:
                 self._forget()
                 self._lag.opened()
-                consumer.subscribe([self._stream.topic], on_assign=self._reassigned, on_revoke=self._reassigned)
+                consumer.subscribe([self._stream.topic], on_assign=self._assigned, on_revoke=self._reassigned)
                 pause.opened(self.report)
                 while not stop.is_set():
                     pause.worked(self.report, handled=self._batch(consumer, producer, stop))
+                    self._subscription.check(consumer, time.monotonic())
                     self.report.summarise(time.monotonic())
             finally:
                 consumer.close()
@@ -172,6 +181,40 @@ class Worker:
             throw_away(producer)
             if self._folding is not None:
                 self._folding.close()
+
+    def _make_topics(self) -> None:
+        """Make topics that are missing as declared, and look which those are that there are.
+
+        Raises:
+            Unavailable: no broker answered, or it refuses to make one.
+        """
+        try:
+            self.say_made(ensure_topics(self._pipeline, self._settings))
+        except UsageError as error:
+            raise Unavailable(str(error)) from error
+        self._subscription.opened()
+
+    def say_made(self, names: Sequence[str], *, started: bool = False) -> None:
+        """Say which topics were missing and have just been made: where others are there, these were deleted.
+
+        Args:
+            started: whether that was before the worker began, so that it has not seen what became of them.
+        """
+        for name in names:
+            self.report.warn(f"made topic {name}, which did not exist, as it is declared")
+        written = {topic.name for topic in topics(self._pipeline)} - {self._stream.topic}
+        if names and not written <= set(names):
+            self.report.raise_alert(
+                TOPIC_LOST,
+                f"topic {', '.join(names)} was deleted, and is made again as declared: what was in it and not yet "
+                "applied is lost",
+            )
+            for name in names if started else ():
+                metrics.STREAM_TOPICS_LOST.labels(self._pipeline.name, name).inc()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._forget()
+        self._subscription.assigned(consumer, partitions)
 
     def _reassigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._forget()  # another worker may handle these entities in between
@@ -193,14 +236,13 @@ class Worker:
             batch, written = self._handle(records, consumer, stop)  # 2, 3, 4
             with self._step("write"):
                 producer.begin_transaction()
-                for record in written.records:  # 5
+                for record in (*written.records, *batch.forwards):  # 5
                     producer.produce(
                         record.topic, key=record.key, value=record.value, headers=list(record.headers),
                         **self._told(record),
                     )  # fmt: skip
-                producer.send_offsets_to_transaction(
-                    next_offsets(records), consumer.consumer_group_metadata(), WRITE_SECONDS_MAX
-                )
+                offsets = next_offsets(records, self._subscription.mark)
+                producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), WRITE_SECONDS_MAX)
             with self._step("commit"):
                 producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
         if self._folding is not None:
@@ -211,7 +253,9 @@ class Worker:
         return True
 
     def _told(self, record: Produced) -> dict[str, Any]:
-        """Who is told where a record stands: folding, of its rows."""
+        """Which partition a record goes to, if to a certain one; who is told where it stands: folding, of its rows."""
+        if record.partition is not None:
+            return {"partition": record.partition}
         if self._folding is None or record.topic != self._pipeline.features_topic:
             return {}
         return {"on_delivery": self._folding.delivered}
@@ -223,6 +267,7 @@ class Worker:
     def _count(self, events: int, batch: handle.Sorted, written: handle.Handled) -> None:
         """Count a batch that is committed."""
         name = self._pipeline.name
+        forwarded, events = len(batch.forwards), events - len(batch.forwards)
         self.report.add(
             events=events,
             predictions=len(written.predictions),
@@ -230,7 +275,9 @@ class Worker:
             duplicates=batch.duplicates + written.duplicates,
             late=written.late,
             **({"unmatched_returns": written.unmatched} if written.unmatched else {}),
+            **({"forwarded": forwarded} if forwarded else {}),
         )
+        metrics.STREAM_FORWARDED.labels(name).inc(forwarded)
         metrics.STREAM_EVENTS.labels(name).inc(events)
         metrics.STREAM_PREDICTIONS.labels(name).inc(len(written.predictions))
         metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates + written.duplicates)
@@ -242,7 +289,7 @@ class Worker:
 
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
-        records = consumed(self._lag.sift(consumer.consume(BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)))
+        records = consumed(self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
         if not records:
             return []
         ours = {(found.topic, found.partition) for found in consumer.assignment()}
@@ -272,7 +319,7 @@ class Worker:
         self._scored_with = used
         now = self._around.now()
         with self._step("parse"):
-            batch = handle.sort(records, self._pipeline, self._seen, now)  # 2
+            batch = handle.sort(records, self._pipeline, self._seen, now, self._subscription.home())  # 2
         if self._folding is not None:
             with self._step("score"):
                 return batch, self._folding.handle(batch, models, now)  # 3, 4

@@ -115,13 +115,15 @@ def _get(url: str, path: str) -> str | None:
 
 
 def alerts(settings: Settings) -> list[dict[str, Any]]:
-    """The alerts that the monitor says last now; none if there is no monitor, or it does not answer."""
+    """The alerts that the monitor and the stream say last now; none of one that is not there or does not answer."""
+    return [alert for url in (settings.monitor_url, settings.stream_url) if url for alert in _alerts(url)]
+
+
+def _alerts(url: str) -> list[dict[str, Any]]:
     import httpx
 
-    if not settings.monitor_url:
-        return []
     try:
-        found = http_client().get(f"{settings.monitor_url}/alerts").json()["alerts"]
+        found = http_client().get(f"{url}/alerts").json()["alerts"]
         return [{name: str(alert[name]) for name in ("name", "pipeline", "starts_at", "reason")} for alert in found]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return []

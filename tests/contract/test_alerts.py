@@ -15,8 +15,9 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from almanac import metrics
-from serving_cache.monitor_alerts import GENERATION_LATE, RUNBOOK
+from serving_cache.monitor_alerts import LATE, Kind
 from serving_cache.stage_times import STAGES
+from streaming.incidents import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -167,9 +168,9 @@ def test_what_alerts_are_about_is_on_the_dashboard() -> None:
     assert not watched - shown
 
 
-def test_the_monitors_own_alert_has_the_same_name_and_section() -> None:
-    assert GENERATION_LATE in {rule["alert"] for rule in rules()}
-    assert {RUNBOOK} == {rule["annotations"]["runbook"] for rule in rules() if rule["alert"] == GENERATION_LATE}
+@pytest.mark.parametrize("kind", [LATE, *KINDS], ids=lambda kind: kind.name)
+def test_an_alert_that_a_process_raises_itself_has_the_rules_name_and_section(kind: Kind) -> None:
+    assert {kind.runbook} == {rule["annotations"]["runbook"] for rule in rules() if rule["alert"] == kind.name}
 
 
 def test_prometheus_scrapes_every_process_that_shows_metrics() -> None:

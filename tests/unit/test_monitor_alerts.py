@@ -19,7 +19,7 @@ from almanac.clock import parse_time
 from almanac.errors import UsageError
 from almanac.stack.server import free_port
 from serving_cache import monitor_alerts
-from serving_cache.monitor_alerts import WEBHOOK_ATTEMPTS_MAX, Alert, Alerts, Webhook, webhook_body
+from serving_cache.monitor_alerts import LATE, WEBHOOK_ATTEMPTS_MAX, Alert, Alerts, Kind, Webhook, webhook_body
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PATIENCE_SECONDS = 60
@@ -105,7 +105,7 @@ def test_nobody_there_is_said_without_the_url(caplog: pytest.LogCaptureFixture) 
 def test_more_than_can_wait_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_alerts, "WAITING_MAX", 1)
     hold = threading.Event()
-    monkeypatch.setattr(Webhook, "_send", lambda self, alert: hold.wait(PATIENCE_SECONDS))
+    monkeypatch.setattr(Webhook, "_send", lambda self, alert, kind: hold.wait(PATIENCE_SECONDS))
     with closing(Webhook("http://127.0.0.1/")) as webhook:
         for _ in range(2):  # one is being sent and one waits, or the first still waits and there is no room
             webhook.tell(alert_of("p_many"))
@@ -141,7 +141,7 @@ class Told(Webhook):
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
 
-    def tell(self, alert: Alert) -> None:
+    def tell(self, alert: Alert, kind: Kind = LATE) -> None:
         self.alerts.append(alert)
 
 
