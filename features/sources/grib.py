@@ -74,6 +74,7 @@ def read_grib(
     """
     hours: dict[np.datetime64, list[_Field]] = {}
     others: dict[str, None] = {}
+    known: dict[str, Places] = {}
     found = 0
     for number, message in _messages(path):
         try:
@@ -84,11 +85,11 @@ def read_grib(
             found += 1
             if found * grid.cells > WINDOW_VALUES_MAX:
                 raise SourceError(f"{path} has more than {WINDOW_VALUES_MAX:,} values: cut it")
-            field = _field(path, number, message, grid, observed)
+            field = _field(path, (number, message), grid, observed, known)
         except _damages() as error:
             raise SourceError(f"{path}: message {number} cannot be decoded ({_first_line(error)}): {REMEDY}") from error
         same_hour = hours.setdefault(field.hour, [])
-        if not any(field.keys == known.keys and field.equals(known) for known in same_hour):
+        if not any(field.keys == other.keys and field.equals(other) for other in same_hour):
             same_hour.append(field)
     if not hours:
         raise SourceError(
@@ -231,8 +232,13 @@ def _name(message: Any) -> str:
     return name if name is not None and name != "unknown" else _said(message, "shortName") or "unknown"
 
 
-def _field(path: Path, number: int, message: Any, grid: Grid, observed: GridObservations) -> _Field:
+def _field(
+    path: Path, numbered: tuple[int, Any], grid: Grid, observed: GridObservations, known: dict[str, Places]
+) -> _Field:
+    """A numbered message as a field; `known` has the places of points by what eccodes calls a grid."""
     import eccodes
+
+    number, message = numbered
 
     unit = _said(message, "units")
     if unit is not None and not same_unit(unit, observed.unit):
@@ -244,7 +250,10 @@ def _field(path: Path, number: int, message: Any, grid: Grid, observed: GridObse
         eccodes.codes_set(message, "swapScanningAlternativeRows", 1)
     eccodes.codes_set(message, "missingValue", NO_VALUE)
     given = eccodes.codes_get_values(message)
-    places = _places(path, message, grid)
+    axes = _said(message, "md5GridSection") or ""
+    if axes not in known:
+        known[axes] = _places(path, message, grid)
+    places = known[axes]
     values = np.empty(grid.cells, np.float32)
     with np.errstate(over="ignore"):  # NO_VALUE itself
         values[places] = np.where(given == NO_VALUE, np.nan, given)
