@@ -296,6 +296,24 @@ def test_an_event_whose_list_was_refused_has_one_when_it_is_sent_again_and_count
     assert newest.row["orders"] == held.row["orders"] + 1
 
 
+def test_two_models_rank_one_history_and_one_that_fails_does_not_stop_the_other() -> None:
+    worker = Worker()
+    worker.models = [Model("baskets-v1", Sums()), Model("baskets-v2", Sums(), answers=False)]
+    done = worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)), ("c2", [(RANGE[1], 1, 1.0)], at(0)))
+    bodies = [json.loads(record.value or b"") for record in done.predictions]
+    assert [(body["entity"], body["model"], body["answers"]) for body in bodies] == [
+        (customer, model, model == "baskets-v1") for customer in ("c1", "c2") for model in ("baskets-v1", "baskets-v2")
+    ]
+    assert bodies[0]["values"] == bodies[1]["values"]
+    assert len(done.features) == 2  # the history is folded once
+    for broken in (0, 1):
+        worker.models = [Model("baskets-v1", Sums()), Model("baskets-v2", Sums(), answers=False)]
+        worker.models[broken] = replace(worker.models[broken], scorer=Broken())
+        done = worker.handle(("c1", [(RANGE[2 + broken], 1, 1.0)], at(1 + broken)))
+        assert [json.loads(record.value or b"")["model"] for record in done.predictions] == [f"baskets-v{2 - broken}"]
+        assert (done.dead_letters, done.unscored) == ((), 1)
+
+
 def test_a_history_that_no_topic_takes_is_not_begun_and_the_worker_goes_on() -> None:
     """Baskets of one moment are one basket, which grows beyond what a record may have."""
     worker = Worker()
