@@ -61,6 +61,11 @@ LOOKUP_PLACE_FAILURES = Counter(
     "Times that a place (redis, postgres) did not answer in time or with what can be read.",
     ("pipeline", "place"),
 )
+LOOKUP_PLACE_BUSY = Counter(
+    "almanac_lookup_place_busy_total",
+    "Times that a place (redis, postgres) was not read because the lookup process had too much to do.",
+    ("pipeline", "place"),
+)
 FRESH_COMPUTATIONS = Counter(
     "almanac_fresh_computations_total",
     "Fresh computations by outcome: answered, coalesced, timeout, busy, refused, failed; one for each entity.",

@@ -12,6 +12,8 @@ after the service has begun to listen.
     service.py    one lookup: places in order, the ladder, second opinions
     places.py     what a place is, its time limit; breaker.py: its circuit breaker
     redis_place.py, postgres_place.py, candidates.py   the two places
+    redis_link.py   the connection to Redis that all readers share; postgres_connections.py: those to Postgres
+    batching.py   reads of several callers made together
     answers.py    the JSON that callers read, and the caching headers
     monitor.py    the clock that notices its own steps
     parsing.py    text of callers to entities, positions and durations

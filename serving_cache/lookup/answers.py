@@ -107,7 +107,7 @@ def answer_json(
 ) -> AnswerJson:
     """The JSON of a decision for an entity; of a list what the caller wants of it."""
     candidate = answer.candidate
-    reasons = [*outcome.reasons, *answer.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
+    reasons = [*outcome.reasons_of(entity), *answer.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
     return AnswerJson(
         pipeline=pipeline.name,
         entity=entity,
@@ -152,10 +152,11 @@ def refusal_json(pipeline: Pipeline, entity: EntityKey, refusal: Refusal, outcom
     candidates = known.candidates
     never = candidates.current is None and candidates.previous is None and not candidates.overlays
     whole = known.covered and known.gap is None and known.previous_gap is None
-    if never and whole and candidates.generation is not None and not outcome.reasons and not refusal.passing:
+    placed = outcome.reasons_of(entity)
+    if never and whole and candidates.generation is not None and not placed and not refusal.passing:
         detail = f"{pipeline.name} has no prediction of {pipeline.entity} {_named(entity)}: it was never predicted"
         return RefusalJson(entity=entity, status=404, detail=detail)
-    reasons = [*refusal.reasons, *outcome.reasons, *([outcome.moment.note] if outcome.moment.note else [])]
+    reasons = [*refusal.reasons, *placed, *([outcome.moment.note] if outcome.moment.note else [])]
     advice = "publish a generation" if candidates.generation is None else "wait for a newer prediction"
     if refusal.passing:
         advice = "ask again in a moment"

@@ -24,6 +24,7 @@ _seconds = cache(metrics.LOOKUP_REQUEST_SECONDS.labels)
 _ages = cache(metrics.LOOKUP_AGE_SERVED_SECONDS.labels)
 _errors = cache(metrics.LOOKUP_ERRORS.labels)
 _place_failures = cache(metrics.LOOKUP_PLACE_FAILURES.labels)
+_place_busy = cache(metrics.LOOKUP_PLACE_BUSY.labels)
 
 
 class Counts:
@@ -63,6 +64,10 @@ class Counts:
     def place_failed(self, pipeline: str, place: str) -> None:
         """Count a place that did not answer, or not with what it should hold."""
         _place_failures(pipeline, place).inc()
+
+    def place_busy(self, pipeline: str, place: str) -> None:
+        """Count a place that was not read because this process had too much to do."""
+        _place_busy(pipeline, place).inc()
 
     def exposition(self, accept: str, ready: bool) -> tuple[bytes, str]:
         """Every metric of this process, and the content type that the caller accepts."""

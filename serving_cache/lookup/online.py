@@ -17,11 +17,11 @@ from almanac.errors import AlmanacError, FeatureError
 from almanac.partitioning import EntityKey
 from features.online_reading import LAYOUTS_KEY, PLAN_TABLE, Reader, decode_plan, layout_field, plan_key
 from serving_cache.lookup.places import PlaceUnusable
-from serving_cache.lookup.redis_client import open_redis, redis_failures
+from serving_cache.lookup.redis_client import redis_failures
+from serving_cache.lookup.redis_link import Command, RedisLink
 from serving_cache.lookup.write_back import in_own_thread
 
-FEATURES_LIMIT_SECONDS = 0.2
-CONNECTIONS_MAX = 16
+FEATURES_LIMIT_SECONDS = 0.2  # of one round trip
 PLAN_ABSENT_KEPT_SECONDS = 2.0  # before the record is asked again for a plan that it did not have
 REGISTRY_SCHEMA = "feast"
 
@@ -44,7 +44,7 @@ class OnlineFeatures:
     Args:
         url: redis:// URL.
         recorded: where a plan is found that Redis lacks.
-        limit_seconds: how long one read may take in all.
+        limit_seconds: how long Redis may take to answer one of a read's round trips.
 
     Raises:
         UsageError: the URL cannot be read.
@@ -57,7 +57,7 @@ class OnlineFeatures:
         self._recorded = recorded
         self._readers: dict[str, tuple[bytes, Reader]] = {}
         self._absent_until: dict[str, float] = {}
-        self._redis = open_redis(url, connections_max=CONNECTIONS_MAX, wait_seconds=limit_seconds)
+        self._redis = RedisLink(url, limit_seconds=limit_seconds)
 
     async def read(self, service: str, entities: Sequence[EntityKey]) -> Read:
         """The features of these entities; one whose key this plan cannot have is left out.
@@ -74,7 +74,7 @@ class OnlineFeatures:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await self._redis.close()
 
     async def _read(self, service: str, entities: Sequence[EntityKey]) -> Read:
         known = self._readers.get(service)
@@ -87,7 +87,7 @@ class OnlineFeatures:
             _, read = await self._trip(service, reader, entities)
         assert read is not None  # noqa: S101 - without a plan `_recorded_plan` has raised
         if unmet := read.reader.unmet([value for row in read.rows.values() for value in row]):
-            held = await self._redis.hmget(LAYOUTS_KEY, [layout_field(each) for each in unmet])  # type: ignore[misc]
+            [held] = await self._redis.ask(("HMGET", LAYOUTS_KEY, *(layout_field(each) for each in unmet)))
             read.reader.learn(unmet, held)
         return read
 
@@ -99,11 +99,10 @@ class OnlineFeatures:
         keys: list[bytes] = []
         if reader is not None:
             asked, keys = _keys(reader, entities)
-        async with self._redis.pipeline(transaction=False) as trip:
-            trip.get(plan_key(service))
-            if keys:
-                trip.mget(keys)
-            data, *found = await trip.execute()
+        commands: list[Command] = [("GET", plan_key(service))]
+        if keys:
+            commands.append(("MGET", *keys))
+        data, *found = await self._redis.ask(*commands, entities=max(len(keys), 1))
         if reader is None:
             return data, None
         values: list[bytes | None] = found[0] if found else []

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from almanac.ladder import Candidates
 from almanac.partitioning import EntityKey
@@ -17,7 +17,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SECONDS_PER_ENTITY = 0.0005  # added to a place's limit for each entity after the first
-LATE_SHARE = 1.2  # a timer that fires so much later than set shows that the event loop was busy
+OWN_SECONDS_MAX = 2.0  # of one call, in this process's own queue
+OK, BUSY = "ok", "busy: "
+"""A place's state, and what a state begins with in which only this process is at its limit."""
+ROUNDS_HEARD = 20  # rounds of the event loop in which late answers are read before a store is called silent
+TRIPS_MAX = 4  # of one call to its store, each of which has the place's limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,20 @@ class Reading:
 
 
 class PlaceDown(Exception):
-    """The place did not answer; asking again soon is of no use."""
+    """The place did not answer; asking again soon is of no use.
+
+    Args:
+        why: for answers.
+        detail: for the log, where more is known.
+    """
+
+    def __init__(self, why: str, detail: str = "") -> None:
+        super().__init__(why)
+        self.detail = detail
+
+
+class PlaceBusy(PlaceDown):
+    """This process had too much to do to ask the place, or to hear its answer: nothing is wrong with the place."""
 
 
 class PlaceUnusable(Exception):
@@ -60,7 +77,11 @@ class PlaceUnusable(Exception):
 
 
 class Place(Protocol):
-    """One store, read asynchronously. Raises PlaceDown or PlaceUnusable."""
+    """One store, read asynchronously. Raises PlaceDown, PlaceBusy or PlaceUnusable; a caller may be cancelled.
+
+    `limit_seconds` is how long its store may go without an answer. The place counts it from when the store was asked:
+    time that a call waits in this process is not the store's.
+    """
 
     name: str
     limit_seconds: float
@@ -88,6 +109,15 @@ class Limited(Protocol):
 PlaceT = TypeVar("PlaceT", bound=Limited)
 
 
+async def caught_up(task: asyncio.Future[Any]) -> bool:
+    """Whether a call that is late ends once the event loop has read what came while it was busy elsewhere."""
+    for _ in range(ROUNDS_HEARD):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+    return task.done()
+
+
 class Guarded(Generic[PlaceT]):
     """A place (or what is read like one) behind its time limit and its circuit breaker."""
 
@@ -102,31 +132,27 @@ class Guarded(Generic[PlaceT]):
         return self.place.name
 
     async def ask(self, call: Awaitable[T], entities: int = 1) -> T:
-        """Await one call of the place, about so many entities: each of them adds to the time limit.
+        """Await one call of the place, about so many entities. The caller may be cancelled at any moment.
 
         Raises:
-            PlaceDown: it took too long, failed, or failed so often lately that it was not asked.
+            PlaceDown: the store did not answer, or failed so often lately that it was not asked.
+            PlaceBusy: this process had too much to do.
             PlaceUnusable: it answered with something else than it should hold.
         """
         loop = asyncio.get_running_loop()
-        if not self.breaker.allows(loop.time()):
+        began = loop.time()
+        if not self.breaker.allows(began):
             if asyncio.iscoroutine(call):
                 call.close()
             raise PlaceDown(self.breaker.why)
-        task: asyncio.Future[T] = asyncio.ensure_future(call)
-        limit = self.place.limit_seconds + (entities - 1) * SECONDS_PER_ENTITY
-        began = loop.time()
-        # Not `wait_for`: that waits for the cancelled call to end, and a driver's clean-up may hang with its server.
-        await asyncio.wait({task}, timeout=limit)
-        if not task.done() and loop.time() - began > limit * LATE_SHARE:
-            await asyncio.wait({task}, timeout=limit)  # this process was late itself: that is not the place's fault
-        if not task.done():
-            self._abandon(task)
-            raise self._down(f"{self.name} did not answer within {limit * 1000:.0f} ms")
         try:
-            found = task.result()
+            found = await self._patiently(call, entities)
+        except PlaceBusy:  # which says nothing of the place
+            raise
         except PlaceDown as error:
-            raise self._down(str(error)) from None
+            if self.breaker.failed(str(error), loop.time(), began):
+                logger.warning("%s%s", error, f" ({error.detail})" if error.detail else "")
+            raise PlaceDown(str(error)) from None
         except PlaceUnusable:
             self._up()
             raise
@@ -137,15 +163,39 @@ class Guarded(Generic[PlaceT]):
         self._up()
         return found
 
-    def _up(self) -> None:
-        if self.breaker.succeeded():
-            logger.info("%s answers again", self.name)
+    async def state(self, call: Awaitable[object]) -> str:
+        """`ok`, `busy: …`, or what is wrong, by one call of the place: whether the breaker is open or not."""
+        try:
+            await self._patiently(call, 1)
+        except PlaceBusy as error:
+            return f"{BUSY}{error}"
+        except (PlaceDown, PlaceUnusable) as error:
+            return str(error)
+        return OK
 
-    def _down(self, why: str) -> PlaceDown:
-        if not self.breaker.why:
-            logger.warning("%s", why)
-        self.breaker.failed(why, asyncio.get_running_loop().time())
-        return PlaceDown(why)
+    async def _patiently(self, call: Awaitable[T], entities: int) -> T:
+        """Await a call, which is cut off with its caller.
+
+        The place itself keeps its store to the time limit, for it knows when the store was asked. Here is only the
+        end of all patience, which says nothing against the store.
+        """
+        task: asyncio.Future[T] = asyncio.ensure_future(call)
+        limit = OWN_SECONDS_MAX + TRIPS_MAX * (self.place.limit_seconds + (entities - 1) * SECONDS_PER_ENTITY)
+        try:
+            # Not `wait_for`: that waits for the cancelled call to end, and a driver may hang with its server.
+            await asyncio.wait({task}, timeout=limit)
+        finally:
+            if not task.done():
+                self._abandon(task)
+            elif not task.cancelled():
+                task.exception()  # or it is logged as never looked at, where the caller is cancelled just now
+        if not task.done():
+            raise PlaceBusy(f"this process had too much to do to read {self.name} within {limit * 1000:.0f} ms")
+        return task.result()
+
+    def _up(self) -> None:
+        if self.breaker.succeeded(asyncio.get_running_loop().time()):
+            logger.info("%s answers again", self.name)
 
     def _abandon(self, task: asyncio.Future[T]) -> None:
         """Cancel a late call without waiting for it; its outcome no longer matters."""

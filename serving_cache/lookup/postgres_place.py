@@ -9,8 +9,6 @@ moved: everything is read again, once.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +17,6 @@ import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from almanac.errors import PredictionError, UsageError
 from almanac.ladder import Candidate, Candidates
@@ -28,6 +25,7 @@ from almanac.pipeline import Pipeline
 from almanac.ranked import RankedList, Value
 from almanac.ranking_declared import ITEMS_COLUMN, SCORES_COLUMN
 from serving_cache import layout
+from serving_cache.lookup.batching import Batches
 from serving_cache.lookup.candidates import (
     clock_shifts,
     from_overlay,
@@ -37,15 +35,12 @@ from serving_cache.lookup.candidates import (
     need_same_partitions,
     values_of,
 )
-from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
+from serving_cache.lookup.places import SECONDS_PER_ENTITY, EntityReading, PlaceUnusable, Reading
+from serving_cache.lookup.postgres_connections import Connections, Lent
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 
 POSTGRES_LIMIT_SECONDS = 1.0
-CONNECTIONS_MAX = 8
-CONNECTION_WAIT_SECONDS = 0.5  # for a free one, or for a new one to open
-WAITING_MAX = 256  # requests that may queue for a connection
-RECONNECT_SECONDS = 2.0  # then the pool gives up until the next request asks
-STATEMENT_GRACE_SECONDS = 1.0  # a statement that the caller gave up on ends by itself
+STATEMENT_GRACE_SECONDS = 1.0  # a statement that was given up ends by itself at the server
 READS_MAX = 2  # of one lookup, when rows were dropped between its queries
 
 _HEAD = """
@@ -119,6 +114,9 @@ class PostgresPlace:
                 url,
                 connect_timeout=2,  # whole seconds, libpq's least
                 tcp_user_timeout=2000,
+                keepalives_idle=30,  # seconds; a firewall then sees an idle connection as alive
+                keepalives_interval=5,
+                keepalives_count=3,
                 application_name="almanac lookup",
                 options=f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on -c timezone=UTC",
             )
@@ -126,34 +124,29 @@ class PostgresPlace:
             raise UsageError(
                 "the Postgres URL cannot be read: give postgresql://user:password@host:port/database"
             ) from None
-        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # places.py logs when a place goes and comes
-        self._pool = AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=CONNECTIONS_MAX,
-            max_waiting=WAITING_MAX,
-            timeout=CONNECTION_WAIT_SECONDS,
-            reconnect_timeout=RECONNECT_SECONDS,
-            kwargs={"autocommit": True},
-            open=False,
-        )
-        self._opening = asyncio.Lock()
+        self._connections = Connections(conninfo, limit_seconds)
+        self._batches = Batches(self._read)
 
     async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
         """Everything the record holds about these entities, by one pointer.
 
         Raises:
             PlaceDown: it cannot be reached.
+            PlaceBusy: no connection came free in time.
             PlaceUnusable: it lacks tables, or its rows went away twice while they were read.
         """
+        return await self._batches.read(pipeline, entities)
+
+    async def _read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
         partition_of = {entity: pipeline.partitions.partition_of(entity) for entity in entities}
         asked = _Asked(pipeline, entities, partition_of)
-        return await self._guarded(lambda connection: _read(connection, asked))
+        extra_seconds = (len(entities) - 1) * SECONDS_PER_ENTITY
+        return await self._guarded(lambda connection: _read(connection, asked), extra_seconds)
 
     async def current(self, pipeline: Pipeline) -> dict[str, object] | None:
         """The current generation, for people."""
 
-        async def ask(connection: Any) -> dict[str, object] | None:
+        async def ask(connection: Lent) -> dict[str, object] | None:
             return generation_summary((await _head(connection, pipeline, [])).pointer)
 
         return await self._guarded(ask)
@@ -161,49 +154,34 @@ class PostgresPlace:
     async def check(self) -> None:
         """Return if Postgres answers."""
 
-        async def ask(connection: Any) -> None:
-            await connection.execute("SELECT 1")
+        async def ask(connection: Lent) -> None:
+            await connection.rows("SELECT 1")
 
         await self._guarded(ask)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._pool.close()
+        await self._connections.close()
 
-    async def _guarded(self, ask: Callable[[Any], Awaitable[T]]) -> T:
-        """Run `ask` on a connection; once more if the connection was dead or rows were dropped under it."""
-        if self._pool.closed:
-            async with self._opening:
-                if self._pool.closed:
-                    await self._pool.open(wait=False)
+    async def _guarded(self, ask: Callable[[Lent], Awaitable[T]], extra_seconds: float = 0.0) -> T:
+        """Run `ask` on a connection; once more if rows were dropped under it."""
         for attempt in range(1, READS_MAX + 1):
             try:
-                async with self._pool.connection() as connection:
-                    return await ask(connection)
-            except (PoolTimeout, PoolClosed):
-                raise PlaceDown("postgres cannot be reached") from None
-            except TooManyRequests:
-                raise PlaceDown("postgres is asked by too many requests at once") from None
+                return await self._connections.run(ask, extra_seconds)
             except psycopg.errors.UndefinedTable:
                 if attempt == READS_MAX:
                     raise PlaceUnusable("postgres lacks a table: run `almanac up`, or publish a generation") from None
-            except psycopg.errors.QueryCanceled:
-                raise PlaceDown("postgres did not answer in time") from None
-            except psycopg.OperationalError:
-                if attempt == READS_MAX:
-                    raise PlaceDown("postgres cannot be reached") from None
             except (psycopg.Error, msgspec.DecodeError) as error:
                 raise PlaceUnusable(f"postgres answered with an error ({type(error).__name__})") from None
         raise AssertionError("unreachable")
 
 
-async def _head(connection: Any, pipeline: Pipeline, partitions: Sequence[int]) -> _Head:
-    cursor = await connection.execute(_HEAD, {"pipeline": pipeline.name, "partitions": list(partitions)})
-    row = await cursor.fetchone()
-    return _head_decoder.decode(row[0]) if row is not None else _Head()
+async def _head(connection: Lent, pipeline: Pipeline, partitions: Sequence[int]) -> _Head:
+    rows = await connection.rows(_HEAD, {"pipeline": pipeline.name, "partitions": list(partitions)})
+    return _head_decoder.decode(rows[0][0]) if rows else _Head()
 
 
-async def _read(connection: Any, asked: _Asked) -> Reading:
+async def _read(connection: Lent, asked: _Asked) -> Reading:
     head = await _head(connection, asked.pipeline, sorted(set(asked.partition_of.values())))
     pointer = head.pointer
     if pointer is None:
@@ -233,17 +211,17 @@ async def _read(connection: Any, asked: _Asked) -> Reading:
     return Reading(epoch=pointer.epoch, entities=shown, clock_shifts=clock_shifts(pointer))
 
 
-async def _overlays(connection: Any, asked: _Asked) -> dict[str, list[OverlayRecord]]:
-    cursor = await connection.execute(
+async def _overlays(connection: Lent, asked: _Asked) -> dict[str, list[OverlayRecord]]:
+    [[overlays]] = await connection.rows(
         _OVERLAYS, {"pipeline": asked.pipeline.name, "entities": [str(entity) for entity in asked.entities]}
     )
     found: dict[str, list[OverlayRecord]] = {}
-    for overlay in _overlays_decoder.decode((await cursor.fetchone())[0]):
+    for overlay in _overlays_decoder.decode(overlays):
         found.setdefault(overlay.entity, []).append(overlay)
     return found
 
 
-async def _rows(connection: Any, asked: _Asked, origins: Sequence[int]) -> _Rows:
+async def _rows(connection: Lent, asked: _Asked, origins: Sequence[int]) -> _Rows:
     """The entities' rows in each origin's child."""
     if not origins:
         return {}
@@ -268,9 +246,9 @@ async def _rows(connection: Any, asked: _Asked, origins: Sequence[int]) -> _Rows
         for origin in origins
     ]
     values = {"partitions": sorted(set(asked.partition_of.values())), "entities": list(asked.entities)}
-    cursor = await connection.execute(sql.SQL(" UNION ALL ").join(queries), values)
+    rows = await connection.rows(sql.SQL(" UNION ALL ").join(queries), values)
     found: dict[int, dict[EntityKey, Mapping[str, Value]]] = {origin: {} for origin in origins}
-    for origin, key, *parts in await cursor.fetchall():
+    for origin, key, *parts in rows:
         row = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
         found[origin][key] = row if asked.pipeline.ranking is None else values_of(asked.pipeline, _list_of(row))
     return found

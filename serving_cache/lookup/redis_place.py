@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from almanac.errors import BlockError
 from almanac.ladder import Candidate, Candidates
 from almanac.list_blocks import AnyBlock, unpacked
@@ -22,12 +20,12 @@ from serving_cache.lookup.candidates import (
     need_same_partitions,
     values_of,
 )
-from serving_cache.lookup.places import EntityReading, PlaceDown, PlaceUnusable, Reading
-from serving_cache.lookup.redis_client import open_redis, redis_failures
+from serving_cache.lookup.places import EntityReading, PlaceUnusable, Reading
+from serving_cache.lookup.redis_client import redis_failures
+from serving_cache.lookup.redis_link import RedisLink
 from serving_cache.records import ManifestEntry, Pointer
 
-REDIS_LIMIT_SECONDS = 0.1
-CONNECTIONS_MAX = 32
+REDIS_LIMIT_SECONDS = 0.1  # of one round trip
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class RedisPlace:
 
     Args:
         url: redis:// URL.
-        limit_seconds: how long one read may take in all.
+        limit_seconds: how long Redis may take to answer one of a read's round trips.
 
     Raises:
         UsageError: the URL cannot be read.
@@ -63,13 +61,13 @@ class RedisPlace:
 
     def __init__(self, url: str, *, limit_seconds: float = REDIS_LIMIT_SECONDS) -> None:
         self.limit_seconds = limit_seconds
-        self._redis = open_redis(url, connections_max=CONNECTIONS_MAX, wait_seconds=limit_seconds)
+        self._redis = RedisLink(url, limit_seconds=limit_seconds)
 
     async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
         """Everything Redis holds about these entities, by one pointer.
 
         Raises:
-            PlaceDown: it cannot be reached.
+            PlaceDown: it cannot be reached, or did not answer in time.
             PlaceUnusable: it holds no pointer, or something unreadable.
         """
         try:
@@ -82,36 +80,33 @@ class RedisPlace:
         """The current generation, for people."""
         try:
             with redis_failures():
-                return generation_summary(
-                    self._pointer(pipeline, await self._redis.get(layout.pointer_key(pipeline.name)))
-                )
+                [pointer] = await self._redis.ask(("GET", layout.pointer_key(pipeline.name)))
+                return generation_summary(self._pointer(pipeline, pointer))
         except BlockError:
             raise PlaceUnusable("redis holds something unreadable") from None
 
     async def check(self) -> None:
         """Return if Redis answers."""
-        try:
-            await self._redis.ping()  # type: ignore[misc]
-        except (RedisError, OSError):
-            raise PlaceDown("redis cannot be reached") from None
+        with redis_failures():
+            await self._redis.ask(("PING",))
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        await self._redis.close()
 
     async def _read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
-        async with self._redis.pipeline(transaction=False) as first:
-            first.get(layout.pointer_key(pipeline.name))
-            for entity in entities:
-                first.hgetall(layout.overlay_key(pipeline.name, str(entity)))
-            pointer_bytes, *overlays = await first.execute()
+        pointer_bytes, *overlays = await self._redis.ask(
+            ("GET", layout.pointer_key(pipeline.name)),
+            *(("HVALS", layout.overlay_key(pipeline.name, str(entity))) for entity in entities),
+            entities=len(entities),
+        )
         pointer = self._pointer(pipeline, pointer_bytes)
         partition_of = {entity: pipeline.partitions.partition_of(entity) for entity in entities}
         current, previous = await self._held(pipeline, pointer, sorted(set(partition_of.values())))
         shown: dict[EntityKey, EntityReading] = {}
         for entity, raw in zip(entities, overlays, strict=True):
             partition = partition_of[entity]
-            decoded = [layout.decode_overlay(value) for value in raw.values()]
+            decoded = [layout.decode_overlay(value) for value in raw]
             generation = pointer.generation
             old = pointer.previous
             shown[entity] = EntityReading(
@@ -143,12 +138,11 @@ class RedisPlace:
     ) -> tuple[_Held, _Held | None]:
         """Manifest entries and blocks of the current and the previous generation."""
         numbers = [record.generation for record in (pointer.generation, pointer.previous) if record is not None]
-        async with self._redis.pipeline(transaction=False) as second:
-            for number in numbers:
-                key = layout.manifest_key(pipeline.name, number)
-                second.exists(key)
-                second.hmget(key, [str(partition) for partition in partitions])
-            answers = await second.execute()
+        commands: list[tuple[object, ...]] = []
+        for number in numbers:
+            key = layout.manifest_key(pipeline.name, number)
+            commands += [("EXISTS", key), ("HMGET", key, *partitions)]
+        answers = await self._redis.ask(*commands, entities=len(partitions))
         found = []
         for exists, raw in zip(answers[0::2], answers[1::2], strict=True):
             pairs = zip(partitions, raw, strict=True)
@@ -164,7 +158,9 @@ class RedisPlace:
         names = list(hashes)
         if not names:
             return {}
-        raw = await self._redis.mget([layout.block_key(pipeline.name, name) for name in names])
+        [raw] = await self._redis.ask(
+            ("MGET", *(layout.block_key(pipeline.name, name) for name in names)), entities=len(names)
+        )
         return {name: unpacked(data) for name, data in zip(names, raw, strict=True) if data is not None}
 
 

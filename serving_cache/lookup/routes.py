@@ -26,6 +26,7 @@ from serving_cache.lookup.answers import (
     refusal_json,
 )
 from serving_cache.lookup.choosing import Choice, NoLists, choice
+from serving_cache.lookup.places import BUSY, OK
 from serving_cache.lookup.service import ENTITIES_AT_A_TIME, NothingAnswers, Outcome, Service
 from serving_cache.lookup.summaries import summary
 from serving_cache.lookup.web import (
@@ -143,7 +144,7 @@ class Routes:
             raise Problem(
                 503, "no-metrics", "this process counts nothing: start it as `python -m serving_cache.lookup`"
             )
-        ready = "ok" in (await service.health()).values()
+        ready = _ready(await service.health())
         body, content_type = service.counts.exposition(request.headers.get("accept", ""), ready)
         return Response(200, (("content-type", content_type), *_NO_STORE), body)
 
@@ -157,7 +158,7 @@ class Routes:
         request.query()
         service: Service = await self._service()
         places = await service.health()
-        if "ok" not in places.values():
+        if not _ready(places):
             detail = "no place answers: look at `almanac status`"
             raise Problem(503, "not-ready", detail, headers=_RETRY, members={"ready": False, "places": places})
         return json_response({"ready": True, "places": places}, headers=_NO_STORE)
@@ -291,6 +292,12 @@ class Routes:
             error = UnknownPipeline(f"no pipeline {shown(name)} is declared (declared: {known}): correct the name")
             raise Problem(404, "unknown-pipeline", str(error))
         return found
+
+
+def _ready(places: Mapping[str, str]) -> bool:
+    """Whether a place answers; one that this process has no hand free for counts, or all busy replicas would be taken
+    out of service together."""
+    return any(state == OK or state.startswith(BUSY) for state in places.values())
 
 
 def _max_stale(value: object) -> timedelta | None:

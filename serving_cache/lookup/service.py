@@ -22,7 +22,7 @@ from almanac.ladder import Answer, Candidate, Compute, Decision, Refusal, Rung, 
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.steady import Moment, SystemClock
-from serving_cache.lookup.places import Guarded, Place, PlaceDown, PlaceUnusable, Reading
+from serving_cache.lookup.places import Guarded, Place, PlaceBusy, PlaceDown, PlaceUnusable, Reading
 
 if TYPE_CHECKING:
     from serving_cache.lookup.counting import Counts
@@ -61,6 +61,7 @@ class Outcome:
     Args:
         reasons: why no better place answered.
         moment: the time that ages were counted to.
+        doubted: entities that the record was to be asked about too, and `doubts`: why, and why it said nothing better.
     """
 
     place: str
@@ -69,6 +70,12 @@ class Outcome:
     terms: Terms
     moment: Moment
     reasons: tuple[str, ...] = ()
+    doubted: frozenset[EntityKey] = frozenset()
+    doubts: tuple[str, ...] = ()
+
+    def reasons_of(self, entity: EntityKey) -> tuple[str, ...]:
+        """Why no better place answered for this entity: an answer says nothing of a place that it did not need."""
+        return (*self.reasons, *self.doubts) if entity in self.doubted else self.reasons
 
     def settled(self, entity: EntityKey) -> Settled:
         """The decision for one entity, of an outcome that `Service.lookup` returned."""
@@ -76,6 +83,14 @@ class Outcome:
         if isinstance(found, Compute):
             raise AssertionError(f"{entity} was left undecided")
         return found
+
+
+@dataclass(frozen=True)
+class _Doubt:
+    """Why a copy's outcome is not taken without asking the record, empty for no remark; and about which entities."""
+
+    why: str
+    entities: frozenset[EntityKey]
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,7 @@ class Service:
                 reading = await guarded.ask(guarded.place.read(pipeline, entities), len(entities))
             except (PlaceDown, PlaceUnusable) as error:
                 reasons.append(str(error))
-                if self.counts is not None:
-                    self.counts.place_failed(pipeline.name, guarded.name)
+                self._failed(pipeline, guarded, error)
                 continue
             outcome = await self._decide(guarded.name, reading, asked, tuple(reasons))
             doubt = None if last else self._gap(pipeline, outcome)
@@ -142,12 +156,15 @@ class Service:
             if doubt is None:
                 self._saw(pipeline, guarded, reading)
                 return outcome
-            kept = outcome
-            if doubt:
-                reasons.append(doubt)
+            kept = replace(outcome, doubted=doubt.entities)
+            if doubt.why:
+                reasons.append(doubt.why)
         if kept is None:
             raise NothingAnswers("; ".join(reasons))
-        return replace(await self._settle(kept, asked), reasons=tuple(reasons))
+        settled = await self._settle(kept, asked)
+        more = self._second_thought(settled)
+        doubted = settled.doubted | more.entities if more is not None else settled.doubted
+        return replace(settled, doubted=doubted, doubts=tuple(reasons[len(kept.reasons) :]))
 
     async def current(self, pipeline: Pipeline) -> tuple[dict[str, object] | None, str]:
         """The current generation from the first place that answers, and that place.
@@ -164,16 +181,8 @@ class Service:
         raise NothingAnswers("; ".join(reasons))
 
     async def health(self) -> dict[str, str]:
-        """Each place by name: `ok`, or what is wrong. Asks all of them, breaker or not."""
-
-        async def one(guarded: Guarded[Place]) -> str:
-            try:
-                await Guarded(guarded.place).ask(guarded.place.check())
-            except (PlaceDown, PlaceUnusable) as error:
-                return str(error)
-            return "ok"
-
-        states = await asyncio.gather(*(one(guarded) for guarded in self.places))
+        """Each place by name: `ok`, `busy: …`, or what is wrong. Asks all of them, breaker or not."""
+        states = await asyncio.gather(*(guarded.state(guarded.place.check()) for guarded in self.places))
         return {guarded.name: state for guarded, state in zip(self.places, states, strict=True)}
 
     async def close(self) -> None:
@@ -204,30 +213,39 @@ class Service:
         else:
             made = await self.fresh.compute(asked.pipeline, wishes, asked.terms, asked.began)
         asked.attempts.update({(entity, wishes[entity].model): found for entity, found in made.items()})
-        return await self._decide(outcome.place, outcome.reading, asked, outcome.reasons)
+        decided = await self._decide(outcome.place, outcome.reading, asked, outcome.reasons)
+        return replace(decided, doubted=outcome.doubted)
 
-    def _gap(self, pipeline: Pipeline, outcome: Outcome) -> str | None:
+    def _failed(self, pipeline: Pipeline, guarded: Guarded[Place], error: PlaceDown | PlaceUnusable) -> None:
+        if self.counts is not None:
+            count = self.counts.place_busy if isinstance(error, PlaceBusy) else self.counts.place_failed
+            count(pipeline.name, guarded.name)
+
+    def _gap(self, pipeline: Pipeline, outcome: Outcome) -> _Doubt | None:
         """What a copy lacks that the record may have; None if it is whole."""
-        seen = self._epochs.get(pipeline.name, 0)
-        if outcome.reading.epoch < seen:
-            return f"{outcome.place} is behind: it has epoch {outcome.reading.epoch}, epoch {seen} was seen"
-        for reading in outcome.reading.entities.values():
-            if reading.gap is not None:
-                return reading.gap
-        return None
+        reading, seen = outcome.reading, self._epochs.get(pipeline.name, 0)
+        if reading.epoch < seen:
+            why = f"{outcome.place} is behind: it has epoch {reading.epoch}, epoch {seen} was seen"
+            return _Doubt(why, frozenset(reading.entities))
+        gaps = {entity: found.gap for entity, found in reading.entities.items() if found.gap is not None}
+        return _Doubt(next(iter(gaps.values())), frozenset(gaps)) if gaps else None
 
-    def _second_thought(self, outcome: Outcome) -> str | None:
-        """Why a whole copy's outcome should not be taken without asking the record; None to take it, empty for no
-        remark."""
+    def _second_thought(self, outcome: Outcome) -> _Doubt | None:
+        """Why a whole copy's outcome should not be taken without asking the record; None to take it.
+
+        There is no remark on a refusal: the record may know better, and if it does not, there is nothing to add.
+        """
+        entities: set[EntityKey] = set()
+        gaps: list[str] = []
         for entity, decision in outcome.decisions.items():
             refused = isinstance(decision, Refusal)
             if refused or (isinstance(decision, Answer) and decision.rung > Rung.FRESH_COMPUTATION):
                 gap = outcome.reading.entities[entity].previous_gap
                 if gap is not None:
-                    return gap
-            if refused:
-                return ""  # the record may know better; if it does not, there is nothing to add
-        return None
+                    gaps.append(gap)
+                if refused or gap is not None:
+                    entities.add(entity)
+        return _Doubt(gaps[0] if gaps else "", frozenset(entities)) if entities else None
 
     def _saw(self, pipeline: Pipeline, guarded: Guarded[Place], reading: Reading) -> None:
         """Remember the greatest epoch; the record's own word replaces it, for a database may be made anew."""

@@ -96,7 +96,7 @@ class WriteBack:
             if self._breaker.allows(loop.time()):
                 try:
                     newer = await in_own_thread(self._write, pipeline, batch)
-                    self._breaker.succeeded()
+                    self._breaker.succeeded(loop.time())
                     metrics.FRESH_WRITES.labels(pipeline, "newer").inc(newer)
                     metrics.FRESH_WRITES.labels(pipeline, "not_newer").inc(len(batch) - newer)
                     continue
@@ -105,9 +105,8 @@ class WriteBack:
                 except Exception:
                     logger.exception("fresh predictions of %s could not be written", pipeline)
                     why = "an unforeseen error"
-                if not self._breaker.why:
+                if self._breaker.failed(why, loop.time()):
                     logger.warning("fresh predictions are not written back: %s", why)
-                self._breaker.failed(why, loop.time())
             metrics.FRESH_WRITES.labels(pipeline, "failed").inc(len(batch))
             for record in batch:
                 self._known.pop((pipeline, record.entity, record.model), None)

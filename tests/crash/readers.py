@@ -133,7 +133,7 @@ async def _ask_service(service: Service, pipeline: Pipeline, cells: list[int], s
     except NothingAnswers as error:
         seen.nothing(str(error))
         return
-    for reason in outcome.reasons:
+    for reason in (*outcome.reasons, *outcome.doubts):
         if reason.startswith(GAPS):
             seen.say(f"epoch {outcome.reading.epoch}: {reason}")
     settled = [outcome.settled(cell) for cell in cells]

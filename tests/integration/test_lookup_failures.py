@@ -129,6 +129,27 @@ def test_a_stopped_postgres_is_not_missed_while_redis_is_whole(postgres_url: str
         assert "postgres" in old["reason"]
 
 
+def test_a_good_answer_says_nothing_of_a_place_that_it_did_not_need(postgres_url: str, tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir(exist_ok=True)
+    dead = f"postgresql://almanac:none@127.0.0.1:{unused_port()}/almanac"
+    with drilled(postgres_url, tmp_path, postgres=dead) as drill:
+        eventually(drill.client, drill.path, "redis")
+        name = drill.grid.name
+        with drill.raw() as raw:  # the blocks of one tile go
+            for generation in (1, 2):
+                entry = raw.hget(layout.manifest_key(name, generation), "4")
+                raw.delete(layout.block_key(name, layout.decode_manifest_entry(entry).block_hash))
+        body = {"entities": list(range(64))}
+        found = drill.client.post(f"/v1/{name}/entities:lookup", json=body).json()
+        lost = set(drill.grid.partitions.entities(4))  # type: ignore[union-attr]
+        assert {each["entity"] for each in found["refusals"]} == lost
+        for refusal in found["refusals"]:
+            assert "redis misses a block of generation 2" in refusal["detail"]
+            assert "postgres cannot be reached" in refusal["detail"]
+        assert len(found["answers"]) == 64 - len(lost)
+        assert {each["reason"] for each in found["answers"]} == {None}
+
+
 def test_with_both_stopped_there_is_a_503_that_says_so(postgres_url: str, tmp_path: Path) -> None:
     dead = f"postgresql://almanac:none@127.0.0.1:{unused_port()}/almanac"
     gone = f"redis://127.0.0.1:{unused_port()}"

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import redis
 
-from almanac.errors import AlmanacError, UsageError
+from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.settings import load_settings
 from almanac.stack import redis as stack_redis
 from features.online import open_redis
 from features.online_store import AlmanacOnlineStore, AlmanacOnlineStoreConfig
 from features.reading_plans import _to_redis
 from features.store import feature_store
-from serving_cache.lookup.redis_client import open_redis as open_lookups
+from serving_cache.lookup.places import PlaceDown
+from serving_cache.lookup.redis_link import RedisLink
 from serving_cache.redis import RedisStore
 from tests.redises import running_apart
 from tests.tls import tls_before, write_certificates
@@ -34,11 +35,14 @@ def by_cache(url: str) -> Any:
 
 def by_lookup(url: str) -> Any:
     async def asked() -> Any:
-        client = open_lookups(url, connections_max=1, wait_seconds=5)
+        link = RedisLink(url, limit_seconds=5)
         try:
-            return await client.get(KEY)
+            [value] = await link.ask(("GET", KEY))
+            return value
+        except PlaceDown as error:  # callers are told less than the log
+            raise Unavailable(error.detail) from None
         finally:
-            await client.aclose(close_connection_pool=True)
+            await link.close()
 
     return asyncio.run(asked())
 
