@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from almanac.errors import AlmanacError, FeatureError
+from almanac.errors import AlmanacError, FeatureError, Unavailable
 from almanac.partitioning import EntityKey
 from features.online_reading import LAYOUTS_KEY, PLAN_TABLE, Reader, decode_plan, layout_field, plan_key
 from serving_cache.lookup.places import PlaceUnusable
@@ -57,6 +56,7 @@ class OnlineFeatures:
         self._recorded = recorded
         self._readers: dict[str, tuple[bytes, Reader]] = {}
         self._absent_until: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Future[bytes]] = {}
         self._redis = RedisLink(url, limit_seconds=limit_seconds)
 
     async def read(self, service: str, entities: Sequence[EntityKey]) -> Read:
@@ -109,15 +109,33 @@ class OnlineFeatures:
         return data, Read(reader, {entity: values[at :: len(asked)] for at, entity in enumerate(asked)})
 
     async def _recorded_plan(self, service: str) -> bytes:
-        loop = asyncio.get_running_loop()
-        data = None
-        if loop.time() >= self._absent_until.get(service, 0.0):
-            self._absent_until[service] = loop.time() + PLAN_ABSENT_KEPT_SECONDS
-            with suppress(AlmanacError):
-                data = await in_own_thread(self._recorded, service)
+        """The plan as the record has it, asked for once for all who want it now; a caller may be cancelled."""
+        asking = self._asking.get(service)
+        if asking is None:
+            if asyncio.get_running_loop().time() < self._absent_until.get(service, 0.0):
+                raise PlaceUnusable(_no_plan(service))
+            asking = self._asking[service] = asyncio.ensure_future(self._ask_record(service))
+        return await asyncio.shield(asking)
+
+    async def _ask_record(self, service: str) -> bytes:
+        try:
+            data = await in_own_thread(self._recorded, service)
+        except Unavailable:
+            raise PlaceUnusable(
+                f"redis has no reading plan of {service}, and postgres cannot be asked for it"
+            ) from None
+        except AlmanacError:
+            data = None
+        finally:
+            del self._asking[service]
         if data is None:
-            raise PlaceUnusable(f"there is no reading plan of {service}: run `almanac feast apply`")
+            self._absent_until[service] = asyncio.get_running_loop().time() + PLAN_ABSENT_KEPT_SECONDS
+            raise PlaceUnusable(_no_plan(service))
         return data
+
+
+def _no_plan(service: str) -> str:
+    return f"there is no reading plan of {service}: run `almanac feast apply`"
 
 
 def _keys(reader: Reader, entities: Sequence[EntityKey]) -> tuple[Sequence[EntityKey], list[bytes]]:

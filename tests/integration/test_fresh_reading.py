@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import msgspec
@@ -11,10 +12,11 @@ import pytest
 import redis
 
 from almanac.clock import utc_now
-from features.online_reading import Reader
+from almanac.errors import Unavailable
+from features.online_reading import Reader, plan_key
 from features.packed.codec import Column
 from features.packed.store import put_if_newer
-from serving_cache.lookup.online import OnlineFeatures
+from serving_cache.lookup.online import OnlineFeatures, Read
 from serving_cache.lookup.places import PlaceUnusable
 from serving_cache.lookup.predicting import flattened
 from tests.fresh import packed, plan_for, put_features, put_plan
@@ -70,5 +72,41 @@ def test_rows_packed_before_columns_came_are_read_by_the_layout_beside_them(redi
         finally:
             await online.close()
         assert (found.as_of, found.columns["t2m"][0], np.isnan(found.columns["wind"][0])) == ((at,), 7.0, True)
+
+    asyncio.run(run())
+
+
+def test_all_who_want_a_plan_wait_for_the_one_who_asks_the_record(redis_url: str) -> None:
+    users = bucket_pipeline(features=new_name())
+    plan = plan_for(users, "string")
+    put_plan(redis_url, plan)
+    with redis.Redis.from_url(redis_url) as client:
+        data = client.getdel(plan_key(plan.service))
+    answers: list[bytes | Unavailable] = [Unavailable("Postgres did not answer"), data]
+    asked: list[str] = []
+    let_go = threading.Event()
+
+    def recorded(service: str) -> bytes:
+        asked.append(service)
+        let_go.wait()
+        answer = answers[len(asked) - 1]
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    async def run() -> None:
+        online = OnlineFeatures(redis_url, recorded)
+        for expected in (PlaceUnusable, Read):
+            let_go.clear()
+            reads = [asyncio.ensure_future(online.read(users.features, [str(n)])) for n in range(5)]
+            while len(asked) < len(answers) - (expected is PlaceUnusable):
+                await asyncio.sleep(0)
+            reads[0].cancel()  # the one that asked first
+            let_go.set()
+            found = await asyncio.gather(*reads, return_exceptions=True)
+            assert isinstance(found[0], asyncio.CancelledError)
+            assert {type(each) for each in found[1:]} == {expected}
+        assert asked == [users.features] * 2
+        await online.close()
 
     asyncio.run(run())
