@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXAMPLES_MAX = 5
 """Entities shown of each feature."""
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
@@ -110,8 +110,8 @@ def compare(
             in_flight=flying,
             features={
                 name: skew_of(
-                    numbers(online, name)[chosen],
-                    numbers(offline, name)[rows],
+                    numbers(online, name, dtype_of(online, name))[chosen],
+                    numbers(offline, name, dtype_of(online, name))[rows],
                     [(str(entities[at]), asked[table.view][at]) for at in chosen],
                 )
                 for name in table.features
@@ -124,13 +124,14 @@ def skew_of(online: Floats, offline: Floats, who: Sequence[tuple[str, datetime |
     """Compare pairs of values; NaN is a null, and equal is equal to the bit.
 
     Args:
-        online, offline: float32 (n,).
+        online, offline: (n,), both float32 or both float64.
         who: entity and moment of each pair, for examples; the greatest differences are shown.
     """
     left, right = np.isnan(online), np.isnan(offline)
     unequal = np.where(left | right, left != right, online != offline)
     finite = np.isfinite(online) & np.isfinite(offline)
-    gaps = np.abs(np.where(finite, online, 0).astype(np.float64) - np.where(finite, offline, 0))
+    with np.errstate(over="ignore"):  # between doubles of either end
+        gaps = np.abs(np.where(finite, online, 0).astype(np.float64) - np.where(finite, offline, 0))
     worst = np.flatnonzero(unequal)
     worst = worst[np.argsort(-np.where(finite, gaps, np.inf)[worst], kind="stable")][:EXAMPLES_MAX]
     return Skew(
@@ -148,14 +149,21 @@ def skew_of(online: Floats, offline: Floats, who: Sequence[tuple[str, datetime |
     )
 
 
-def _shown(value: np.float32) -> float | None:
+def _shown(value: np.floating[Any]) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def numbers(table: pa.Table, name: str) -> Floats:
-    """A column as float32, NaN where it is null; a double beyond float32 becomes infinite, as models read it."""
+def dtype_of(online: pa.Table, name: str) -> type[np.floating[Any]]:
+    """What models read a feature as: float32 only where its view declares it so, which the online column says."""
+    import pyarrow as pa
+
+    return np.float32 if online.schema.field(name).type == pa.float32() else np.float64
+
+
+def numbers(table: pa.Table, name: str, dtype: type[np.floating[Any]]) -> Floats:
+    """A column in a type, NaN where it is null; a double beyond float32 becomes infinite there, as models read it."""
     with np.errstate(over="ignore"):
-        found: Floats = table[name].to_numpy().astype(np.float32)
+        found: Floats = table[name].to_numpy().astype(dtype)
     return found
 
 

@@ -173,7 +173,9 @@ def _need_plain_categories(what: str, booster: lightgbm.Booster, trees: Sequence
     if all(values == list(range(len(values))) for values in coded):
         return
     used = sorted({names[split.column] for tree in trees for split in tree.splits if split.categorical})
+    if not used:
+        return
     raise ModelError(
-        f"{what} was trained on pandas categories ({str(coded)[:100]}) and knows {', '.join(used) or 'them'} by their "
+        f"{what} was trained on pandas categories ({str(coded)[:100]}) and knows {', '.join(used)} by their "
         "codes 0, 1, 2, …, but features have values: train it on whole numbers that categorical_feature names"
     )

@@ -72,6 +72,31 @@ def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         _booster(tmp_path / "absent.txt")
 
 
+def test_versions_proved_on_real_rows_alone_are_named() -> None:
+    from datetime import UTC, datetime
+
+    from almanac.manifest import Manifest, Parity
+    from almanac.registry import ModelVersion
+    from jobs.training.models_cli import _proof, _proved_on_real_rows_alone
+    from tests.models import description
+
+    told = description("rides_v1", COLUMNS, ("rides",))
+    said = {name: getattr(told, name) for name in told.__struct_fields__}
+    files = {"model.onnx": "", "model-rides.txt": ""}
+
+    def version(parity: Parity, files: dict[str, str]) -> ModelVersion:
+        at = datetime(2026, 3, 1, tzinfo=UTC)
+        more = {**said, "parity": parity, "files": files, "created_at": at}
+        return ModelVersion("rides", 1, Path(), Manifest(format=1, name="rides", version=1, **more))
+
+    old = Parity(rows=9, difference_max=1e-7, tolerance=1e-3)
+    new = Parity(rows=9, difference_max=1e-7, tolerance=1e-3, boundary_rows=80, splits=7, splits_reached=6)
+    assert _proved_on_real_rows_alone(version(old, files))
+    assert not _proved_on_real_rows_alone(version(new, files))
+    assert not _proved_on_real_rows_alone(version(old, {"model.onnx": ""}))  # its own answers are all there is
+    assert _proof(new).endswith("on 9 golden rows and on 80 that reach 6 of 7 splits from both sides")
+
+
 def graph(
     inputs: list[tuple[str, list[Any]]], outputs: list[tuple[str, list[Any]]], nodes: list[Any], *constants: Any
 ) -> bytes:

@@ -15,7 +15,7 @@ from almanac.errors import DeclarationError
 from almanac.feature_checks import ViewFound, natural, stability_index, view_state, words
 from almanac.integrity import Integrity
 from features.integrity.profile import PARTS_MIN, Values, drift_of, learn, profile_of
-from features.integrity.skew import skew_of
+from features.integrity.skew import dtype_of, numbers, skew_of
 from features.tables import Table
 from jobs.checks.charts import histogram, sparkline
 from jobs.checks.suites import ROWS_MAX, spread
@@ -46,6 +46,17 @@ def test_the_greatest_differences_are_the_examples() -> None:
     assert (found.unequal, found.greatest) == (3, 3.0)
     assert found.mean == pytest.approx(4 / 3)
     assert [example.entity for example in found.examples] == ["d", "b", "c"]
+
+
+def test_a_second_of_today_is_a_difference_where_the_feature_is_a_double() -> None:
+    online = pa.table({"since": [1.7e9, 1e300, None], "share": pa.array([0.1, 0.2, None], pa.float32())})
+    offline = pa.table({"since": [1.7e9 + 1, 1e300, None], "share": [0.1, 0.2, None]})
+    who = [(name, NOW) for name in "abc"]
+    found = {
+        name: skew_of(*(numbers(table, name, dtype_of(online, name)) for table in (online, offline)), who)
+        for name in online.column_names
+    }
+    assert (found["since"].unequal, found["since"].greatest, found["share"].unequal) == (1, 1.0, 0)
 
 
 def values(days: int, rng: np.random.Generator, shift: float = 0.0) -> Values:
