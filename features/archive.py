@@ -6,7 +6,8 @@ A folder an hour of event time; a file holds events of one Kafka partition, and
 its name the first and last offset among them. The view is the one that events
 push, the columns are the view's, and beside them where each event stood.
 
-Every event is archived once, by where it stood: before a row is written, the
+Every event is archived once, by where it stood and what it says (where a topic
+was deleted and made again, offsets begin anew): before a row is written, the
 files of its hour whose offsets could hold it are looked at, under a lock that
 all writers share. So a kill between writing and committing, a rebalance or an
 event sent again adds nothing. Files appear whole or not at all, flushed to disk.
@@ -34,15 +35,16 @@ from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.archive_lines import EVENTS, event_columns
-from features.archived import FOLDER, HOUR_FORMAT, hours_of
-from features.archived import archived_files as archived_files
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FOLDER = "archive"
 LOCK_FILE = "write.lock"
+HOUR_FORMAT = "%Y-%m-%dT%H"
+HOUR_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}")
 FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
 TOPIC, PARTITION, OFFSET, TRACE = "kafka_topic", "kafka_partition", "kafka_offset", "trace"
 METADATA_KEY = b"almanac.replaces"
@@ -144,18 +146,20 @@ class Archive:
             Unavailable: the disk is full, or another writer held the lock too long; some of the events may be
                 archived, and giving all of them again is right.
         """
-        groups: dict[tuple[str, str, int], dict[int, tuple[datetime, Archived]]] = {}
+        groups: dict[tuple[str, str, int], list[tuple[datetime, Archived]]] = {}
         for number, event in enumerate(events):
-            of = groups.setdefault((event.hour, event.topic, event.partition), {})
-            of.setdefault(event.offset, (now + timedelta(microseconds=number), event))
+            of = groups.setdefault((event.hour, event.topic, event.partition), [])
+            of.append((now + timedelta(microseconds=number), event))
         written = 0
         with self._locked():
             for (hour, topic, partition), found in groups.items():
-                for offset in self._known(hour, topic, partition, min(found), max(found)):
-                    found.pop(offset, None)
-                if found:
-                    self._write_file(hour, [found[offset] for offset in sorted(found)])
-                    written += len(found)
+                found.sort(key=lambda each: each[1].offset)
+                known = self._known(hour, topic, partition, found[0][1].offset, found[-1][1].offset)
+                table = self._table(found)
+                news = _news(table, known)
+                if len(news):
+                    self._write_file(hour, topic, partition, table.take(news))
+                    written += len(news)
         return written
 
     @contextmanager
@@ -172,20 +176,23 @@ class Archive:
         found = (_File.of(path) for path in sorted((self.folder / hour).glob("*.parquet")))
         return [file for file in found if file is not None]
 
-    def _known(self, hour: str, topic: str, partition: int, first: int, last: int) -> set[int]:
-        """Offsets from `first` to `last` that the hour's files may hold."""
-        known: set[int] = set()
+    def _known(self, hour: str, topic: str, partition: int, first: int, last: int) -> set[str]:
+        """What the hour's files say of the events with offsets from `first` to `last`."""
+        import pyarrow.compute as pc
+
+        known: set[str] = set()
         for file in self._files(hour):
             if (file.topic, file.partition) == (topic, partition) and file.first <= last and first <= file.last:
-                table = _read(file.path, [OFFSET])
-                known.update(table[OFFSET].to_pylist() if table is not None else ())
+                table = _read(file.path)
+                if table is not None:
+                    between = pc.and_(pc.greater_equal(table[OFFSET], first), pc.less_equal(table[OFFSET], last))
+                    known.update(_said(table.filter(between)))
         return known
 
-    def _write_file(self, hour: str, rows: list[tuple[datetime, Archived]]) -> None:
+    def _table(self, rows: list[tuple[datetime, Archived]]) -> pa.Table:
         import pyarrow as pa
 
-        first, last = rows[0][1], rows[-1][1]
-        table = pa.Table.from_pylist(
+        return pa.Table.from_pylist(
             [
                 {
                     **event.row,
@@ -199,7 +206,15 @@ class Archive:
             ],
             schema=self._schema,
         )
-        self._replace(self._path(hour, first.topic, first.partition, first.offset, last.offset), table)
+
+    def _write_file(self, hour: str, topic: str, partition: int, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        path = self._path(hour, topic, partition, table[OFFSET][0].as_py(), table[OFFSET][-1].as_py())
+        before = _read(path) if path.exists() else None
+        if before is not None:  # of a topic of this name that was deleted: the same offsets, other events
+            table = pa.concat_tables([before, table], promote_options="default").sort_by(OFFSET)
+        self._replace(path, table)
 
     def _path(self, hour: str, topic: str, partition: int, first: int, last: int) -> Path:
         return self.folder / hour / f"{topic}.p{partition}.{first:020d}-{last:020d}.parquet"
@@ -226,7 +241,7 @@ class Archive:
         """
         done = {"archive_files_merged": 0, "archive_hours_dropped": 0}
         oldest = (now - KEPT).strftime(HOUR_FORMAT)
-        for hour in hours_of(self.folder):
+        for hour in _hours(self.folder):
             with self._locked():
                 if hour < oldest:
                     _drop(self.folder / hour)
@@ -270,11 +285,37 @@ class Archive:
             return 0  # a damaged one was put aside: the next round merges the rest
         table = pa.concat_tables(tables, promote_options="default").sort_by(OFFSET)
         offsets = table[OFFSET].to_numpy()
-        table = table.take(np.flatnonzero(np.diff(offsets, prepend=-1)))
+        once = np.diff(offsets, prepend=-1) > 0
+        alike = np.flatnonzero(~once | ~np.append(once[1:], True))  # offsets that stand more than once
+        once[alike] = False
+        once[alike[_news(table.take(alike), set())]] = True
+        table = table.take(np.flatnonzero(once))
         path = self._path(hour, group[0].topic, group[0].partition, int(offsets[0]), int(offsets[-1]))
         replaced = sorted({file.path.name for file in group} - {path.name})
         self._replace(path, table.replace_schema_metadata({METADATA_KEY: json.dumps(replaced).encode()}))
         return len(group)
+
+
+def _said(table: pa.Table) -> list[str]:
+    """Of each row what the event said and where it stood.
+
+    Its place alone does not tell it from one of an earlier topic of the same name, which was deleted.
+    """
+    rows = table.drop_columns([CREATED_TIMESTAMP, TRACE]).to_pylist()
+    return [repr(sorted((name, value) for name, value in row.items() if value is not None)) for row in rows]
+
+
+def _news(table: pa.Table, known: set[str]) -> list[int]:
+    """The rows, sorted by offset, that are not known, each once."""
+    import numpy as np
+
+    if not known and (np.diff(table[OFFSET].to_numpy(), prepend=-1) > 0).all():
+        return list(range(table.num_rows))
+    found: dict[str, int] = {}
+    for number, said in enumerate(_said(table)):
+        if said not in known:
+            found.setdefault(said, number)
+    return list(found.values())
 
 
 def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
@@ -302,6 +343,53 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
     view = pushed[0]
     columns = entity | {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
     return Archive(folder / view.name / FOLDER, columns)
+
+
+def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:
+    """The archive files of one view whose events could lie in a time, ends included.
+
+    Args:
+        earliest, latest: None for no limit.
+    """
+    first = "" if earliest is None else need_utc(earliest).strftime(HOUR_FORMAT)
+    last = None if latest is None else need_utc(latest).strftime(HOUR_FORMAT)
+    return [
+        str(path)
+        for hour in _hours(view_folder / FOLDER)
+        if first <= hour and (last is None or hour <= last)
+        for path in sorted((view_folder / FOLDER / hour).glob("*.parquet"))
+    ]
+
+
+def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: datetime) -> dict[Any, datetime]:
+    """The time of each entity's newest archived event within a time, of those that have one.
+
+    Args:
+        pipeline_folder: the folder of the pipeline's views.
+        entity: name of the entity's column.
+        after: excluded.
+        until: included.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: dict[Any, datetime] = {}
+    for folder in sorted(pipeline_folder.glob(f"*/{FOLDER}")):
+        for path in archived_files(folder.parent, after, until):
+            table = pq.ParquetFile(path).read(columns=[entity, EVENT_TIMESTAMP])
+            moments = table[EVENT_TIMESTAMP]
+            table = table.filter(pc.and_(pc.greater(moments, after), pc.less_equal(moments, until)))
+            for row in table.group_by(entity).aggregate([(EVENT_TIMESTAMP, "max")]).to_pylist():
+                moment = row[f"{EVENT_TIMESTAMP}_max"]
+                found[row[entity]] = max(moment, found.get(row[entity], moment))
+    return found
+
+
+def _hours(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if HOUR_NAME.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
 
 
 def _at_once(group: list[_File]) -> list[_File]:

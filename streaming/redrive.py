@@ -47,9 +47,12 @@ class Choice:
 
 
 def choose(listed: Sequence[Listed], choice: Choice) -> list[Listed]:
-    """The dead letters to send again, oldest first; of several of one event the newest; none that is not whole."""
+    """The dead letters to send again, oldest first; of several of one event the newest; none that is not whole.
+
+    Where the events' topic was deleted and made again, places come again: what stood there tells events apart.
+    """
     latest = {
-        (found.letter.topic, found.letter.partition, found.letter.offset): found
+        (found.letter.topic, found.letter.partition, found.letter.offset, found.letter.key, found.letter.raw): found
         for found in listed
         if found.letter.whole
     }

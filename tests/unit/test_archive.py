@@ -207,3 +207,21 @@ def test_kills_anywhere_lose_and_double_nothing(
         archive(folder).tidy(datetime.now(UTC) + timedelta(seconds=2))
         archive(folder).tidy(datetime.now(UTC) + timedelta(seconds=3))
     assert rows(folder) == sorted(expected)
+
+
+def test_an_event_at_the_place_of_one_of_a_deleted_topic_is_another_event(tmp_path: Path) -> None:
+    first = [event(offset) for offset in range(10)]
+    second = [event(offset, value=281.5) for offset in range(10)]  # the topic was made again: offsets begin anew
+    assert archive(tmp_path).write(first, NOW) == 10
+    assert archive(tmp_path).write(second[:6], NOW) == 6
+    assert archive(tmp_path).write(second, NOW) == 4, "one file would have the name of another: nothing goes"
+    assert archive(tmp_path).write(first + second, NOW) == 0
+    expected = sorted([("t.events", 0, offset) for offset in range(10)] * 2)
+    assert rows(tmp_path) == expected
+    age(tmp_path, CLOSED_AFTER)
+    archive(tmp_path).tidy(NOW)
+    age(tmp_path, SUPERSEDED_KEPT)
+    archive(tmp_path).tidy(NOW)
+    assert rows(tmp_path) == expected
+    assert len(files(tmp_path)) == 1
+    assert archive(tmp_path).write([*second, *first], NOW) == 0

@@ -370,5 +370,7 @@ def test_dead_letters_are_chosen_by_reason_and_time_oldest_first_and_each_event_
     assert [one.letter.offset for one in choose(found, Choice(reason="bad-time"))] == [2, 1]
     assert [one.letter.offset for one in choose(found, Choice(since=NOW + timedelta(minutes=3)))] == [3, 4]
     assert [one.letter.offset for one in choose(found, Choice(limit=1))] == [2]
+    other = Listed(at=NOW + timedelta(minutes=9), letter=replace(listed(1, 0).letter, raw=b"of a topic made again"))
+    assert [one.letter.raw for one in choose([*found, other], Choice())] == [b"", b"", b"", b"", other.letter.raw]
     with pytest.raises(UsageError, match="not-jsom"):
         Choice(reason="not-jsom")
