@@ -71,9 +71,12 @@ def as_declared(source: Source, kinds: Kinds, batches: Iterable[pa.RecordBatch])
 
 def typed(schema: pa.Schema, kinds: Kinds) -> pa.Schema:
     """A source's schema with the types that all views declare."""
+    import pyarrow as pa
+
     for name, kind in agreed(kinds).items():
         place = schema.get_field_index(name)
-        if place >= 0:
+        # Rounded doubles stay doubles: Feast takes no narrower ones for what on-demand views make of them.
+        if place >= 0 and not (kind == "FLOAT" and schema.field(place).type == pa.float64()):
             schema = schema.set(place, schema.field(place).with_type(declared_type(kind)))
     return schema
 
