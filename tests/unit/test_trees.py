@@ -25,7 +25,7 @@ from jobs.training.trees import ZERO_BAND, category_pieces, cuts_of, number_piec
 
 Matrix = NDArray[np.float64]
 QUIET: dict[str, Any] = {"verbosity": -1, "num_threads": 1, "deterministic": True, "min_data_in_bin": 1}
-MODELS_TRIED = int(os.environ.get("ALMANAC_TEST_MODELS", "40"))
+MODELS_TRIED = int(os.environ.get("ALMANAC_TEST_MODELS", "20"))
 """How many models are drawn: `ALMANAC_TEST_MODELS=5000` looks for longer."""
 
 
