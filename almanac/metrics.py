@@ -202,6 +202,17 @@ RECONCILER_LAST_IN_STEP = Gauge(
     "When Redis was last found in step with Postgres, as a Unix time.",
     ("pipeline",),
 )
+RECONCILER_OVERLAYS_RESTORED = Counter(
+    "almanac_reconciler_overlays_restored_total",
+    "Entities whose overlays Redis had lost, by eviction or deletion, and that were brought back.",
+    ("pipeline",),
+)
+REDIS_MAY_EVICT = Gauge(
+    "almanac_redis_may_evict", "1 while Redis's maxmemory-policy is another than noeviction.", ("process",)
+)
+REDIS_EVICTED_KEYS = Gauge(
+    "almanac_redis_evicted_keys", "Keys that Redis has evicted since it was started.", ("process",)
+)
 
 # Monitor: what Postgres says of the batch side
 

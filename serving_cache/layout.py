@@ -9,6 +9,8 @@ Redis, everything of one pipeline in one hash slot:
     almanac:{bikes}:block:<hash>           a block's bytes
     almanac:{bikes}:overlay:<entity>       hash: model -> JSON [as_of in microseconds, topic,
                                            partition, offset, OverlayRecord]
+    almanac:{bikes}:overlaid:<slice>       hash: entity -> JSON, model to as_of in microseconds: which
+                                           overlays there should be (`overlaid.py`)
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ WHERE (excluded.as_of, excluded.topic, excluded.kafka_partition, excluded.kafka_
     > (o.as_of, o.topic, o.kafka_partition, o.kafka_offset)
 """
 
+_ENTITY_OVERLAYS = (
+    "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
+    "WHERE pipeline = %s AND entity = ANY(%s)"
+)
+
 _OVERLAYS = (
     "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
     "WHERE pipeline = %s AND (%s::text IS NULL OR model = %s) AND as_of >= %s AND written_at >= %s "
@@ -141,6 +146,15 @@ class Reading(StoreBase):
     def overlays(self, pipeline: str, model: str, since: datetime) -> list[OverlayRecord]:
         """Overlays of one model with an as_of from `since` on, by entity."""
         return [record for page in self.overlay_pages(pipeline, model, since) for record in page]
+
+    def entity_overlays(self, pipeline: str, entities: Sequence[str]) -> list[OverlayRecord]:
+        """Every overlay of some entities, of each model.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        rows = self._client.query(_ENTITY_OVERLAYS, (pipeline, list(entities)))
+        return [_overlay_record(row) for row in rows]
 
     def now(self) -> datetime:
         """The time by the server's clock, which is the one that stamps what is stored.

@@ -4,7 +4,9 @@ When Postgres tells of a move, and once a second, it compares the two pointers (
 epoch, what they name and since when: Postgres may have lost commits), and looks for
 the marker that is gone when Redis was emptied; it repairs what a death between Postgres
 and Redis left, within two seconds. Every half a minute, and after either server was away,
-it proves that the blocks are there and brings overlays that did not arrive. It
+it proves that the blocks are there and brings overlays that did not arrive. Some of
+the overlays that there should be are looked for at each step, all of them in half a
+minute: what was evicted or deleted is brought back. A Redis that may evict is said. It
 logs a line whenever a pipeline's state changes, and no other; `/metrics` and
 `/readyz` say the same to machines.
 """
@@ -25,13 +27,17 @@ from almanac.failpoints import passing
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from serving_cache.daemon import run_until_stopped
+from serving_cache.overlaid import SLICES
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_notices import Notices
 from serving_cache.redis import RedisStore
-from serving_cache.sync import of_lost_commits, sync_overlays, sync_redis
+from serving_cache.redis_overlays import RedisServer
+from serving_cache.sync import of_lost_commits, restore_overlays, sync_overlays, sync_redis
 
 log = logging.getLogger("serving_cache.reconciler")
 
+PROCESS = "reconciler"
+"""Its name in metrics."""
 PERIOD_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 2.0
 PROOF_SECONDS = 30.0
@@ -39,6 +45,8 @@ HEAD_START_SECONDS = 0.05
 """Who moved the pointer mostly brings Redis along, which needs not be done twice."""
 HUNG_SECONDS_MAX = 300.0
 """A step has time limits far below this; one that takes longer hangs."""
+SLICES_PER_STEP = 2
+"""Slices of each pipeline's overlays that are looked at in a step: all of `SLICES` within half a minute."""
 OVERLAY_MARGIN = timedelta(minutes=2)
 """Overlays stored this long before the last proof are brought again: transactions commit late, clocks differ."""
 
@@ -52,6 +60,7 @@ class _Watch:
     trouble: str | None = None
     proven_at: float | None = None
     overlays_since: datetime | None = None
+    next_slice: int = 0
 
 
 class Reconciler:
@@ -67,6 +76,7 @@ class Reconciler:
         self._postgres = postgres
         self._cache = cache
         self._stepped_at = time.monotonic()
+        self._server: RedisServer | None = None
 
     def step(self, steady: float) -> bool:
         """Look at every pipeline once; returns False if a server did not answer.
@@ -75,6 +85,7 @@ class Reconciler:
             steady: a monotonic reading in seconds.
         """
         answered = True
+        self._look_at_server()
         for watch in self._watches:
             name = watch.pipeline.name
             with metrics.RECONCILER_SECONDS.labels(name).time():
@@ -102,6 +113,24 @@ class Reconciler:
             watch.trouble, outcome = f"not in step: {error}", "refused"
             self._say(watch, watch.trouble, level=logging.ERROR)
         return outcome
+
+    def _look_at_server(self) -> None:
+        """Say whether Redis may evict, and take nothing for granted of one that was restarted or replaced."""
+        try:
+            found = self._cache.server()
+        except AlmanacError:
+            return  # who needs an answer of it says what is wrong
+        before, self._server = self._server, found
+        metrics.REDIS_MAY_EVICT.labels(PROCESS).set(1 if found.why_it_may_evict else 0)
+        metrics.REDIS_EVICTED_KEYS.labels(PROCESS).set(found.evicted_keys)
+        may_evict, might_evict = found.why_it_may_evict is not None, before is not None and before.why_it_may_evict
+        if may_evict and not might_evict:
+            log.warning("redis at %s: %s", self._cache.where, found.why_it_may_evict)
+        elif might_evict and not may_evict:
+            log.info("redis at %s keeps what it was given from now on", self._cache.where)
+        if before is not None and before.run_id != found.run_id:
+            for watch in self._watches:
+                watch.proven_at = None
 
     def why_not_ready(self) -> str | None:
         """What keeps a pipeline's Redis from being in step; None when nothing does."""
@@ -139,7 +168,21 @@ class Reconciler:
             watch.proven_at, watch.overlays_since = steady, started
         elif found is None or found.epoch < wanted.epoch or of_lost_commits(found, wanted):
             moved = sync_redis(watch.pipeline, self._postgres, self._cache)
+        elif self._cache.unsealed_slices(name):
+            log.warning("redis pipeline=%s lost notes of overlays: all overlays are brought again", name)
+            sync_redis(watch.pipeline, self._postgres, self._cache)
+        self._restore(watch)
         return "repaired" if moved else "in_step", f"in step at epoch {wanted.epoch}"
+
+    def _restore(self, watch: _Watch) -> None:
+        """Look for the overlays of the next slices, and bring back those that Redis lost."""
+        name, restored = watch.pipeline.name, 0
+        for _ in range(SLICES_PER_STEP):
+            restored += restore_overlays(watch.pipeline, (self._postgres, self._cache), watch.next_slice)
+            watch.next_slice = (watch.next_slice + 1) % SLICES
+        if restored:
+            metrics.RECONCILER_OVERLAYS_RESTORED.labels(name).inc(restored)
+            log.warning("redis pipeline=%s lost overlays of %d entities: they are back", name, restored)
 
     def _say(self, watch: _Watch, state: str, level: int = logging.INFO) -> None:
         if state != watch.state:
@@ -174,7 +217,7 @@ def reconcile(settings: Settings, pipelines: Iterable[Pipeline]) -> None:
         reconciler = Reconciler(pipelines, postgres, cache)
         server = metrics.serve(
             settings.metrics_port,
-            process="reconciler",
+            process=PROCESS,
             host=settings.metrics_host,
             why_not_ready=reconciler.why_not_ready,
             why_not_live=reconciler.why_not_live,

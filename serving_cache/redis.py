@@ -8,43 +8,36 @@ what it names. Blocks that no manifest ever referred to go after a day.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from almanac.closing import Closing
-from almanac.decisions import newest
 from almanac.errors import BlockError, Unavailable
 from almanac.redis_url import redis_address
 from serving_cache import redis_scripts as scripts
 from serving_cache.layout import (
     block_key,
     decode_manifest_entry,
-    decode_overlay,
     decode_pointer,
-    encode_overlay,
     encode_record,
     generations_key,
     manifest_key,
     marker_key,
-    overlay_key,
     pointer_key,
 )
-from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
+from serving_cache.records import ManifestEntry, Pointer
+from serving_cache.redis_overlays import KEYS_PER_TRIP, RedisOverlays, chunks
 
 CONNECT_TIMEOUT_SECONDS = 2
 SOCKET_TIMEOUT_SECONDS = 5
 RETRIES_MAX = 1  # a connection may have died with the server that it was made to
-KEYS_PER_TRIP = 500
 BYTES_PER_TRIP = 8 * 1024 * 1024
 GRACE_SECONDS = 600
 UNREFERENCED_SECONDS = 86_400
-OVERLAY_KEPT = timedelta(days=31)
 
 _TRANSIENT = (
     redis.exceptions.ConnectionError,
@@ -65,7 +58,7 @@ class Emptied(Unavailable):
     """Redis was emptied while it was written; write everything again."""
 
 
-class RedisStore(Closing):
+class RedisStore(RedisOverlays):
     """The generation store's cache.
 
     Every method raises `Unavailable` when Redis does not answer in time, and
@@ -91,7 +84,7 @@ class RedisStore(Closing):
         self._move_pointer = self._redis.register_script(scripts.MOVE_POINTER)
         self._let_go = self._redis.register_script(scripts.LET_GO)
         self._find_missing = self._redis.register_script(scripts.MISSING)
-        self._put_overlays = self._redis.register_script(scripts.PUT_OVERLAYS)
+        self._register()
 
     def close(self) -> None:
         """Close the connections; using the store again opens others."""
@@ -119,16 +112,10 @@ class RedisStore(Closing):
         """The blocks that are there, by hash."""
         found: dict[str, bytes] = {}
         with self._errors():
-            for part in _chunks(list(hashes), KEYS_PER_TRIP):
+            for part in chunks(list(hashes), KEYS_PER_TRIP):
                 values = _commands(self._redis.mget([block_key(pipeline, digest) for digest in part]))
                 found.update({digest: data for digest, data in zip(part, values, strict=True) if data is not None})
         return found
-
-    def overlays(self, pipeline: str, entity: str) -> dict[str, OverlayRecord]:
-        """One entity's overlays by model."""
-        with self._errors():
-            found = _commands(self._redis.hgetall(overlay_key(pipeline, entity)))
-        return {model.decode(): decode_overlay(data) for model, data in found.items()}
 
     # What `sync_redis` writes
 
@@ -145,7 +132,7 @@ class RedisStore(Closing):
         missing: list[str] = []
         with self._errors():
             self._find_missing(keys=[manifest_key(pipeline, generation)], args=[UNREFERENCED_SECONDS])
-            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
+            for part in chunks(sorted(set(hashes)), KEYS_PER_TRIP):
                 keys = [block_key(pipeline, digest) for digest in part]
                 missing += [part[i - 1] for i in self._find_missing(keys=keys, args=[UNREFERENCED_SECONDS])]
         return missing
@@ -154,7 +141,7 @@ class RedisStore(Closing):
         """Keep these blocks, and the manifests that the pointer names, until `let_go`."""
         name = pointer.pipeline
         with self._errors(), self._redis.pipeline(transaction=False) as trip:
-            for part in _chunks(sorted(set(hashes)), KEYS_PER_TRIP):
+            for part in chunks(sorted(set(hashes)), KEYS_PER_TRIP):
                 for digest in part:
                     trip.persist(block_key(name, digest))
                 trip.execute()
@@ -219,28 +206,11 @@ class RedisStore(Closing):
                 manifest = self.manifest(name, generation)
                 hashes = {entry.block_hash for entry in manifest.values()} - holding
                 keys = [block_key(name, digest) for digest in sorted(hashes)] + [manifest_key(name, generation)]
-                for part in _chunks(keys, KEYS_PER_TRIP):
+                for part in chunks(keys, KEYS_PER_TRIP):
                     guarded = [pointer_key(name), generations_key(name), *part]
                     last = generation if part[-1] == keys[-1] else ""
                     gone += int(self._let_go(keys=guarded, args=[pointer.epoch, GRACE_SECONDS, last]))
         return gone
-
-    def put_overlays(self, pipeline: str, records: Sequence[OverlayRecord], keep_for: timedelta = OVERLAY_KEPT) -> int:
-        """Store predictions from the stream where they are newer than what is stored; returns how many were.
-
-        Atomic for each entity. Replays and zombies change nothing.
-
-        Args:
-            keep_for: after this time without a newer one an overlay goes.
-        """
-        written = 0
-        seconds = int(keep_for.total_seconds())
-        with self._errors():
-            for part in _chunks(newest(records), KEYS_PER_TRIP):
-                keys = [overlay_key(pipeline, record.entity) for record in part]
-                pairs = [word for record in part for word in (record.model, encode_overlay(record))]
-                written += int(self._put_overlays(keys=keys, args=[seconds, *pairs]))
-        return written
 
     def clear(self, pipeline: str, *, but: Collection[str] = ()) -> None:
         """Remove all that is here of a pipeline; the pointer first, so that readers turn to Postgres meanwhile.
@@ -253,7 +223,7 @@ class RedisStore(Closing):
         with self._errors():
             self._redis.delete(*guards)
             found = self._redis.scan_iter(match=every_key(pipeline), count=1000)
-            for part in _chunks([key for key in found if key not in kept], KEYS_PER_TRIP):
+            for part in chunks([key for key in found if key not in kept], KEYS_PER_TRIP):
                 self._redis.unlink(*part)
             self._redis.delete(*guards)  # what a reconciler wrote in between is not whole
 
@@ -292,11 +262,6 @@ def _commands(answer: Any) -> Any:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _by_size(blocks: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:

@@ -38,9 +38,9 @@ return redis.call('SREM', KEYS[2], ARGV[3])
 
 # Topics are compared by their bytes: Lua's own comparison follows the server's locale.
 PUT_OVERLAYS = """
--- KEYS: one an overlay. ARGV: seconds to keep, then for each key: model,
--- JSON [as_of, topic, partition, offset, record].
--- Returns how many were newer than what was stored.
+-- KEYS: one an overlay, then for each of them the slice that notes it. ARGV: seconds to keep, then for each overlay:
+-- model, JSON [as_of, topic, partition, offset, record], entity.
+-- Returns how many were newer than what was stored. What is stored is noted, whichever that is, and kept on.
 local function bytes_greater(a, b)
   for i = 1, math.min(#a, #b) do
     local x, y = string.byte(a, i), string.byte(b, i)
@@ -61,21 +61,48 @@ local function sequence(text)
 end
 local kept_us = tonumber(ARGV[1]) * 1000000
 local written = 0
-for i, key in ipairs(KEYS) do
-  local model, value = ARGV[2 * i], ARGV[2 * i + 1]
+local count = #KEYS / 2
+for i = 1, count do
+  local key, slice = KEYS[i], KEYS[count + i]
+  local model, value, entity = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
   local candidate = cjson.decode(value)
   local stored = redis.call('HGET', key, model)
   local held = stored and sequence(stored)
   if not held or newer(candidate, held) then
     redis.call('HSET', key, model, value)
-    redis.call('EXPIRE', key, ARGV[1])
     written = written + 1
-    local fields = redis.call('HGETALL', key)
-    for f = 1, #fields, 2 do
-      local old = sequence(fields[f + 1])
-      if not old or old[1] < candidate[1] - kept_us then redis.call('HDEL', key, fields[f]) end
+  end
+  redis.call('EXPIRE', key, ARGV[1])
+  local fields, noted = redis.call('HGETALL', key), {}
+  for f = 1, #fields, 2 do
+    local old = sequence(fields[f + 1])
+    if not old or old[1] < candidate[1] - kept_us then
+      redis.call('HDEL', key, fields[f])
+    else
+      noted[fields[f]] = string.format('%.0f', old[1])
     end
   end
+  redis.call('HSET', slice, entity, cjson.encode(noted))
 end
 return written
+"""
+
+# A slice that was lost while it was filled lacks the word, and what was noted in it before.
+SEAL_SLICES = """
+-- KEYS: slices. ARGV: field of the word, field that says that a slice is whole, word. Returns how many are whole now.
+local sealed = 0
+for _, slice in ipairs(KEYS) do
+  if redis.call('HGET', slice, ARGV[1]) == ARGV[3] then
+    redis.call('HSET', slice, ARGV[2], '1')
+    redis.call('HDEL', slice, ARGV[1])
+    sealed = sealed + 1
+  end
+end
+return sealed
+"""
+
+FORGET_NOTES = """
+-- KEYS: slice, overlay. ARGV: entity. Returns whether a note went; one of an overlay that is there stays.
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
 """

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TRIES_MAX = 3
 PARTITIONS_PER_STEP = 256
+OVERLAYS_PER_STEP = 1_000  # entities
 T = TypeVar("T")
 
 
@@ -109,6 +110,24 @@ def sync_overlays(pipeline: Pipeline, stores: tuple[PostgresStore, RedisStore], 
     return sum(cache.put_overlays(pipeline.name, page) for page in pages)
 
 
+def restore_overlays(pipeline: Pipeline, stores: tuple[PostgresStore, RedisStore], number: int) -> int:
+    """Bring back the overlays that one slice notes and Redis lost; returns of how many entities it lost some.
+
+    Of an entity without an overlay in Postgres, whose time was up, the note goes.
+    """
+    postgres, cache = stores
+    lost = cache.lost_overlays(pipeline.name, number)
+    restored = 0
+    for start in range(0, len(lost), OVERLAYS_PER_STEP):
+        step = lost[start : start + OVERLAYS_PER_STEP]
+        records = postgres.entity_overlays(pipeline.name, step)
+        cache.put_overlays(pipeline.name, records)
+        there = {record.entity for record in records}
+        cache.forget_notes(pipeline.name, [entity for entity in step if entity not in there])
+        restored += len(there)
+    return restored
+
+
 def _follow(
     pipeline: Pipeline, pointer: Pointer, postgres: PostgresStore, cache: RedisStore, *, overlays: bool
 ) -> bool:
@@ -129,8 +148,11 @@ def _follow(
         if record is not None:
             unproved = refilled or (record is pointer.generation and epoch < pointer.epoch)
             held |= bring_generation(pipeline, record.generation, postgres, cache, prove=unproved)
-    if overlays or refilled:
+    unsealed = cache.unsealed_slices(name)
+    if overlays or refilled or unsealed:
+        word = cache.begin_slices(name, unsealed)
         sync_overlays(pipeline, (postgres, cache), None)
+        cache.seal_slices(name, unsealed, word)
     moved = cache.move_pointer(pointer, marker)
     passing("sync.pointer-moved")
     # Now that no older follower can let them go (`let_go` looks at the epoch), hold what this pointer names.

@@ -41,6 +41,7 @@ class ProgramStatus:
         restarts: starts since the last one that somebody asked for; None for an external server.
         why_not: the reason why it is not healthy; None when it is.
         waits_for: what a healthy program waits for, and why, such as a store that is down; None when for nothing.
+        warns_of: what a healthy program may do to harm, such as a Redis that may evict; None when nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ProgramStatus:
     address: str | None
     why_not: str | None
     waits_for: str | None = None
+    warns_of: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with `healthy` spelled out."""
@@ -97,6 +99,11 @@ def waits_for(name: str, settings: Settings) -> str | None:
     """What a live program of our own waits for; None when for nothing, or when it is not known."""
     url = getattr(settings, ADDRESS_OF[name]) if name in LISTENING else None
     return _get(url, "/readyz") if url else None
+
+
+def warns_of(name: str, settings: Settings) -> str | None:
+    """What a healthy program may do to harm; None when nothing is known."""
+    return redis.may_evict(settings.need("redis_url")) if name == "redis" else None
 
 
 def _get(url: str, path: str) -> str | None:
@@ -158,12 +165,15 @@ def survey(places: Places, settings: Settings) -> list[ProgramStatus]:
             name=name, state=state.state, pid=state.pid, since=state.since if state.alive else None,
             restarts=restarts(places, name), address=public_address(settings, name),
             why_not=reason, waits_for=waits_for(name, settings) if reason is None else None,
+            warns_of=warns_of(name, settings) if reason is None else None,
         )  # fmt: skip
 
     def external(name: str) -> ProgramStatus:
+        reason = ask(name, settings, None)
         return ProgramStatus(
             name=name, state="external", pid=None, since=None, restarts=None,
-            address=public_address(settings, name), why_not=ask(name, settings, None),
+            address=public_address(settings, name), why_not=reason,
+            warns_of=warns_of(name, settings) if reason is None else None,
         )  # fmt: skip
 
     others = [name for name, key in ADDRESS_OF.items() if name not in names and getattr(settings, key)]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from almanac.errors import StackError, UsageError
+from almanac.redis_memory import why_it_may_evict
 from almanac.redis_url import redis_address
 from almanac.stack.server import HOST, Server, secret, write_private
 
@@ -61,6 +62,25 @@ def binary() -> Path:
     if best is None or not versions[best]:
         raise StackError("no redis-server that runs: install requirements/lock.txt, or set ALMANAC_REDIS_URL")
     return best
+
+
+def may_evict(url: str) -> str | None:
+    """Why the server may forget what it was given, and what to do; None if it does not, or cannot be asked."""
+    import redis
+
+    try:
+        address = redis_address(url).need_files()
+    except UsageError:
+        return None
+    client = redis.Redis(
+        **address.client(), socket_timeout=ANSWER_SECONDS_MAX, socket_connect_timeout=ANSWER_SECONDS_MAX
+    )
+    try:
+        return why_it_may_evict(client.info())  # type: ignore[arg-type]
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
 
 
 def why_not(url: str) -> str | None:

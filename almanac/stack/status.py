@@ -38,6 +38,8 @@ def report(places: Places, *, as_json: bool) -> bool:
         for program in programs:
             if program.waits_for is not None:
                 print(f"{program.name} waits: {program.waits_for}")
+            if program.warns_of is not None:
+                print(f"WARNING {program.name}: {program.warns_of}")
         for alert in alerts:
             print(f"ALERT {alert['name']} {alert['pipeline']} since {alert['starts_at']}: {alert['reason']}")
         for page in sorted((places.state_dir / FEATURE_PAGES).glob("*.html")):

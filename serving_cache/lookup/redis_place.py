@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
+from almanac.clock import utc_now
 from almanac.errors import BlockError
 from almanac.ladder import Candidate, Candidates
 from almanac.list_blocks import AnyBlock, unpacked
@@ -23,7 +25,8 @@ from serving_cache.lookup.candidates import (
 from serving_cache.lookup.places import EntityReading, PlaceUnusable, Reading
 from serving_cache.lookup.redis_client import redis_failures
 from serving_cache.lookup.redis_link import RedisLink
-from serving_cache.records import ManifestEntry, Pointer
+from serving_cache.overlaid import WHOLE, lost, slice_key, slice_of
+from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
 
 REDIS_LIMIT_SECONDS = 0.1  # of one round trip
 
@@ -95,11 +98,16 @@ class RedisPlace:
         await self._redis.close()
 
     async def _read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
-        pointer_bytes, *overlays = await self._redis.ask(
+        slices = _by_slice(entities)
+        pointer_bytes, *answers = await self._redis.ask(
             ("GET", layout.pointer_key(pipeline.name)),
+            # Read before the overlays: what is noted must be there by then.
+            *(("HMGET", slice_key(pipeline.name, number), WHOLE, *map(str, some)) for number, some in slices.items()),
             *(("HVALS", layout.overlay_key(pipeline.name, str(entity))) for entity in entities),
             entities=len(entities),
         )
+        notes, overlays = _notes(slices, answers[: len(slices)]), answers[len(slices) :]
+        oldest = utc_now() - pipeline.freshness.usable_for
         pointer = self._pointer(pipeline, pointer_bytes)
         partition_of = {entity: pipeline.partitions.partition_of(entity) for entity in entities}
         current, previous = await self._held(pipeline, pointer, sorted(set(partition_of.values())))
@@ -109,18 +117,20 @@ class RedisPlace:
             decoded = [layout.decode_overlay(value) for value in raw]
             generation = pointer.generation
             old = pointer.previous
+            row = _candidate(pipeline, entity, partition, generation.generation, current)
+            since = oldest if row is None or row.as_of is None else max(row.as_of, oldest)
             shown[entity] = EntityReading(
                 candidates=Candidates(
                     generation=generation.generation,
                     model=generation.model,
                     overlays=tuple(from_overlay(overlay, generation, self.name) for overlay in decoded),
-                    current=_candidate(pipeline, entity, partition, generation.generation, current),
+                    current=row,
                     previous=_candidate(pipeline, entity, partition, old.generation, previous)
                     if old and previous
                     else None,
                     default=held_default(pipeline, generation),
                 ),
-                gap=current.gap(generation.generation, partition),
+                gap=current.gap(generation.generation, partition) or _overlay_gap(notes[entity], decoded, since),
                 previous_gap=previous.gap(old.generation, partition) if old and previous else None,
                 covered=partition in current.entries,
             )
@@ -162,6 +172,33 @@ class RedisPlace:
             ("MGET", *(layout.block_key(pipeline.name, name) for name in names)), entities=len(names)
         )
         return {name: unpacked(data) for name, data in zip(names, raw, strict=True) if data is not None}
+
+
+def _by_slice(entities: Sequence[EntityKey]) -> dict[int, list[EntityKey]]:
+    """Entities by the slice that notes their overlays."""
+    found: dict[int, list[EntityKey]] = {}
+    for entity in entities:
+        found.setdefault(slice_of(str(entity)), []).append(entity)
+    return found
+
+
+def _notes(
+    slices: Mapping[int, Sequence[EntityKey]], answers: Sequence[Sequence[bytes | None]]
+) -> dict[EntityKey, tuple[bool, bytes | None]]:
+    """Of each entity whether its slice notes every overlay, and what it notes of this one."""
+    return {
+        entity: (whole is not None, note)
+        for entities, (whole, *notes) in zip(slices.values(), answers, strict=True)
+        for entity, note in zip(entities, notes, strict=True)
+    }
+
+
+def _overlay_gap(noted: tuple[bool, bytes | None], overlays: Sequence[OverlayRecord], since: datetime) -> str | None:
+    """What is missing of an entity's overlays that may change the answer; None if it is whole."""
+    whole, note = noted
+    if not whole:
+        return "redis may have lost overlays"
+    return "redis lost an overlay of this entity" if lost(note, overlays, since) else None
 
 
 def _candidate(pipeline: Pipeline, entity: EntityKey, partition: int, generation: int, held: _Held) -> Candidate | None:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from almanac.decisions import is_newer, newest
 from serving_cache.layout import decode_pointer, encode_record
 from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
-from serving_cache.redis import GRACE_SECONDS, OVERLAY_KEPT, UNREFERENCED_SECONDS, Emptied
+from serving_cache.redis import GRACE_SECONDS, UNREFERENCED_SECONDS, Emptied
+from serving_cache.redis_overlays import OVERLAY_KEPT, RedisServer
 from tests.simulator.hub import Hub
 
 BLOCKS_PER_TRIP = 2
@@ -127,6 +128,23 @@ class MemoryCache:
             return written
 
         return self._trip("put overlays", act)
+
+    # Its overlays are lost with all the rest alone: nothing is noted of them.
+
+    def unsealed_slices(self, pipeline: str) -> list[int]:
+        return []
+
+    def begin_slices(self, pipeline: str, numbers: Sequence[int]) -> str:
+        return ""
+
+    def seal_slices(self, pipeline: str, numbers: Sequence[int], word: str) -> int:
+        return 0
+
+    def lost_overlays(self, pipeline: str, number: int) -> list[str]:
+        return []
+
+    def server(self) -> RedisServer:
+        return RedisServer(run_id="memory", why_it_may_evict=None, evicted_keys=0)
 
     def clear(self, pipeline: str, *, but: Collection[str] = ()) -> None:
         def act() -> None:
