@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from almanac.errors import PredictionError, UsageError
 from almanac.ladder import Candidate, Candidates
@@ -110,6 +110,8 @@ class PostgresPlace:
         self.limit_seconds = limit_seconds
         milliseconds = int((limit_seconds + STATEMENT_GRACE_SECONDS) * 1000)
         try:
+            given = str(conninfo_to_dict(url).get("options") or "")  # such as a search_path, which the record has too
+            limits = f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on -c timezone=UTC"
             conninfo = make_conninfo(
                 url,
                 connect_timeout=2,  # whole seconds, libpq's least
@@ -118,7 +120,7 @@ class PostgresPlace:
                 keepalives_interval=5,
                 keepalives_count=3,
                 application_name="almanac lookup",
-                options=f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on -c timezone=UTC",
+                options=f"{given} {limits}".strip(),
             )
         except psycopg.ProgrammingError:
             raise UsageError(

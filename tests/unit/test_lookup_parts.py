@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
 
 from almanac.errors import UsageError
 from almanac.partitioning import Grid
@@ -16,6 +18,7 @@ from almanac.steady import STEP_HOLD, STEP_TOLERANCE, Clock
 from serving_cache.lookup import parsing
 from serving_cache.lookup.answers import shortest
 from serving_cache.lookup.breaker import FAILURES_BEFORE_OPEN, OPEN_SECONDS, Breaker
+from serving_cache.lookup.postgres_place import PostgresPlace
 from serving_cache.lookup.web import Problem, Request, Response, Route, Router
 from tests.generations import grid_pipeline
 
@@ -168,3 +171,17 @@ def test_queries_that_could_be_misread_are_refused(text: str) -> None:
     with pytest.raises(Problem) as problem:
         Request("GET", "/", text).query("max_stale")
     assert problem.value.status in (400, 414)
+
+
+def test_the_options_of_a_postgres_url_are_kept_beside_the_lookups_own() -> None:
+    async def options(url: str) -> str:
+        place = PostgresPlace(url)
+        try:
+            return str(conninfo_to_dict(place._connections._conninfo)["options"])
+        finally:
+            await place.close()
+
+    own = asyncio.run(options("postgresql://h/d"))
+    assert own.startswith("-c statement_timeout=")
+    kept = asyncio.run(options("postgresql://h/d?options=-csearch_path%3Dother"))
+    assert kept == f"-csearch_path=other {own}"
