@@ -1,4 +1,7 @@
-"""The demonstration, on a small grid, every command that the README shows, and the demonstration of lists."""
+"""The demonstration, on a small grid, every command that the README shows, and the demonstration of lists.
+
+Hours turn meanwhile: within the rehearsal, while Airflow computes, and while parts are stopped; see `tests.turn`.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,19 @@ from almanac.settings import load_settings
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import State
 from tests.acceptance.tiny_shop import shop
+from tests.acceptance.tiny_weather import weather
 from tests.baskets import register_sums
 from tests.streams import eventually
 from tests.style.test_docs import ROOT, commands_in
+from tests.turn import clock
 
 DEMO_SECONDS_MAX = 900
 COMMAND_SECONDS_MAX = 200
 OPERATIONS = ROOT / "docs" / "operations.md"
 TINY = [Path(__file__).with_name(name) for name in ("tiny_weather.py", "tiny_shop.py")]
+# Stages by number: the rehearsal; Airflow computes; parts are stopped. And of lists: Airflow computes; a purchase.
+WITHIN_WEATHER = [f"--turn={stage}:within" for stage in (3, 4, 8)]
+WITHIN_SHOP = [f"--turn={stage}:within" for stage in (1, 3)]
 NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
 
 
@@ -39,6 +47,8 @@ NOT_REPEATED = {"up", "train", "down"}  # the demonstration has just done these
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     state = tmp_path_factory.mktemp("state")
     found = {**os.environ, "ALMANAC_STATE_DIR": str(state), "ALMANAC_PIPELINES": ",".join(map(str, TINY))}
+    found[clock.VARIABLE] = str(tmp_path_factory.mktemp("clock") / "ahead")
+    clock.write(Path(found[clock.VARIABLE]), clock.behind(len(WITHIN_WEATHER)))
     dags = tmp_path_factory.mktemp("dags")
     (text,) = re.findall(r"^`after_weather\.py`:\n\n```python\n(.*?)```", OPERATIONS.read_text(), flags=re.S | re.M)
     (dags / "after_weather.py").write_text(text)
@@ -66,7 +76,7 @@ def left_running(state: Path) -> list[str]:
 
 def demonstrated(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "almanac.demo", *options],
+        [sys.executable, "-m", "tests.turn", *options],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -85,12 +95,17 @@ def held(done: subprocess.CompletedProcess[str], claims: int) -> None:
 
 @pytest.fixture(scope="module")
 def demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return demonstrated(environment, "--keep")
+    done = demonstrated(environment, "--keep", "--own", *WITHIN_WEATHER)
+    clock.write(Path(environment[clock.VARIABLE]), 0.0)  # of the hour that it has reached already: what follows is now
+    return done
 
 
 @pytest.mark.timeout(DEMO_SECONDS_MAX + 60)
 def test_everything_the_demonstration_claims_holds(demo: subprocess.CompletedProcess[str]) -> None:
     held(demo, 12)
+    assert demo.stdout.count("an hour turns within") == len(WITHIN_WEATHER)
+    assert f"{len(WITHIN_WEATHER)} hours turned, at 1 of them a run was under way" in demo.stdout
+    assert "started as scheduled: weather, weather_integrity, weather_training" in demo.stdout
 
 
 @pytest.mark.timeout(900)
@@ -231,6 +246,33 @@ def test_a_backfill_from_the_ui_is_archived_and_a_dag_scheduled_on_the_asset_fol
     assert after.generation.as_of >= before.generation.as_of
 
 
+def test_dags_that_a_killed_process_had_paused_are_unpaused(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    assert demo.returncode == 0
+    settings = load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"]))
+    text = (
+        "import signal\n"
+        "from almanac.airflow_pause import dags_paused\n"
+        "from almanac.declarations import pipeline\n"
+        "from almanac.settings import settings\n"
+        "with dags_paused(settings(), [pipeline('weather')], print):\n"
+        "    print('ready', flush=True)\n"
+        "    signal.pause()\n"
+    )
+    with AirflowApi(settings) as airflow:
+        one = subprocess.Popen(
+            [sys.executable, "-c", text], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert one.stdout is not None
+        while one.stdout.readline().strip() != "ready":
+            assert one.poll() is None
+        assert all(airflow.paused_by_dag([weather.dag_tag]).values())
+        one.kill()
+        one.communicate()
+        eventually(lambda: not any(airflow.paused_by_dag([weather.dag_tag]).values()) or None)
+
+
 @pytest.mark.timeout(DEMO_SECONDS_MAX + 60)
 def test_everything_the_demonstration_of_lists_claims_holds(
     demo: subprocess.CompletedProcess[str], environment: dict[str, str]
@@ -238,4 +280,6 @@ def test_everything_the_demonstration_of_lists_claims_holds(
     """The last one: without `--keep` it takes the stack down. Its model is no trained one: that takes long."""
     assert demo.returncode == 0
     register_sums(load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"])), shop)
-    held(demonstrated(environment, "--pipeline", "shop", "--running"), 13)
+    done = demonstrated(environment, "--pipeline", "shop", "--running", "--own", *WITHIN_SHOP)
+    held(done, 13)
+    assert done.stdout.count("an hour turns within") == len(WITHIN_SHOP)

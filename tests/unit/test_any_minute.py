@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -22,6 +22,8 @@ from features.online import NEWEST_AT
 from jobs import rehearse
 from pipelines.shop import shop
 from pipelines.weather import weather
+from tests.turn.__main__ import STAGES_IN_TURN, everywhere
+from tests.turn.demonstration import At, Where
 
 DAY = timedelta(days=1)
 TEN = datetime(2026, 3, 10, 10, tzinfo=UTC)
@@ -109,3 +111,15 @@ def test_signals_are_as_they_were_after_dags_were_paused() -> None:
     with pytest.raises(Unavailable), dags_paused(at, [weather], print):
         pass
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize("pipeline", sorted(STAGES_IN_TURN))
+def test_an_hour_turns_before_within_and_after_each_stage_and_never_twice_before_airflow_may_have_run(
+    pipeline: str,
+) -> None:
+    ranges = STAGES_IN_TURN[pipeline]
+    shown = list(everywhere(ranges))
+    every = {At(stage, where) for stages in ranges for stage in stages for where in get_args(Where)}
+    assert {at for turns in shown for at in turns} == every
+    for turns in shown:
+        assert len({next(stages for stages in ranges if at.stage in stages) for at in turns}) == len(turns)
