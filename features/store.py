@@ -198,12 +198,19 @@ def key_ttl_seconds(store: FeatureStore) -> int | None:
     return seconds
 
 
-def service_kinds(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
-    """Feast's name of each feature column's declared type, such as `FLOAT`; raises as `service_columns` does."""
-    _, service = open_service(pipeline, settings)
+def service_kinds(pipeline: Pipeline, settings: Settings, service: str | None = None) -> dict[str, str]:
+    """Feast's name of each feature column's declared type, such as `FLOAT`; raises as `service_columns` does.
+
+    Args:
+        service: another FeatureService than the pipeline's own.
+    """
+    store, declared = open_service(pipeline, settings)
+    if service is not None:
+        with registry_errors():
+            declared = store.get_feature_service(service)
     return {
         field.name: field.dtype.to_value_type().name
-        for projection in service.feature_view_projections
+        for projection in declared.feature_view_projections
         for field in projection.features
     }
 

@@ -21,8 +21,13 @@ WHOLE_MAX = 2.0**24
 """From here on float32 does not tell neighbouring whole numbers apart."""
 
 
-def doubles_of(pipeline: Pipeline, settings: Settings, inputs: Iterable[str]) -> frozenset[str]:
+def doubles_of(
+    pipeline: Pipeline, settings: Settings, inputs: Iterable[str], service: str | None = None
+) -> frozenset[str]:
     """The inputs whose declared type holds numbers that float32 does not: Float64, Int32, Int64.
+
+    Args:
+        service: the FeatureService that declares them; default: the pipeline's own.
 
     Raises:
         FeatureError: no Feast file defines the FeatureService.
@@ -30,7 +35,7 @@ def doubles_of(pipeline: Pipeline, settings: Settings, inputs: Iterable[str]) ->
     """
     from features.store import service_kinds
 
-    kinds = service_kinds(pipeline, settings)
+    kinds = service_kinds(pipeline, settings, service)
     return frozenset(name for name in inputs if kinds.get(name, "FLOAT") not in NARROW)
 
 

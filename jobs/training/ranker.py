@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -88,7 +88,7 @@ def train_ranking(pipeline: Pipeline, settings: Settings, *, now: datetime, prog
     with one_look():
         learned = learn_from(pipeline, settings, taken, since)
     for service in (pipeline.features, ranking_of(pipeline).features):
-        doubles = doubles_of(replace(pipeline, features=service), settings, learned.names)
+        doubles = doubles_of(pipeline, settings, learned.names, service)
         need_told_apart(pipeline, doubles, learned.names, learned.inputs)
     recipe = Recipe(inputs=learned.names, differences=())
     progress(f"fitting LambdaRank on {len(learned.inputs):,} pairs of {len(learned.sizes):,} lists")
