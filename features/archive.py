@@ -20,13 +20,11 @@ them. A row that is there twice meanwhile is the same row, and changes nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +32,18 @@ from almanac.clock import floor_hour, need_utc
 from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features.archive_files import (
+    FOLDER,
+    HOUR_FORMAT,
+    METADATA_KEY,
+    ArchiveFile,
+    at_once,
+    drop,
+    hours,
+    read,
+    replaced_by,
+    written_at,
+)
 from features.archive_lines import EVENTS, event_columns
 from features.files import locked, replacing
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
@@ -41,13 +51,8 @@ from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FOLDER = "archive"
 LOCK_FILE = "write.lock"
-HOUR_FORMAT = "%Y-%m-%dT%H"
-HOUR_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}")
-FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
 TOPIC, PARTITION, OFFSET, TRACE = "kafka_topic", "kafka_partition", "kafka_offset", "trace"
-METADATA_KEY = b"almanac.replaces"
 
 KEPT = timedelta(days=45)
 """How long events stay: longer than a pipeline's training window is by default."""
@@ -59,11 +64,7 @@ SMALL_FILES_MAX = 32
 """Small files of one hour and partition above which they are merged though the hour may still grow."""
 CLOSED_AFTER = timedelta(minutes=15)
 """Time without a new file after which an hour's small files are merged, however few."""
-MERGED_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of files merged into one at a time: bounds its memory."""
 LOCK_SECONDS_MAX = 15.0
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,25 +87,6 @@ class Archived:
     def hour(self) -> str:
         """Name of the folder it belongs to."""
         return floor_hour(need_utc(self.row[EVENT_TIMESTAMP])).strftime(HOUR_FORMAT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """One archive file, by its name."""
-
-    path: Path
-    topic: str
-    partition: int
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, path: Path) -> _File | None:
-        found = FILE_NAME.fullmatch(path.name)
-        if found is None:
-            return None
-        numbers = {name: int(found[name]) for name in ("partition", "first", "last")}
-        return cls(path=path, topic=found["topic"], **numbers)
 
 
 class Archive:
@@ -172,8 +154,8 @@ class Archive:
                 f"the archive {self.folder} cannot be written ({error.strerror or error}): give its disk some space"
             ) from error
 
-    def _files(self, hour: str) -> list[_File]:
-        found = (_File.of(path) for path in sorted((self.folder / hour).glob("*.parquet")))
+    def _files(self, hour: str) -> list[ArchiveFile]:
+        found = (ArchiveFile.of(path) for path in sorted((self.folder / hour).glob("*.parquet")))
         return [file for file in found if file is not None]
 
     def _known(self, hour: str, topic: str, partition: int, first: int, last: int) -> set[str]:
@@ -183,7 +165,7 @@ class Archive:
         known: set[str] = set()
         for file in self._files(hour):
             if (file.topic, file.partition) == (topic, partition) and file.first <= last and first <= file.last:
-                table = _read(file.path)
+                table = read(file.path)
                 if table is not None:
                     between = pc.and_(pc.greater_equal(table[OFFSET], first), pc.less_equal(table[OFFSET], last))
                     known.update(_said(table.filter(between)))
@@ -211,7 +193,7 @@ class Archive:
         import pyarrow as pa
 
         path = self._path(hour, topic, partition, table[OFFSET][0].as_py(), table[OFFSET][-1].as_py())
-        before = _read(path) if path.exists() else None
+        before = read(path) if path.exists() else None
         if before is not None:  # of a topic of this name that was deleted: the same offsets, other events
             table = pa.concat_tables([before, table], promote_options="default").sort_by(OFFSET)
         self._replace(path, table)
@@ -241,10 +223,10 @@ class Archive:
         """
         done = {"archive_files_merged": 0, "archive_hours_dropped": 0}
         oldest = (now - KEPT).strftime(HOUR_FORMAT)
-        for hour in _hours(self.folder):
+        for hour in hours(self.folder):
             with self._locked():
                 if hour < oldest:
-                    _drop(self.folder / hour)
+                    drop(self.folder / hour)
                     done["archive_hours_dropped"] += 1
                 else:
                     done["archive_files_merged"] += self._tidy_hour(hour, now)
@@ -259,28 +241,28 @@ class Archive:
             if now - since >= SUPERSEDED_KEPT:
                 (self.folder / hour / name).unlink(missing_ok=True)
         merged = 0
-        small: dict[tuple[str, int], list[_File]] = {}
+        small: dict[tuple[str, int], list[ArchiveFile]] = {}
         for file in files:
             if file.path.name not in superseded and file.path.stat().st_size < SMALL_BYTES_MAX:
                 small.setdefault((file.topic, file.partition), []).append(file)
         for group in small.values():
-            closed = now - max(_written(file.path) for file in group) >= CLOSED_AFTER
+            closed = now - max(written_at(file.path) for file in group) >= CLOSED_AFTER
             if len(group) > SMALL_FILES_MAX or (len(group) > 1 and closed):
-                merged += self._merge(hour, _at_once(group))
+                merged += self._merge(hour, at_once(group))
         return merged
 
-    def _superseded(self, files: list[_File]) -> dict[str, datetime]:
+    def _superseded(self, files: list[ArchiveFile]) -> dict[str, datetime]:
         """Names of files that others replace, and since when."""
         if len({(file.topic, file.partition) for file in files}) == len(files):
             return {}
         names = {file.path.name for file in files}
-        return {name: _written(file.path) for file in files for name in _replaces(file.path) & names}
+        return {name: written_at(file.path) for file in files for name in replaced_by(file.path) & names}
 
-    def _merge(self, hour: str, group: list[_File]) -> int:
+    def _merge(self, hour: str, group: list[ArchiveFile]) -> int:
         import numpy as np
         import pyarrow as pa
 
-        tables = [table for file in group if (table := _read(file.path)) is not None]
+        tables = [table for file in group if (table := read(file.path)) is not None]
         if len(tables) < len(group):
             return 0  # a damaged one was put aside: the next round merges the rest
         table = pa.concat_tables(tables, promote_options="default").sort_by(OFFSET)
@@ -355,7 +337,7 @@ def archived_files(view_folder: Path, earliest: datetime | None, latest: datetim
     last = None if latest is None else need_utc(latest).strftime(HOUR_FORMAT)
     return [
         str(path)
-        for hour in _hours(view_folder / FOLDER)
+        for hour in hours(view_folder / FOLDER)
         if first <= hour and (last is None or hour <= last)
         for path in sorted((view_folder / FOLDER / hour).glob("*.parquet"))
     ]
@@ -383,55 +365,3 @@ def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: da
                 moment = row[f"{EVENT_TIMESTAMP}_max"]
                 found[row[entity]] = max(moment, found.get(row[entity], moment))
     return found
-
-
-def _hours(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(folder) if HOUR_NAME.fullmatch(entry.name))
-    except FileNotFoundError:
-        return []
-
-
-def _at_once(group: list[_File]) -> list[_File]:
-    """The first files of a group, two at least, up to `MERGED_BYTES_MAX`."""
-    size, taken = 0, list[_File]()
-    for file in group:
-        size += file.path.stat().st_size
-        if len(taken) >= 2 and size > MERGED_BYTES_MAX:
-            break
-        taken.append(file)
-    return taken
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table | None:
-    """A file of the archive; one that is damaged is put aside under another name, and said."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).read(columns=columns)
-    except pa.ArrowInvalid as error:
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        log.warning("%s is damaged (%s): kept as %s, its events are missing", path, error, aside.name)
-        return None
-
-
-def _written(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-def _replaces(path: Path) -> set[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return set(json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"[]")))
-    except (pa.ArrowInvalid, ValueError):
-        return set()
-
-
-def _drop(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
-    folder.rmdir()
