@@ -92,12 +92,24 @@ FRESH_TOPIC = ""
 as_of the stream's wins, whichever came first."""
 
 
+def incarnate(topic: str, incarnation: int) -> str:
+    """A topic as overlays name it: a later incarnation of it sorts above an earlier one, whatever its offsets.
+
+    Names of topics begin with neither `~` nor anything above it, so one without an incarnation sorts below these.
+
+    Args:
+        incarnation: microseconds, see `streaming.placement.incarnation_of`; 0 of one that is not known.
+    """
+    return f"~{incarnation:016d}~{topic}" if incarnation else topic
+
+
 class OverlayRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One entity's prediction from the stream, or from a fresh computation at a lookup.
 
     Args:
         entity: the entity's key as text, such as `"17"`.
-        topic, kafka_partition, kafka_offset: where its event stood; `FRESH_TOPIC`, 0, 0 for a fresh computation.
+        topic, kafka_partition, kafka_offset: where its event stood, the topic as `incarnate` names it; `FRESH_TOPIC`,
+            0, 0 for a fresh computation.
         values: output name to value: a number or a list.
 
     Raises:

@@ -124,8 +124,11 @@ def open_admin(settings: Settings) -> AdminClient:
     return AdminClient(_common(settings))
 
 
-def consumed(messages: Iterable[Message]) -> list[Consumed]:
+def consumed(messages: Iterable[Message], incarnation: int = 0) -> list[Consumed]:
     """Messages as records; one that only says that a partition's end is reached is none.
+
+    Args:
+        incarnation: of their topic; 0 where it does not matter.
 
     Raises:
         KafkaException: one of them is an error; none of them may be handled then.
@@ -144,6 +147,7 @@ def consumed(messages: Iterable[Message]) -> list[Consumed]:
                 key=message.key(),
                 value=message.value(),
                 headers=tuple(message.headers() or ()),
+                standing=incarnation,
             )
         )
     return found

@@ -169,7 +169,8 @@ def sort(
             forwards.append(_forwarded(record, partition))
             continue
         if record.redriven:  # known by where it first stood, for it may have been sent again before
-            event = replace(event, event_id="{}/{}/{}".format(*record.origin))
+            place = (record.incarnation, *record.origin, event.entity, event.observed_at.isoformat())
+            event = replace(event, event_id="/".join(str(part) for part in place))
         if branch.knows(event):
             duplicates += 1
             continue

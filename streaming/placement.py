@@ -1,15 +1,22 @@
-"""Placement: the home partition of an entity, whose worker has its history. Pure, no I/O.
+"""Placement: the home partition of an entity, and the incarnation of a topic. Pure, no I/O.
 
 A producer places a key by its hash modulo the number of partitions. Where partitions are added, a key's next events
 come in another partition, while its history, and the events before, stay. So the partitions that the workers first
 read remain the home partitions. An event that stands anywhere else is written again to its entity's home partition,
 behind all that wait there, in the transaction that commits it where it stood.
+
+Offsets of a topic that was deleted and made again begin anew. So each incarnation of a topic has a number, which grows,
+and what is made of its events carries the number: of two overlays of one as_of the later incarnation's wins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
 import msgspec
 
+from almanac.clock import micros_of
 from almanac.partitioning import EntityKey
 
 _SEED, _FACTOR, _BITS = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF
@@ -23,10 +30,12 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     Args:
         topic_id: of which topic the offset is; a topic that was deleted and made again has another.
         homes: number of home partitions, counted from the first; 0 where there are no histories.
+        incarnation: of the topic; 0 of one whose first workers counted none.
     """
 
     topic_id: str = ""
     homes: int = 0
+    incarnation: int = 0
 
     def text(self) -> str:
         """As it is committed."""
@@ -39,6 +48,21 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
             return msgspec.json.decode(text or "{}", type=cls)
         except msgspec.MsgspecError:
             return cls()
+
+
+def incarnation_of(marks: Sequence[Mark], topic_id: str, before: int, now: datetime) -> int:
+    """The incarnation of a topic: what was committed of it; else the moment, later than any other that is known.
+
+    Workers that see a new topic at once may find two numbers. All take the greater one as soon as they read each
+    other's marks, and a partition's number is committed with what is made of its events: so it only grows.
+
+    Args:
+        marks: of every partition.
+        before: an incarnation that this worker knows; 0 if none.
+        now: aware time.
+    """
+    same = [mark.incarnation for mark in marks if mark.topic_id == topic_id]
+    return max(same) if same else max([micros_of(now), before + 1, *(mark.incarnation + 1 for mark in marks)])
 
 
 def partition_of(entity: EntityKey, partitions: int) -> int:

@@ -20,7 +20,7 @@ from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.ranked import RankedList, Value
-from serving_cache.records import OverlayRecord
+from serving_cache.records import OverlayRecord, incarnate
 from streaming.events import Event, Observed, traceparent
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ HEADER_ORIGIN = "almanac.origin"
 """Of a dead letter that was sent again: where it first stood, as `<topic>/<partition>/<offset>`."""
 HEADER_FORWARDED = "almanac.forwarded"
 """Of an event that was written again to its entity's home partition: where it stood before, alike; once each time."""
+HEADER_INCARNATION = "almanac.incarnation"
+"""Of a dead letter: the incarnation of the topic where its event first stood, as a number."""
 ERROR_HEADERS = (
     HEADER_EXCEPTION,
     HEADER_MESSAGE,
@@ -46,6 +48,7 @@ ERROR_HEADERS = (
     HEADER_REASON,
     HEADER_ORIGIN,
     HEADER_FORWARDED,
+    HEADER_INCARNATION,
 )
 
 _ORIGIN = re.compile(rb"([A-Za-z0-9._-]{1,249})/(\d{1,9})/(\d{1,18})")
@@ -63,7 +66,11 @@ MESSAGE_CHARS_MAX = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Consumed:
-    """A record as Kafka delivered it."""
+    """A record as Kafka delivered it.
+
+    Args:
+        standing: incarnation of the topic that it stands in; 0 if that is not known.
+    """
 
     topic: str
     partition: int
@@ -71,6 +78,12 @@ class Consumed:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    standing: int = 0
+
+    @property
+    def incarnation(self) -> int:
+        """Incarnation of the topic where the event first stood; the lowest of one that was sent again without it."""
+        return _number(self.headers, HEADER_INCARNATION) if _places(self.headers, HEADER_ORIGIN) else self.standing
 
     @property
     def redriven(self) -> bool:
@@ -101,6 +114,12 @@ def _places(headers: tuple[tuple[str, bytes | None], ...], name: str) -> list[tu
     """The places that headers of this name say, in their order."""
     found = [_ORIGIN.fullmatch(content or b"") for each, content in headers if each == name]
     return [(match[1].decode(), int(match[2]), int(match[3])) for match in found if match]
+
+
+def _number(headers: tuple[tuple[str, bytes | None], ...], name: str) -> int:
+    """The number that the last header of this name says; 0 where there is none."""
+    found = [content or b"" for each, content in headers if each == name]
+    return int(found[-1]) if found and re.fullmatch(rb"\d{1,16}", found[-1]) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +187,11 @@ class DeadLetter:
     headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @property
+    def incarnation(self) -> int:
+        """Of the topic where the event first stood; 0 if it does not say so."""
+        return _number(self.headers, HEADER_INCARNATION)
+
+    @property
     def whole(self) -> bool:
         """Whether it is all of the event, and says where that stood, so that it can be sent again."""
         return self.partition >= 0 and self.offset >= 0 and all(name != HEADER_CUT for name, _ in self.headers)
@@ -193,6 +217,7 @@ def prediction_record(
         "answers": model.answers,
         "generation": None,
         "source": origin.source,
+        "incarnation": origin.incarnation,
         "computed_at": format_time(computed_at),
     }
     return _produced(pipeline.predictions_topic, event, body)
@@ -248,6 +273,7 @@ def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) 
         HEADER_PARTITION: str(origin.origin[1]),
         HEADER_OFFSET: str(origin.origin[2]),
         HEADER_REASON: error.reason,
+        **({HEADER_INCARNATION: str(origin.incarnation)} if origin.incarnation else {}),
         **({HEADER_CUT: "{}/{}/{}".format(*sizes)} if cut else {}),
     }
     headers = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
@@ -288,7 +314,7 @@ def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
             as_of=parse_time(body["as_of"]),
             values={name: _value(pipeline, body["values"][name]) for name in pipeline.output_names},
             model=str(body["model"]),
-            topic=str(source["topic"]),
+            topic=incarnate(str(source["topic"]), int(body.get("incarnation", 0))),
             kafka_partition=int(source["partition"]),
             kafka_offset=int(source["offset"]),
             computed_at=parse_time(body["computed_at"]),

@@ -19,7 +19,7 @@ from streaming.dead_letters import Listed, dead_letters
 from streaming.events import REASONS
 from streaming.handle import FEATURES_EXPIRED, FEATURES_MISSING, PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE
 from streaming.publish import Outgoing, publish
-from streaming.records import ERROR_HEADERS, HEADER_ORIGIN
+from streaming.records import ERROR_HEADERS, HEADER_INCARNATION, HEADER_ORIGIN
 
 LIMIT_DEFAULT = 1_000
 LIMIT_MAX = 40_000
@@ -88,4 +88,5 @@ def outgoing(found: Listed) -> Outgoing:
     letter = found.letter
     origin = f"{letter.topic}/{letter.partition}/{letter.offset}".encode()
     own = tuple(header for header in letter.headers if header[0] not in ERROR_HEADERS)
-    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin)))
+    of = ((HEADER_INCARNATION, str(letter.incarnation).encode()),) if letter.incarnation else ()
+    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin), *of))

@@ -4,7 +4,8 @@ Kafka's clients say nothing when a topic is deleted, and go on at their old offs
 `CHECK_SECONDS` a broker is asked which topics these are, and beside each offset is committed of which topic it is
 (`streaming.placement.Mark`). What is then done:
 
-    a topic is gone, or another one     consumers and producers are opened anew; the worker makes what is missing
+    a topic is gone, or another one     an alert is raised, consumers and producers are opened anew; the worker makes
+                                        what is missing
     an offset is another topic's        its partition is read from the beginning
     an offset is beyond the end         the same: the broker lost records
     an offset is before the beginning   reading goes on at the beginning; what was deleted unread is counted and said
@@ -14,21 +15,24 @@ Kafka's clients say nothing when a topic is deleted, and go on at their old offs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from almanac.clock import utc_now
 from almanac.errors import Unavailable
 from almanac.metrics import STREAM_RECORDS_LOST, STREAM_TOPICS_LOST
 from almanac.partitioning import EntityKey
 from almanac.settings import Settings
 from streaming.lag import Lag
-from streaming.placement import Mark, homes_of, partition_of
+from streaming.placement import Mark, homes_of, incarnation_of, partition_of
 from streaming.report import RECORDS_LOST, TOPIC_LOST, Report
 from streaming.topic_state import ANSWER_SECONDS_MAX, TopicChanged, TopicState, TopicStates, listed, lost, why_anew
 
 CHECK_SECONDS = 3.0
 """Time between two looks at the topics, and so how long a deleted one may stay unnoticed."""
+NOTED_SECONDS = 3600.0
+"""Time between two notes of which topic is read: brokers forget such after days."""
 SILENT_SECONDS_MAX = 15.0
 """Time that a broker may leave such looks without an answer before the session is given up."""
 
@@ -48,13 +52,16 @@ class Subscription:
     ) -> None:  # fmt: skip
         self.topic = topic
         self._names = tuple(dict.fromkeys((topic, *beside)))
+        self._beside = self._names[1:]
         self._declared = declared
         self._report = report
         self._lag = lag
         self._states = TopicStates(settings)
         self._known: dict[str, TopicState] = {}
-        self._homes = 0
-        self._checked_at = self._answered_at = 0.0
+        self._said: set[str] = set()
+        self._settled = ""
+        self._homes = self.incarnation = 0
+        self._checked_at = self._answered_at = self._noted_at = 0.0
         self._failed: Exception | None = None
         if report.pipeline:
             STREAM_RECORDS_LOST.labels(report.pipeline, report.part).inc(0)
@@ -65,7 +72,9 @@ class Subscription:
     def mark(self) -> str:
         """What is to be committed beside each offset."""
         state = self._known.get(self.topic)
-        return Mark(topic_id=state.topic_id, homes=self._homes).text() if state is not None else ""
+        if state is None:
+            return ""
+        return Mark(topic_id=state.topic_id, homes=self._homes, incarnation=self.incarnation).text()
 
     def home(self) -> Callable[[EntityKey], int] | None:
         """The home partition of an entity; None where there are no histories."""
@@ -86,6 +95,7 @@ class Subscription:
                 f"topic {', '.join(missing)} does not exist: the stream's worker makes it as declared (`almanac up`)"
             )
         self._known = {name: state for name, state in found.items() if state is not None}
+        self._noted_at = time.monotonic()
         self._failed = None
         self._checked_at = self._answered_at = time.monotonic()
 
@@ -118,6 +128,9 @@ class Subscription:
         self._say_lost(lost(expected, starts))
         self._lag.passed(self.topic, starts)
         self._commit_marks(consumer)
+        if self._checked_at - self._noted_at > NOTED_SECONDS and consumer.assignment() and self._memory():
+            consumer.commit(offsets=self._memory(), asynchronous=False)
+            self._noted_at = self._checked_at
 
     def consume(self, consumer: Consumer, records_max: int, seconds_max: float) -> list[Message]:
         """Messages of the consumer, as it consumes them; none that it received after an assignment that failed.
@@ -144,12 +157,15 @@ class Subscription:
             raise TopicChanged(f"topic {self.topic} was deleted: it is read anew")
         self._known[self.topic] = state
         everywhere = [TopicPartition(self.topic, partition) for partition in range(state.partitions)]
-        committed = {of.partition: of for of in consumer.committed(everywhere, timeout=ANSWER_SECONDS_MAX)}
-        for of in committed.values():
+        memory = [TopicPartition(of.topic, of.partition) for of in self._memory()]
+        answers = consumer.committed([*everywhere, *memory], timeout=ANSWER_SECONDS_MAX)
+        for of in answers:
             if of.error is not None:
                 raise KafkaException(of.error)
+        committed = {of.partition: of for of in answers if of.topic == self.topic}
+        remembered = {of.metadata for of in answers if of.topic != self.topic}
         starts, ends = self._states.starts(self.topic, committed), self._states.ends(self.topic, committed)
-        self._settle(state, committed, starts, ends)
+        self._settle(state, [Mark.of(of.metadata) for of in answers], committed, grown=ends != starts)
         there = [of for of in partitions if of.partition in committed]  # the group may not know yet that some are gone
         begins = self._begin(there, committed, starts, ends)
         consumer.incremental_assign(list(partitions))
@@ -157,24 +173,33 @@ class Subscription:
         unsaid = [
             TopicPartition(self.topic, partition, offset, self.mark)
             for partition, offset in begins.items()
-            if self._homes and committed[partition].metadata != self.mark
+            if (self._homes or self.incarnation) and committed[partition].metadata != self.mark
         ]
-        if unsaid:  # so that others know the home partitions before the first event here
+        if remembered - {self.mark}:
+            unsaid += self._memory()
+        if unsaid:  # so that others know home partitions and incarnation before the first event here
             consumer.commit(offsets=unsaid, asynchronous=False)
+
+    def _memory(self) -> list[TopicPartition]:
+        """Where the group notes which topic it reads: a topic that is deleted takes its own offsets along."""
+        return [TopicPartition(name, 0, 0, self.mark) for name in self._beside[:1]]
 
     def _settle(
         self,
         state: TopicState,
+        marks: list[Mark],
         committed: Mapping[int, TopicPartition],
-        starts: Mapping[int, int],
-        ends: Mapping[int, int],
+        *,
+        grown: bool,
     ) -> None:
-        """Find out which partitions are homes."""
+        """Find out which incarnation of the topic this is, and which partitions are homes."""
+        self._say_made_again(marks, state.topic_id)
+        if self._beside:
+            self.incarnation = incarnation_of(marks, state.topic_id, self.incarnation, utc_now())
         if not self._declared:
             return
         handled = [partition for partition, of in committed.items() if of.offset >= 0 and not self._foreign(of)]
-        grown = all(partition < self._declared for partition in handled) and ends != starts
-        marks = [Mark.of(of.metadata) for of in committed.values()]
+        grown = grown and all(partition < self._declared for partition in handled)
         before, self._homes = self._homes, homes_of(
             marks, state.topic_id, state.partitions, self._declared, grown=grown
         )  # fmt: skip
@@ -217,10 +242,27 @@ class Subscription:
                 f"partitions {listed(beyond)} of {self.topic} end before what was read: the broker lost records; they "
                 "are read from the beginning"
             )
-            self._report.warn(text)
             self._report.raise_alert(RECORDS_LOST, text)
+            if self.incarnation:  # offsets come again, as in a topic that was made again
+                self.incarnation = incarnation_of([], "", self.incarnation, utc_now())
         self._say_lost(lost(expected, starts))
         return {of.partition: max(starts[of.partition], expected.get(of.partition, 0)) for of in partitions}
+
+    def made(self, names: Collection[str]) -> None:
+        """Topics were missing and have just been made: that is said already."""
+        self._said |= set(names)
+
+    def _say_made_again(self, marks: Iterable[Mark], topic_id: str) -> None:
+        """Raise an alert where another topic of this name was read before, once, if nobody has said so yet."""
+        others = any(mark.topic_id not in ("", topic_id) for mark in marks)
+        if others and self._beside and self.topic not in self._said and topic_id != self._settled:
+            STREAM_TOPICS_LOST.labels(self._report.pipeline, self.topic).inc()
+            self._report.raise_alert(
+                TOPIC_LOST,
+                f"topic {self.topic} was deleted and made again: what was in it and not yet handled is lost",
+            )
+        self._said.discard(self.topic)
+        self._settled = topic_id
 
     def _foreign(self, committed: TopicPartition) -> bool:
         """Whether an offset is of a topic of this name that is no more."""
@@ -244,6 +286,7 @@ class Subscription:
                     self._known[name] = state
                 continue
             del self._known[name]  # said once
+            self._said.add(name)
             if len(self._names) > 1:
                 STREAM_TOPICS_LOST.labels(self._report.pipeline, name).inc()
                 text = f"topic {name} was deleted: what was in it and not yet applied is lost"

@@ -200,6 +200,7 @@ class Worker:
         Args:
             started: whether that was before the worker began, so that it has not seen what became of them.
         """
+        self._subscription.made(names)
         for name in names:
             self.report.warn(f"made topic {name}, which did not exist, as it is declared")
         written = {topic.name for topic in topics(self._pipeline)} - {self._stream.topic}
@@ -289,7 +290,8 @@ class Worker:
 
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
-        records = consumed(self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX))
+        messages = self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)
+        records = consumed(messages, self._subscription.incarnation)
         if not records:
             return []
         ours = {(found.topic, found.partition) for found in consumer.assignment()}

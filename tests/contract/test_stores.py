@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Protocol
@@ -22,7 +23,7 @@ from almanac.ranking_declared import ANY_ITEM
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.postgres_client import Client
-from serving_cache.records import ManifestEntry, OverlayRecord, Pointer
+from serving_cache.records import FRESH_TOPIC, ManifestEntry, OverlayRecord, Pointer, incarnate
 from serving_cache.redis import RedisStore
 from serving_cache.sync import sync_redis
 from tests.generations import (
@@ -57,7 +58,21 @@ OVERLAYS = st.builds(
     st.sampled_from(ENTITIES),
     st.sampled_from(MODELS),
     st.integers(0, 2),
-    st.sampled_from(["a", "B", "_x", "a.b", "a-b", "ab", "é"]),  # their order differs between locales and bytes
+    st.sampled_from(  # their order differs between locales and bytes
+        [
+            "a",
+            "B",
+            "_x",
+            "a.b",
+            "a-b",
+            "ab",
+            "é",
+            FRESH_TOPIC,
+            incarnate("a", 9),
+            incarnate("B", 10),
+            incarnate("a", 10),
+        ]
+    ),
     st.integers(0, 1),
     st.integers(0, 2**53 - 1) | st.integers(0, 3),
 )
@@ -65,7 +80,7 @@ OVERLAYS = st.builds(
 
 def hash_like(minute: int, topic: str, partition: int, offset: int) -> float:
     """A number of its own for each event."""
-    return float(minute * 1000 + len(topic) * 100 + ord(topic[0]) + partition) + (offset % 997) / 997
+    return float(minute * 1000 + zlib.crc32(topic.encode()) % 1000 + partition) + (offset % 997) / 997
 
 
 class Subject(Protocol):
@@ -178,6 +193,18 @@ def test_a_replay_changes_nothing_and_counts_nothing(subject: Subject) -> None:
     assert subject.put_overlays(name, [overlay_of("1", NOON, 6)]) == 0
     assert {row[2][3] for row in subject.overlays_of(name)} == {6, 7}  # type: ignore[index]
     assert subject.put_overlays(name, []) == 0
+
+
+def test_an_overlay_of_a_topic_made_again_replaces_one_of_the_deleted_topic_of_the_same_as_of(subject: Subject) -> None:
+    name, lists = new_name(), "shop.purchases"
+    deleted = overlay_of("1", NOON, 100, topic=incarnate(lists, 5), kafka_partition=3)
+    again = [overlay_of("1", NOON, offset, topic=incarnate(lists, 6)) for offset in (0, 1)]
+    assert subject.put_overlays(name, [overlay_of("1", NOON, 200, topic=lists)]) == 1  # stored by an older version
+    for overlay in (deleted, *again):
+        assert subject.put_overlays(name, [overlay]) == 1
+    for late in (deleted, overlay_of("1", NOON, 300, topic=lists), *again):  # zombies and replays
+        assert subject.put_overlays(name, [late]) == 0
+    assert {row[2][1:] for row in subject.overlays_of(name)} == {(incarnate(lists, 6), 0, 1)}  # type: ignore[index]
 
 
 def test_each_model_has_an_overlay_of_its_own(subject: Subject) -> None:

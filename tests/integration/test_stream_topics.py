@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,25 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from almanac.clock import utc_now
+from almanac.decisions import newest
 from almanac.errors import Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings, load_settings
 from features.online import observation_row
+from serving_cache.records import OverlayRecord
 from streaming.connection import open_admin, open_producer
 from streaming.placement import Mark
 from streaming.process import Crew
 from streaming.publish import Outgoing
-from streaming.records import Consumed
+from streaming.records import Consumed, read_prediction
 from streaming.report import RECORDS_LOST, TOPIC_LOST, Report
 from streaming.sink import Sink
 from streaming.topic_state import TopicStates
 from streaming.topics import ensure_topics, topics
 from streaming.worker import Surroundings, Worker
 from tests.generations import new_name
-from tests.streams import FeaturesInMemory, event, eventually, register_model, tiny_pipeline
+from tests.streams import FeaturesInMemory, event, eventually, read_topic, register_model, tiny_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +172,48 @@ def test_a_topic_made_again_is_read_from_its_beginning_whatever_offsets_are_comm
     admin.alter_consumer_group_offsets([group])[group.group_id].result(10)
     with running(pipeline, settings) as stream:
         eventually(lambda: stream.target.observed() == values(30, 60), lambda: str(stream.target.observed()))
+
+
+def test_of_a_topic_made_again_by_somebody_while_the_stream_was_down_it_is_said_and_its_overlays_win(
+    pipeline: Pipeline, settings: Settings
+) -> None:
+    assert pipeline.stream is not None
+    name, admin, moment = pipeline.stream.topic, open_admin(settings), utc_now() - timedelta(minutes=1)
+
+    def correct(*values: float) -> None:
+        """Events of one cell and moment: each corrects the one before."""
+        producer = open_producer(settings)
+        for value in values:
+            one = event(3, value, moment)
+            producer.produce(name, key=one.key, value=one.value)
+        assert producer.flush(30) == 0
+
+    def overlays() -> list[OverlayRecord]:
+        return [read_prediction(pipeline, record) for record in read_topic(settings, pipeline.predictions_topic)]
+
+    def counted(stream: Running, count: int) -> None:
+        eventually(lambda: stream.worker.counts["predictions"] == count, lambda: str(stream.worker.counts))
+
+    with running(pipeline, settings) as stream:
+        correct(*values(0, 30))
+        counted(stream, 30)
+    (last,) = newest(overlays())
+    delete(admin, name)
+    eventually(lambda: not exists(settings, name))
+    admin.create_topics([NewTopic(name, num_partitions=4, replication_factor=-1)])[name].result(10)
+    eventually(lambda: exists(settings, name))
+    with running(pipeline, settings) as stream:
+        correct(310.0, 311.0)
+        counted(stream, 2)
+        assert name in stream.worker.incidents[TOPIC_LOST].reason
+        assert stream.sink.incidents == {}
+    (again,) = newest(overlays())
+    assert (again.as_of, again.kafka_offset, again.values["t2m_1h"]) == (last.as_of, 1, 312.0)
+    assert last.kafka_offset > again.kafka_offset
+    with running(pipeline, settings) as stream:
+        correct(312.0)
+        counted(stream, 1)
+        assert stream.worker.incidents == {}
 
 
 def test_records_deleted_before_they_were_read_are_counted_and_said(pipeline: Pipeline, settings: Settings) -> None:

@@ -23,7 +23,7 @@ from almanac.pipeline import Freshness, Output, hours
 from serving_cache import reconciler as reconciling
 from serving_cache import rollback as rolling
 from serving_cache import sync
-from serving_cache.records import Attempt, GenerationStart, OverlayRecord, StagedPartition
+from serving_cache.records import Attempt, GenerationStart, OverlayRecord, StagedPartition, incarnate
 from tests.generations import grid_pipeline
 from tests.simulator.cache import MemoryCache
 from tests.simulator.hub import CALM, START, Chances, Hub
@@ -31,6 +31,8 @@ from tests.simulator.readers import Reader, Violation
 from tests.simulator.record import MemoryRecord
 
 RUNS = 4
+INCARNATION_EVENTS = 3
+"""The events' topic is deleted and made again after so many: between two events of one as_of, every other time."""
 RUN_EVERY_SECONDS = 1800.0
 RETRY_AFTER_SECONDS = 400.0
 RECONCILER_SECONDS_MAX = 140.0
@@ -192,9 +194,9 @@ class World:
                 entity=str(self.random.randrange(PARTITIONS)),
                 model=self.random.choice(["m-v1", "m-v2"]),
                 as_of=START + timedelta(minutes=30 * (offset // 2)),
-                topic="events",
+                topic=incarnate("events", 1 + offset // INCARNATION_EVENTS),
                 kafka_partition=0,
-                kafka_offset=offset,
+                kafka_offset=offset % INCARNATION_EVENTS,
                 values={"value": -1000.0 - offset},
                 computed_at=self.hub.now(),
             )

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from almanac.clock import micros_of
 from almanac.errors import Unavailable
 from streaming.duplicates import Duplicates
 from streaming.handle import Sorted, sort
-from streaming.placement import FORWARDS_MAX, Mark, homes_of, partition_of
+from streaming.placement import FORWARDS_MAX, Mark, homes_of, incarnation_of, partition_of
 from streaming.records import HEADER_FORWARDED, HEADER_ORIGIN, Consumed
 from tests.baskets import basket_pipeline, purchase
 
@@ -81,6 +82,21 @@ def test_home_partitions_are_those_that_were_committed_of_this_topic() -> None:
     assert homes_of([Mark(topic_id="old", homes=2)], "new", 8, 4, grown=False) == 8
     assert homes_of([], "a", 8, 4, grown=True) == 4, "four were declared; the others may have been added since"
     assert homes_of([], "a", 3, 4, grown=True) == 3
+
+
+def test_a_topic_that_was_made_again_is_a_later_incarnation_and_the_same_one_stays() -> None:
+    now = micros_of(NOW)
+    assert incarnation_of([], "a", 0, NOW) == now, "nothing is known of any: its offsets went with a deleted topic"
+    assert incarnation_of([Mark(topic_id="a", incarnation=5), Mark()], "a", 0, NOW) == 5
+    assert incarnation_of([Mark(topic_id="old", incarnation=5)], "a", 0, NOW) == now
+    assert incarnation_of([Mark(topic_id="old", incarnation=now + 7)], "a", 0, NOW) == now + 8, "a clock that went back"
+    assert incarnation_of([], "a", now + 9, NOW) == now + 10
+    assert incarnation_of([Mark(topic_id="a", homes=4)], "a", 0, NOW) == 0, "read before incarnations were counted"
+
+
+def test_workers_that_counted_at_once_agree_on_the_greater_incarnation() -> None:
+    marks = [Mark(topic_id="a", incarnation=5), Mark(topic_id="a", incarnation=6), Mark(topic_id="old", incarnation=9)]
+    assert incarnation_of(marks, "a", 5, NOW) == incarnation_of(marks, "a", 6, NOW) == 6
 
 
 @pytest.mark.parametrize("text", [None, "", "meta", "[]", '{"homes": "x"}', "{"])

@@ -118,6 +118,7 @@ def test_a_prediction_says_where_it_comes_from() -> None:
         "answers": True,
         "generation": None,
         "source": {"topic": "tiny.observations", "partition": 0, "offset": 7},
+        "incarnation": 0,
         "computed_at": "2026-11-21T13:30:00Z",
     }
 
