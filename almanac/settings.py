@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         PROJECT_ROOT / ".almanac", description="Where the embedded servers, models and offline features live."
     )
     cache_dir: Path = Field(
-        PROJECT_ROOT / ".cache", description="Downloads that outlive a state directory (Kafka's jars)."
+        PROJECT_ROOT / ".cache",
+        description="Downloads that outlive a state directory (Kafka's jars), and facts about code.",
     )
     pipelines: str = Field(
         "pipelines",

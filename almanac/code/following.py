@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import CodeType
 
-from almanac.code.compiled import Compiled, compiled
+from almanac.code import cached
+from almanac.code.cached import compiled_module
+from almanac.code.compiled import Compiled
 from almanac.code.libraries import is_installed, own_modules, versions
 from almanac.errors import UsageError
 
@@ -118,6 +119,7 @@ def _followed(roots: tuple[str, ...]) -> tuple[dict[str, _Module], set[str]]:
         top = name.partition(".")[0]
         if _is_foreign(top):
             foreign.add(top)
+    cached.write()
     return found, foreign
 
 
@@ -175,8 +177,7 @@ def _module(name: str) -> _Module | None:
     spec = _of_file(name) if name.endswith(".py") else _spec(name)
     if spec is None or not _is_followed(name.partition(".")[0], spec):
         return None
-    code = _code(spec)
-    known = Compiled(_digest_of(Path(str(spec.origin))), (), frozenset(), True) if code is None else compiled(code)
+    known = compiled_module(spec) or Compiled(_digest_of(Path(str(spec.origin))), (), frozenset(), True)
     folders = list(spec.submodule_search_locations or ())
     files, named = _files(spec, folders, known.texts)
     by_name = any(imported.partition(".")[0] == "importlib" for imported, _, _ in known.imports)
@@ -214,17 +215,6 @@ def _is_followed(top: str, spec: ModuleSpec) -> bool:
 
 def _is_foreign(top: str) -> bool:
     return top not in sys.stdlib_module_names and top not in own_modules() and top != "__main__"
-
-
-def _code(spec: ModuleSpec) -> CodeType | None:
-    """The compiled module; None of a folder without code of its own, of machine code, and of what does not compile."""
-    if spec.loader is None or not hasattr(spec.loader, "get_code"):
-        return None
-    try:
-        code = spec.loader.get_code(spec.name)
-    except (ImportError, SyntaxError, ValueError):  # whoever imports it is told
-        return None
-    return code if isinstance(code, CodeType) else None
 
 
 def _files(spec: ModuleSpec, folders: list[str], texts: Iterable[str]) -> tuple[dict[str, str], set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -11,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 _SITES = frozenset({"site-packages", "dist-packages"})
+_UNCONDITIONAL = re.compile(r"([A-Za-z0-9][\w.-]*)[^;\[@]*")
+"""A requirement without extras, address or marker."""
 ABSENT = "absent"
 """In place of a version: what is imported where it is there, and is not."""
 
@@ -103,12 +106,18 @@ def _top_levels(distribution: Distribution) -> set[str]:
 def _required(name: str, extras: frozenset[str]) -> tuple[tuple[str, frozenset[str]], ...]:
     distribution = _installed().get(name)
     lines = [] if distribution is None else _heading(distribution, "Requires-Dist")
-    needs = [Requirement(line) for line in lines if line and (extras or "extra ==" not in line)]
-    return tuple(
-        (canonicalize_name(need.name), frozenset(need.extras))
-        for need in needs
-        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *sorted(extras)))
-    )
+    needs = list[tuple[str, frozenset[str]]]()
+    for line in lines:
+        if not line or ("extra ==" in line and not extras):
+            continue
+        plain = _UNCONDITIONAL.fullmatch(line)
+        if plain is not None:  # most are, and parsing them takes most of the time
+            needs.append((canonicalize_name(plain[1]), frozenset()))
+            continue
+        need = Requirement(line)
+        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *sorted(extras))):
+            needs.append((canonicalize_name(need.name), frozenset(need.extras)))
+    return tuple(needs)
 
 
 @cache

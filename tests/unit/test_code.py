@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from almanac.code import following, libraries
+from almanac.code import cached, following, libraries
 from almanac.code.compiled import compiled
 from almanac.code.following import code_of, own_code_of
 from almanac.code.libraries import ABSENT
@@ -157,6 +157,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def _as_a_new_process() -> None:
     for one in (code_of, own_code_of, following._module, following._spec, following._beside):
         one.cache_clear()
+    cached.forget()
 
 
 def put(folder: Path, files: dict[str, str]) -> None:
