@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
-from serving_cache.lookup.places import PlaceUnusable, Reading
+from serving_cache.lookup.places import PlaceDown, PlaceUnusable, Reading
 
 READS_AT_ONCE = 4  # of one pipeline
 ENTITIES_MAX = 1_000  # in one read of several callers
@@ -72,6 +72,22 @@ class Batches:
         finally:
             line.under_way -= 1
 
+    async def _one_by_one(self, pipeline: Pipeline, batch: Sequence[_Asked]) -> None:
+        """Read for each caller alone: one caller's entity must not cost the others their answer.
+
+        Who left meanwhile is not read for, and where the place is down all who are left are told so at once: else a
+        crowd whose read was unusable would hold its turn for as many time limits as it has callers.
+        """
+        for at, asked in enumerate(batch):
+            if asked.answer.done():
+                continue
+            await self._answer(pipeline, [asked])
+            error = asked.answer.exception() if asked.answer.done() and not asked.answer.cancelled() else None
+            if isinstance(error, PlaceDown):
+                for other in batch[at + 1 :]:
+                    _fail(other, error)
+                return
+
     async def _answer(self, pipeline: Pipeline, batch: Sequence[_Asked]) -> None:
         together = list(dict.fromkeys(entity for asked in batch for entity in asked.entities))
         try:
@@ -80,8 +96,7 @@ class Batches:
             if len(batch) == 1:
                 _fail(batch[0], error)
                 return
-            for asked in batch:  # one caller's entity must not cost the others their answer
-                await self._answer(pipeline, [asked])
+            await self._one_by_one(pipeline, batch)
         except asyncio.CancelledError:
             for asked in batch:
                 asked.answer.cancel()

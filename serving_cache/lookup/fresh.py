@@ -54,8 +54,10 @@ class _Job:
     """One batch: entities of one request that nobody else has in hand, all by one model.
 
     Args:
+        deadline: the latest of all who wait for it, by the event loop's clock.
         late: what a caller is told whose deadline passes now.
         working: whether it has its slot.
+        limit: ends the wait for model and slot at the deadline; None before that wait.
     """
 
     pipeline: Pipeline
@@ -65,6 +67,13 @@ class _Job:
     deadline: float
     late: Unmade = field(default=Unmade(reason="not begun within its deadline", passing=True))
     working: bool = False
+    limit: asyncio.Timeout | None = None
+
+    def wait_until(self, deadline: float) -> None:
+        """Let it wait for as long as somebody who has just joined does: not everybody began with the first one."""
+        self.deadline = max(self.deadline, deadline)
+        if self.limit is not None and not self.working and not self.limit.expired():
+            self.limit.reschedule(self.deadline)
 
     @property
     def fresh(self) -> Fresh:
@@ -163,6 +172,7 @@ class FreshComputation:
             key = (pipeline.name, entity, wish.model)
             if key in self._flights:
                 metrics.FRESH_COMPUTATIONS.labels(pipeline.name, "coalesced").inc()
+                self._flights[key].job.wait_until(deadline)
             else:
                 new = _Job(pipeline=pipeline, model=wish.model, wishes={}, terms=terms, deadline=deadline)
                 job = jobs.setdefault(wish.model, new)
@@ -200,7 +210,7 @@ class FreshComputation:
         job.late = Unmade(reason=f"the model {job.model or job.pipeline.model} is still being loaded", passing=True)
         waits_for = "timeout"
         try:
-            async with asyncio.timeout_at(job.deadline):
+            async with asyncio.timeout_at(job.deadline) as job.limit:
                 scorer = await self._models.get(job.pipeline, job.model)  # step 2
                 waits_for = "busy"
                 job.late = Unmade(reason=f"all {job.fresh.concurrency} slots busy", passing=True)

@@ -6,7 +6,8 @@ own, which ends by itself, and a caller who goes away only stops waiting for it.
 
 A pooled connection tells only when it is used that its server has gone. One that is found dead speaks for all that were
 opened before it: they are closed, and the read is tried again on a new one while its time lasts. That is safe, for the
-connections are read-only.
+connections are read-only. One that stays silent speaks for all that are idle, too: a firewall that forgot one of them
+forgot the others, and each would cost a caller the whole limit.
 
 Time in this process's own queue is not Postgres's: the wait for a free connection has a limit of its own, and a
 statement whose answer has come but was not read yet is waited for again.
@@ -32,6 +33,7 @@ QUEUE_SECONDS_MAX = 1.0  # of one read, for a free connection
 IDLE_SECONDS_MAX = 60.0  # a connection unused for longer is replaced: a firewall may have dropped it without a word
 RETRY_SECONDS = 0.05  # between two attempts
 ATTEMPTS_MIN = 3  # however late this process is: a dead connection, its replacement, and one more
+LATE_SHARE = 0.1  # of the limit, by which this process may wake up late and still believe that Postgres was silent
 LATE_ROUNDS_MAX = 5  # times that a statement is waited for again because its answer lies unread
 CUT_OFF_SECONDS_MAX = 1.0  # for a call that was given up to end
 
@@ -51,6 +53,10 @@ _STALE = (
 
 class _Dead(Exception):
     """A connection that is of no further use."""
+
+
+class _Silent(PlaceDown):
+    """Postgres said nothing for as long as it may, and this process was not late to listen."""
 
 
 class Lent:
@@ -79,7 +85,7 @@ class Lent:
         if not task.done():
             await _cut_off(task)
             await self._connection.close()
-            raise PlaceDown(f"postgres did not answer within {self._limit * 1000:.0f} ms")
+            raise _Silent(f"postgres did not answer within {self._limit * 1000:.0f} ms")
         return task.result()
 
     async def _rows(self, statement: Statement, values: Mapping[str, object] | None) -> list[Any]:
@@ -203,6 +209,8 @@ class Connections:
                 raise PlaceDown("postgres did not answer in time") from None
             except psycopg.OperationalError as error:
                 why, pause = _first_line(error), RETRY_SECONDS
+            if attempts > 1:
+                pause = RETRY_SECONDS  # nobody opens connections as fast as they are ended
             if attempts >= ATTEMPTS_MIN and loop.time() + pause > give_up_at:
                 raise PlaceDown("postgres cannot be reached", why)
             await asyncio.sleep(pause)
@@ -218,6 +226,9 @@ class Connections:
                 await pooled.connection.close()
                 await self._expire(began)
                 raise _Dead(_first_line(error)) from None
+            raise
+        except _Silent:
+            await self._expire(began)
             raise
         finally:
             pooled.used_at = loop.time()
@@ -242,7 +253,8 @@ class Connections:
         """A new connection.
 
         Raises:
-            psycopg.OperationalError: Postgres refuses it, or does not answer.
+            psycopg.OperationalError: Postgres refuses it, or this process was too late to hear its answer.
+            PlaceDown: Postgres did not answer, so that the limit is used up.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -250,8 +262,12 @@ class Connections:
         await asyncio.wait({task}, timeout=self._limit)
         if not await caught_up(task):
             task.add_done_callback(_close_late)
+            late = loop.time() - began - self._limit
             await _cut_off(task)
-            raise psycopg.OperationalError(f"no connection within {self._limit * 1000:.0f} ms")
+            why = f"no connection within {self._limit * 1000:.0f} ms"
+            if late > self._limit * LATE_SHARE:
+                raise psycopg.OperationalError(why)
+            raise PlaceDown("postgres cannot be reached", why)
         return _Pooled(task.result(), began, began)
 
     async def _expire(self, before: float) -> None:

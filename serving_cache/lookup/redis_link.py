@@ -63,7 +63,14 @@ class _Exchange:
 
 
 class _Ended(Exception):
-    """The connection is of no further use, though Redis may be: what was asked is asked again on another."""
+    """The connection is of no further use, though Redis may be: what was asked is asked again on another.
+
+    Args:
+        why: what ended it, for the log.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
 
 
 class RedisLink:
@@ -140,8 +147,8 @@ class RedisLink:
             while True:
                 try:
                     await self._connection()
-                except _Ended:
-                    self._sent_again()
+                except _Ended as error:
+                    self._sent_again(str(error))
                 except PlaceDown as error:
                     why = error
                     return
@@ -173,7 +180,7 @@ class RedisLink:
             for task in done:
                 task.result()
         except (RedisError, OSError) as error:
-            raise _Ended from error
+            raise _Ended(" ".join(str(error).split()) or type(error).__name__) from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -201,7 +208,7 @@ class RedisLink:
             await self._room.wait()
             self._room.clear()
             if not self._sent and loop.time() - self._answered_at > IDLE_SECONDS_MAX:
-                raise _Ended
+                raise _Ended("it was idle for long")
             while batch := self._next():
                 packed = list(chain.from_iterable(exchange.packed for exchange in batch))
                 self._count_from(loop.time(), batch)
@@ -243,7 +250,7 @@ class RedisLink:
             except ResponseError as error:
                 answer = error
             if not self._sent:
-                raise _Ended  # nothing was asked: the answers' order is not known any more
+                raise _Ended("it answered though nothing was asked")  # the answers' order is not known any more
             self._answered_at = loop.time()
             exchange = self._sent[0]
             exchange.answers.append(answer)
@@ -276,14 +283,16 @@ class RedisLink:
             if self._sent and self._sent[0] is first:
                 raise PlaceDown(f"redis did not answer within {self._limit * 1000:.0f} ms")
 
-    def _sent_again(self) -> None:
+    def _sent_again(self, why: str) -> None:
         """Put what was sent before what waits, but what has had its tries."""
         while self._sent:
             exchange = self._sent.pop()
             if exchange.tries < TRIES_MAX:
                 self._unsent.appendleft(exchange)
             elif not exchange.outcome.done():
-                exchange.outcome.set_exception(PlaceDown("redis cannot be reached", "it closed the connection twice"))
+                exchange.outcome.set_exception(
+                    PlaceDown("redis cannot be reached", f"the connection ended twice: {why}")
+                )
         self._asked_about = 0
         self._room.set()
 

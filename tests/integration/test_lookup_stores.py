@@ -12,14 +12,17 @@ import psycopg
 import pytest
 
 from serving_cache.lookup.places import Guarded, Place, PlaceDown
+from serving_cache.lookup.postgres_connections import CONNECTIONS_MAX, Lent
 from serving_cache.lookup.postgres_place import PostgresPlace
 from serving_cache.lookup.redis_link import RedisLink
 from serving_cache.lookup.redis_place import RedisPlace
 from tests.chaos.servers import Harmed, harmed_redis
+from tests.silence import forgetful
 
 LIMIT_SECONDS = 0.05
 BUSY_SECONDS = 0.08  # that the process is busy elsewhere in each round of its event loop
 CALLERS = 50
+FORGOTTEN_SECONDS = 1.0
 
 
 @pytest.fixture
@@ -133,6 +136,82 @@ def test_a_connection_of_no_use_is_replaced_within_the_read(postgres_url: str, h
         await place.close()
 
     asyncio.run(run())
+
+
+def test_connections_that_a_firewall_forgot_cost_one_read(postgres_url: str) -> None:
+    async def run() -> None:
+        async with forgetful(postgres_url) as way:
+            place = PostgresPlace(way.url, limit_seconds=FORGOTTEN_SECONDS)
+            while len(place._connections._idle) < CONNECTIONS_MAX:
+                await asyncio.gather(*(place._connections.run(_takes_a_moment) for _ in range(CONNECTIONS_MAX)))
+            way.forget()
+            with pytest.raises(PlaceDown, match="postgres did not answer within"):
+                await place.check()
+            for _ in range(CONNECTIONS_MAX):
+                await place.check()
+            await place.close()
+
+    asyncio.run(run())
+
+
+def test_a_postgres_that_hangs_is_tried_once_for_its_whole_limit(postgres_url: str) -> None:
+    async def run() -> None:
+        async with forgetful(postgres_url) as way:
+            place = PostgresPlace(way.url, limit_seconds=FORGOTTEN_SECONDS)
+            way.hung = True
+            with pytest.raises(PlaceDown, match="postgres cannot be reached") as said:
+                await place.check()
+            assert "no connection within" in said.value.detail
+            assert way.opened <= 2  # a machine that is late may have missed the first one's answer
+            way.forget()
+            way.hung = False
+            await place.check()
+            await place.close()
+
+    asyncio.run(run())
+
+
+def test_a_plan_that_a_migration_made_useless_is_made_again_within_the_read(postgres_url: str) -> None:
+    async def run() -> None:
+        place = PostgresPlace(postgres_url, limit_seconds=FORGOTTEN_SECONDS)
+
+        async def ask(connection: Lent) -> list[object]:
+            return await connection.rows("SELECT * FROM migrated_meanwhile")
+
+        with psycopg.connect(postgres_url, autocommit=True) as admin:
+            admin.execute("CREATE TABLE migrated_meanwhile (a integer)")
+            admin.execute("INSERT INTO migrated_meanwhile VALUES (7)")
+            for _ in range(7):  # the driver prepares a statement that it sees often
+                assert await place._connections.run(ask) == [(7,)]
+            admin.execute("ALTER TABLE migrated_meanwhile ALTER a TYPE text, ADD b integer DEFAULT 8")
+            assert await place._connections.run(ask) == [("7", 8)]
+            admin.execute("DROP TABLE migrated_meanwhile")
+        await place.close()
+
+    asyncio.run(run())
+
+
+def test_a_redis_that_loads_its_data_is_said_to() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"CLIENT" in (asked := await reader.read(4096)):
+            writer.write(b"+OK\r\n" * asked.count(b"SETINFO") + b"+OK\r\n" * asked.count(b"SETNAME"))
+        writer.write(b"-LOADING Redis is loading the dataset in memory\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            link = RedisLink(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", limit_seconds=5.0)
+            with pytest.raises(PlaceDown, match="redis cannot be reached") as said:
+                await link.ask(("PING",))
+            assert "loading the dataset" in said.value.detail
+            await link.close()
+
+    asyncio.run(run())
+
+
+async def _takes_a_moment(connection: Lent) -> None:
+    await connection.rows("SELECT pg_sleep(0.05)")
 
 
 async def _answered(link: RedisLink) -> None:

@@ -225,6 +225,23 @@ def test_waiting_for_a_slot_counts_to_the_deadline() -> None:
     asyncio.run(run())
 
 
+def test_who_joins_a_computation_waits_until_his_own_deadline_not_the_first_ones() -> None:
+    async def run() -> None:
+        world = World()
+        world.models.gate.clear()
+        first = asyncio.ensure_future(world.ask(1, pipeline=hurried(30)))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(world.ask(1))
+        loading = Unmade(reason="the model weather-v1 is still being loaded", passing=True)
+        assert (await first)[1] == loading
+        world.models.gate.set()
+        assert isinstance((await second)[1], Candidate)
+        assert world.scorer.rows == [1]  # it was one computation
+        await world.made.close()
+
+    asyncio.run(run())
+
+
 def test_a_model_that_is_still_being_loaded_is_said_to_be() -> None:
     async def run() -> None:
         world = World()

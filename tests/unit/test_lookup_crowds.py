@@ -98,6 +98,47 @@ def test_one_callers_bad_entity_costs_the_others_nothing() -> None:
     asyncio.run(run())
 
 
+def test_a_store_that_falls_silent_while_callers_are_read_for_one_by_one_costs_one_time_limit() -> None:
+    class Falls(Store):
+        async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
+            await super().read(pipeline, entities)
+            if len(entities) > 1:
+                raise PlaceUnusable("postgres lacks a table")
+            raise PlaceDown("postgres did not answer within 1000 ms")
+
+    async def run() -> None:
+        store = Falls()
+        found = await outcomes(store, [[number] for number in range(CALLERS)])
+        assert {(type(each), str(each)) for each in found} == {(PlaceDown, "postgres did not answer within 1000 ms")}
+        assert len({id(each) for each in found}) == CALLERS
+        assert len(store.reads) <= 3 * READS_AT_ONCE
+
+    asyncio.run(run())
+
+
+def test_who_left_is_not_read_for_alone() -> None:
+    class Bad(Store):
+        async def read(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> Reading:
+            if len(entities) > 1:
+                for task in tasks[READS_AT_ONCE:-1]:
+                    task.cancel()
+            return await super().read(pipeline, entities)
+
+    tasks: list[asyncio.Task[Reading]] = []
+
+    async def run() -> None:
+        store = Bad(bad=CALLERS - 1)
+        batches = Batches(store.read)
+        tasks.extend(asyncio.ensure_future(batches.read(GRID, [number])) for number in range(CALLERS))
+        await asyncio.sleep(0)
+        store.turn.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(found[-1], PlaceUnusable)
+        assert len(store.reads) <= 2 * READS_AT_ONCE + 2
+
+    asyncio.run(run())
+
+
 def test_all_are_told_why_a_store_is_down_and_those_who_left_are_not_missed() -> None:
     async def run() -> None:
         store = Store(error=PlaceDown("postgres cannot be reached", "it is starting up"))
