@@ -20,8 +20,10 @@ import psutil
 import pytest
 
 from almanac.airflow_api import AirflowApi
+from almanac.airflow_pause import dags_paused
 from almanac.clock import PARTITION_KEY_FORMAT, floor_hour, format_time, utc_now
 from almanac.demo.past import REHEARSED_HOURS, UNTIL_HOURS
+from almanac.errors import UsageError
 from almanac.registry import Registry
 from almanac.settings import load_settings
 from serving_cache.postgres import PostgresStore
@@ -244,6 +246,39 @@ def test_a_backfill_from_the_ui_is_archived_and_a_dag_scheduled_on_the_asset_fol
     assert before is not None
     assert after is not None
     assert after.generation.as_of >= before.generation.as_of
+
+
+def test_what_is_under_way_stops_between_two_tasks_while_dags_are_paused_and_goes_on_afterwards(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str]
+) -> None:
+    assert demo.returncode == 0
+    settings = load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"]))
+    key = (floor_hour(utc_now()) - timedelta(hours=8)).strftime(PARTITION_KEY_FORMAT)
+    with AirflowApi(settings) as airflow:
+        dags = sorted(airflow.paused_by_dag([weather.dag_tag]))
+        assert dags == ["weather", "weather_features", "weather_integrity", "weather_training"]
+        eventually(lambda: not airflow.at_work(dags) or None)
+        airflow.set_paused("weather_integrity", True)  # by a person, and so it stays
+        under_way = airflow.trigger("weather", partition_key=key, note="a test")
+        eventually(lambda: "weather.plan" in airflow.at_work(["weather"]) or None)
+        with dags_paused(settings, [weather], print) as paused:
+            queued = airflow.trigger("weather", partition_key=key, note="a test")
+            paused.check()
+            assert airflow.paused_by_dag([weather.dag_tag]) == dict.fromkeys(dags, True)
+            assert airflow.at_work(dags) == []
+            assert [airflow.run_state("weather", run) for run in (under_way, queued)] == ["running", "queued"]
+        assert airflow.paused_by_dag([weather.dag_tag]) == {dag: dag == "weather_integrity" for dag in dags}
+        airflow.set_paused("weather_integrity", False)
+        for run in (under_way, queued):
+            *_, state = airflow.follow("weather", run, timeout_seconds=COMMAND_SECONDS_MAX)
+            assert state == "success"
+        runs = airflow.call("GET", "/dags/weather_features/dagRuns", params={"limit": 100})["dag_runs"]
+        assert "its asset was updated while it was paused" in [run["note"] for run in runs]
+        with dags_paused(settings, [weather], print) as paused:
+            airflow.set_paused("weather_training", False)
+            with pytest.raises(UsageError, match="somebody unpaused weather_training in Airflow meanwhile"):
+                paused.check()
+        assert airflow.paused_by_dag([weather.dag_tag]) == dict.fromkeys(dags, False)
 
 
 def test_dags_that_a_killed_process_had_paused_are_unpaused(
