@@ -43,14 +43,17 @@ _LOG_GENERATION = sql.SQL(
 )
 
 # What was replaced: of a stream answer the batch answer a reader would have had in its stead, of a fresh
-# one whatever was there before it.
+# one whatever was there before it. Batch answers of a generation after the one that answered then are none: by its
+# number, for the clocks of Postgres and of the process that published may differ, and a generation may be rolled back.
 _DUE = """
 SELECT l.source, l.model, l.entity, l.as_of, (l.values ->> %(output)s)::float8, o.as_of, o.values
 FROM prediction_log l LEFT JOIN LATERAL (
     SELECT b.as_of, b.values FROM prediction_log b
     WHERE b.pipeline = l.pipeline AND b.entity = l.entity AND b.served_at <= l.served_at
         AND b.as_of <= l.as_of AND b.as_of >= l.as_of - %(usable_for)s
-        AND (b.source = 'batch' OR (l.source = 'fresh' AND b.source = 'stream'))
+        AND (
+            (b.source = 'batch' AND b.generation <= l.generation) OR (l.source = 'fresh' AND b.source = 'stream')
+        )
     ORDER BY b.as_of DESC, b.served_at DESC LIMIT 1
 ) o ON l.source <> 'batch'
 WHERE l.pipeline = %(pipeline)s AND l.as_of > %(first)s AND l.as_of <= %(last)s AND l.values ? %(output)s

@@ -130,6 +130,19 @@ def test_stream_is_paired_with_the_batch_answer_it_stood_in_for(
     assert (beyond.n, beyond.paired_n) == (1, 0)  # the batch answer of noon says nothing of 18:30
 
 
+def test_a_generation_that_came_later_is_not_what_an_answer_stood_in_for_whatever_the_publishers_clock_says(
+    pipeline: Pipeline, at: Settings, store: PostgresStore, log: PredictionLog
+) -> None:
+    """Both are as of the same hour, and the process that published shows a time long before that of Postgres."""
+    serve(store, log, pipeline, 280.0, NOON)
+    values = {"t2m_1h": 281.0, "t2m_6h": 285.0}
+    store.put_overlays(pipeline.name, [overlay_of("5", NOON + HOUR, 1, values=values)])
+    serve(store, log, pipeline, 290.0, NOON + HOUR)
+    compute(pipeline, at, cutoff=NOON + 3 * HOUR)
+    sums = log.errors(pipeline.name)["t2m_1h", "stream"]
+    assert (sums.paired_n, sums.paired_age, sums.replaced_age) == (1, 3600, 7200)
+
+
 def test_fresh_answers_are_paired_with_whatever_was_there(
     pipeline: Pipeline, at: Settings, store: PostgresStore, log: PredictionLog
 ) -> None:
