@@ -16,7 +16,7 @@ from almanac.errors import DeclarationError, FeatureError
 from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged
 from almanac.settings import Settings
-from features.materialize.watermarks import token_key
+from features.materialize.watermarks import distrust, token_key
 from features.online import OnlineFeatures, open_redis, redis_errors
 from features.online_reading import Features
 from features.rankable import Range, Rows, history_rows, items_in_question, need_items
@@ -122,6 +122,16 @@ class OnlineHistories:
     def push(self, rows: pa.Table) -> None:
         """Write histories, each over an older one: see `OnlineFeatures.push`."""
         self._entities.push(rows)
+
+    def lost(self, entities: Sequence[Any]) -> None:
+        """Have the next materialization send the histories of these entities' partitions whole.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        partitions = sorted({self._pipeline.partitions.partition_of(entity) for entity in entities})
+        with redis_errors():
+            distrust(self._redis, self._pipeline.name, self._view, partitions)
 
     def _written(self) -> tuple[Any, ...]:
         """Tokens of the materializations that wrote the items last: others once there are other rows."""

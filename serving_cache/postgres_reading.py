@@ -12,7 +12,8 @@ from psycopg import sql
 
 from almanac.clock import EPOCH, need_utc
 from almanac.decisions import newest
-from almanac.errors import UsageError
+from almanac.errors import Unavailable, UsageError
+from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.ranked import Value
 from serving_cache.layout import child_name
@@ -55,6 +56,15 @@ WHERE (excluded.as_of, excluded.topic, excluded.kafka_partition, excluded.kafka_
 _ENTITY_OVERLAYS = (
     "SELECT entity, model, as_of, topic, kafka_partition, kafka_offset, values, computed_at FROM overlay "
     "WHERE pipeline = %s AND entity = ANY(%s)"
+)
+
+_OVERLAID = "SELECT DISTINCT entity FROM overlay WHERE pipeline = %s AND entity = ANY(%s)"
+
+_ORIGINS = (
+    "SELECT DISTINCT m.origin, o.entity FROM pointers p "
+    "JOIN generation_partitions m ON m.pipeline = p.pipeline AND m.generation = p.generation "
+    "JOIN generations o ON o.pipeline = m.pipeline AND o.generation = m.origin "
+    "WHERE p.pipeline = %s AND m.partition = ANY(%s)"
 )
 
 _OVERLAYS = (
@@ -155,6 +165,27 @@ class Reading(StoreBase):
         """
         rows = self._client.query(_ENTITY_OVERLAYS, (pipeline, list(entities)))
         return [_overlay_record(row) for row in rows]
+
+    def predicted(self, pipeline: Pipeline, entities: Sequence[EntityKey]) -> set[EntityKey]:
+        """Which of these entities have a prediction of their own: in the generation that answers, or as an overlay.
+
+        A default that answers for whoever is not known is not one.
+
+        Raises:
+            Unavailable: Postgres does not answer, or a generation went meanwhile.
+        """
+        by_name = {str(entity): entity for entity in entities}
+        found = {by_name[name] for (name,) in self._client.query(_OVERLAID, (pipeline.name, list(by_name)))}
+        partitions = sorted({pipeline.partitions.partition_of(entity) for entity in entities})
+        for origin, column in self._client.query(_ORIGINS, (pipeline.name, partitions)):
+            asked = sql.SQL("SELECT {0} FROM {1} WHERE partition = ANY(%s) AND {0} = ANY(%s)").format(
+                sql.Identifier(column), sql.Identifier(child_name(pipeline.name, origin))
+            )
+            try:
+                found.update(key for (key,) in self._client.query(asked, (partitions, list(entities))))
+            except UsageError:  # it was retired since the pointer was read
+                raise Unavailable(f"generation {origin} of {pipeline.name} went meanwhile: ask again") from None
+        return found
 
     def now(self) -> datetime:
         """The time by the server's clock, which is the one that stamps what is stored.

@@ -10,7 +10,10 @@ What keeps a history right:
   worker waits, and says for what; a batch whose wait is over its limit is given up and begun again;
 - rows that the sink has not applied are kept here (`streaming.own_rows`), from the commit on and not before;
 - an event that a history holds is known by its hash, so that a replay folds nothing in twice;
-- of two rows of one moment the later made one is the newer, wherever it is written: a zombie takes nothing back.
+- of two rows of one moment the later made one is the newer, wherever it is written: a zombie takes nothing back;
+- an entity without a row is believed to be new only if the record has no prediction of its own for it either. Else
+  its row was evicted or deleted: a history begun anew would be another's, so the event is a dead letter, and the
+  next materialization sends that partition whole.
 
 An event that is older than all that a history remembers is late: whether it was folded in cannot be told any more. It
 gets no list, and is archived as it is: the next ingest, which has all lines, folds it in where it belongs, and once.
@@ -22,7 +25,7 @@ the items' own features. A return of what a history does not have is a dead lett
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -48,7 +51,14 @@ from features.sources.gates import normalised
 from streaming.applied import Applied
 from streaming.connection import kafka_waits
 from streaming.events import Event
-from streaming.handle import PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, Handled, Sorted, dead_letters_of
+from streaming.handle import (
+    HISTORY_LOST,
+    PREDICTION_INVALID,
+    RETURN_WITHOUT_PURCHASE,
+    Handled,
+    Sorted,
+    dead_letters_of,
+)
 from streaming.models import Model, Predicted, by_each, merged
 from streaming.own_rows import OwnRows
 from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
@@ -73,6 +83,14 @@ class Histories(Protocol):
     def items(self, histories: Ragged, at: datetime) -> Range:
         """The items that lists of entities with these own items may hold."""
         ...
+
+    def lost(self, entities: Sequence[Any]) -> None:
+        """Have the next materialization send the rows of these entities again, for they are gone."""
+        ...
+
+
+Predictions = Callable[[Pipeline, Sequence[Any]], Collection[Any]]
+"""Which of some entities have predictions of their own: `serving_cache.postgres.PostgresStore.predicted` is one."""
 
 
 class Sink(Protocol):
@@ -100,6 +118,7 @@ class _Batch:
     """What became of a batch's events so far."""
 
     histories: dict[EntityKey, Folded | None]
+    lost: Collection[EntityKey] = ()
     folded: list[tuple[Consumed, Event, Folded]] = field(default_factory=list)
     written: list[tuple[Produced, EntityKey, Folded]] = field(default_factory=list)
     refused: list[tuple[Consumed, EventError]] = field(default_factory=list)
@@ -114,6 +133,7 @@ class Folding:
     Args:
         histories: opens the online store; called once, in the worker's thread.
         sink: how far the features sink has come; default: asked of Kafka.
+        predicted: which of some entities have predictions in the record; without it a missing row is believed.
     """
 
     def __init__(
@@ -122,6 +142,7 @@ class Folding:
         settings: Settings,
         histories: Callable[[Pipeline, Settings], Histories],
         sink: Sink | None = None,
+        predicted: Predictions | None = None,
     ) -> None:
         if pipeline.ranking is None or not isinstance(pipeline.source, Interactions):
             raise DeclarationError(
@@ -130,6 +151,7 @@ class Folding:
         self._pipeline, self._ranking, self._source = pipeline, pipeline.ranking, pipeline.source
         self._settings = settings
         self._open = histories
+        self._predicted = predicted
         self._histories: Histories | None = None
         self._sink = sink or Applied(pipeline.features_topic, f"almanac-{pipeline.name}-sink-features", settings)
         self._own = OwnRows[Folded]()
@@ -167,7 +189,8 @@ class Folding:
         self._written, self._placed = {}, {}
         if not batch.events:
             return _handled(self._pipeline, (), (), _Batch(histories={}, refused=list(batch.refused)))
-        done = _Batch(histories=self._read(batch.entities), refused=list(batch.refused))
+        histories = self._read(batch.entities)
+        done = _Batch(histories=histories, lost=self._lost(histories), refused=list(batch.refused))
         made = micros_of(now)
         for origin, event, basket in self._baskets(batch, done):
             try:
@@ -229,6 +252,16 @@ class Folding:
             found[entity] = None if held is None else Folded(row=held[0], at=held[1], created=held[2])
         return found
 
+    def _lost(self, histories: Mapping[EntityKey, Folded | None]) -> Collection[EntityKey]:
+        """The entities whose history is gone, though they are not new."""
+        absent = [entity for entity, row in histories.items() if row is None]
+        if not absent or self._predicted is None:
+            return ()
+        lost = self._predicted(self._pipeline, absent)
+        if lost:
+            self._opened().lost(list(lost))
+        return lost
+
     def _need_caught_up(self) -> None:
         """Wait, by an error that is tried again, until the sink is past what was committed at the assignment."""
         if self._caught_up:
@@ -266,6 +299,13 @@ class Folding:
             EventError: it cannot be.
         """
         held = done.histories[event.entity]
+        if event.entity in done.lost:
+            raise EventError(
+                HISTORY_LOST,
+                f"Redis lost the history of {self._pipeline.entity} {event.entity}, which has predictions of its own: "
+                "run the pipeline's DAG, so that what the archive has comes back too, then "
+                f"`almanac redrive {self._pipeline.name} --reason {HISTORY_LOST}`",
+            )
         found = advance(None if held is None else held.row, basket)
         if not found.folded and held is not None:
             if basket.hash in held.row["seen"]:

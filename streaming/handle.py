@@ -54,6 +54,7 @@ FEATURES_MISSING = "features-missing"
 FEATURES_EXPIRED = "features-expired"
 PREDICTION_INVALID = "prediction-invalid"
 RETURN_WITHOUT_PURCHASE = "return-without-purchase"
+HISTORY_LOST = "history-lost"
 """Where events carry lines: see `streaming.folding`."""
 
 Home = Callable[[EntityKey], int]

@@ -105,6 +105,7 @@ def recruit(
         online=partial(OnlineFeatures, dated=True),
         observation_row=observation_row,
         histories=OnlineHistories if pipeline.lines is not None else None,
+        predicted=PostgresStore(found.need("postgres_url")).predicted,  # not the sinks': nobody waits for their writes
         now=lambda: steady.now().now,
         answering=answering,
     )

@@ -17,14 +17,21 @@ from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming.dead_letters import Listed, dead_letters
 from streaming.events import REASONS
-from streaming.handle import FEATURES_EXPIRED, FEATURES_MISSING, PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE
+from streaming.handle import (
+    FEATURES_EXPIRED,
+    FEATURES_MISSING,
+    HISTORY_LOST,
+    PREDICTION_INVALID,
+    RETURN_WITHOUT_PURCHASE,
+)
 from streaming.publish import Outgoing, publish
 from streaming.records import ERROR_HEADERS, HEADER_INCARNATION, HEADER_ORIGIN
 
 LIMIT_DEFAULT = 1_000
 LIMIT_MAX = 40_000
 """Dead letters sent again at once; also as many as are looked at, from the newest back."""
-ALL_REASONS = (*REASONS, FEATURES_MISSING, FEATURES_EXPIRED, PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE)
+HANDLING_REASONS = (FEATURES_MISSING, FEATURES_EXPIRED, PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, HISTORY_LOST)
+ALL_REASONS = (*REASONS, *HANDLING_REASONS)
 
 
 @dataclass(frozen=True, kw_only=True)

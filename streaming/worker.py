@@ -43,7 +43,7 @@ from streaming import handle
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer, open_transactional_producer
 from streaming.duplicates import Duplicates
 from streaming.events import declared
-from streaming.folding import Folding, Histories
+from streaming.folding import Folding, Histories, Predictions
 from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
 from streaming.models import Answering, CurrentModels
@@ -85,12 +85,14 @@ class Surroundings:
         observation_row: the observation view's columns of an event.
         histories: the same, where events carry lines; it stands in for the two above.
         now: the clock.
+        predicted: which entities have predictions in the record: see `streaming.folding`.
         answering: follows the generation that answers; without it events are scored by the alias's model alone.
     """
 
     online: Callable[[Pipeline, Settings], Online]
     observation_row: handle.ObservationRow
     histories: Callable[[Pipeline, Settings], Histories] | None = None
+    predicted: Predictions | None = None
     now: Callable[[], datetime] = utc_now
     answering: Answering | None = None
 
@@ -123,7 +125,7 @@ class Worker:
         self._online: Online | None = None
         self._folding: Folding | None = None
         if pipeline.lines is not None and around.histories is not None:
-            self._folding = Folding(pipeline, settings, around.histories)
+            self._folding = Folding(pipeline, settings, around.histories, predicted=around.predicted)
 
     def run(self, stop: threading.Event) -> None:
         """Handle events until `stop` is set; a batch that has begun is finished or abandoned whole."""

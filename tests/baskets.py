@@ -90,6 +90,7 @@ class HistoriesInMemory:
     def __init__(self, pipeline: Pipeline | None = None, settings: Settings | None = None) -> None:
         self.rows: dict[Any, tuple[dict[str, Any], int, int]] = {}
         self.items_at = 0
+        self.asked_again: list[Any] = []
 
     def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
         """As `OnlineHistories` does."""
@@ -98,6 +99,10 @@ class HistoriesInMemory:
     def items(self, histories: Ragged, at: datetime) -> Range:
         """All of them, older than any event."""
         return Range(items(), self.items_at)
+
+    def lost(self, entities: Sequence[Any]) -> None:
+        """As `OnlineHistories` does."""
+        self.asked_again += entities
 
 
 _KINDS = {"int64": "INT64", "int64s": "INT64_LIST", "strings": "STRING_LIST"}
@@ -137,6 +142,13 @@ class PackedHistories:
     def items(self, histories: Ragged, at: datetime) -> Range:
         """All of them, older than any event."""
         return Range(items(), 0)
+
+    def lost(self, entities: Sequence[Any]) -> None:
+        """As `OnlineHistories` does; nothing here is materialized."""
+
+    def keys(self, entities: Sequence[Any]) -> list[bytes]:
+        """Where the histories of these entities lie."""
+        return self._reader.keys(entities)
 
     def push(self, rows: pa.Table) -> None:
         """As `OnlineFeatures` does."""

@@ -45,6 +45,20 @@ def tokens(client: Redis, pipeline: str, view: str, partitions: int) -> dict[int
     return {number: token.decode() for number, token in enumerate(found) if token is not None}
 
 
+# One that is not there is not put: an emptied store must not look filled.
+_DISTRUST = """
+for at = 2, #ARGV do
+  if redis.call('HEXISTS', KEYS[1], ARGV[at]) == 1 then redis.call('HSET', KEYS[1], ARGV[at], ARGV[1]) end
+end
+"""
+
+
+def distrust(client: Redis, pipeline: str, view: str, partitions: Sequence[int]) -> None:
+    """Have the next materialization send these partitions whole, for some of their rows are gone."""
+    fields = [f"{view}:{number}" for number in partitions]
+    client.eval(_DISTRUST, 1, token_key(pipeline), new_token(None), *fields)
+
+
 def put_token(client: Redis, pipeline: str, view: str, partitions: Sequence[int], token: str) -> None:
     """Note in Redis that what was written before this is there."""
     client.hset(token_key(pipeline), mapping={f"{view}:{number}": token for number in partitions})

@@ -9,11 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import redis
 
-from almanac.clock import EPOCH, format_time, utc_now
+from almanac.clock import EPOCH, format_time, micros_of, utc_now
 from almanac.errors import UsageError
 from almanac.settings import Settings, load_settings
+from features.interactions.fold import Event as Basket
+from features.interactions.fold import advance
 from features.online import observation_row
 from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
@@ -26,7 +30,7 @@ from streaming.sink import Features, Overlays
 from streaming.topics import ensure_topics
 from streaming.worker import Surroundings, Worker
 from tests.baskets import RANGE, PackedHistories, basket_pipeline, register_sums
-from tests.generations import new_name
+from tests.generations import new_name, overlay_of
 from tests.streams import FeaturesInMemory, eventually, read_topic
 
 HANDLED = ""
@@ -135,3 +139,38 @@ def test_every_hostile_basket_is_handled_or_a_dead_letter_and_nothing_is_lost(se
         overlays = {found.entity: found for found in record.overlays(pipeline.name, model, EPOCH)}
         assert set(NAMES) <= overlays.keys()
         assert all(copy.overlays(pipeline.name, name) == {model: overlays[name]} for name in NAMES)
+
+
+def test_an_event_of_whose_history_redis_lost_is_a_dead_letter_and_a_new_customer_has_a_list(
+    settings: Settings, store: PostgresStore
+) -> None:
+    pipeline = basket_pipeline(new_name())
+    migrate(settings.need("postgres_url"), [pipeline])
+    register_sums(settings, pipeline)
+    ensure_topics(pipeline, settings)
+    now, online = utc_now(), PackedHistories(pipeline, settings)
+    before = now - timedelta(hours=1)
+    for name in ("kept", "deleted"):
+        store.put_overlays(pipeline.name, [overlay_of(name, before, 1)])
+        found = advance(None, Basket(entity=name, at=micros_of(before), lines=((RANGE[1], 1.0, 1.0),)))
+        row = {**found.row, "customer_id": name, "event_timestamp": before, "created_timestamp": before}
+        online.push(pa.Table.from_pylist([row]))
+    with redis.Redis.from_url(settings.need("redis_url")) as client:
+        assert client.delete(*online.keys(["deleted"])) == 1
+    sent = [basket(name) for name in ("kept", "deleted", "new")]
+    publish([Outgoing(value=json.dumps(body).encode(), key=key.encode()) for body, key in sent], pipeline, settings)
+    around = Surroundings(
+        online=FeaturesInMemory, observation_row=observation_row, histories=PackedHistories, predicted=store.predicted
+    )
+    worker, crew = Worker(pipeline, settings, around), Crew(threading.Event())
+    crew.start("worker", lambda: worker.run(crew.stop))
+    try:
+        eventually(lambda: worker.report.counts.get("events", 0) >= len(sent) or crew.failures)
+    finally:
+        crew.stop.set()
+        assert crew.join()
+    assert not crew.failures
+    (letter,) = [read_dead_letter(record) for record in read_topic(settings, pipeline.dead_letter_topic)]
+    assert (letter.reason, letter.key) == ("history-lost", b"deleted")
+    assert {record.key for record in read_topic(settings, pipeline.predictions_topic)} == {b"kept", b"new"}
+    assert {record.key for record in read_topic(settings, pipeline.features_topic)} == {b"kept", b"new"}

@@ -24,7 +24,7 @@ from features.ingest import refresh
 from features.interactions.fold import Event, advance
 from features.interactions.history import HISTORY, STATS, TOGETHER, windows_at
 from features.materialize.run import materialize
-from features.materialize.watermarks import put_token, token_key
+from features.materialize.watermarks import put_token, token_key, tokens
 from features.offline.reading import historical
 from features.online import OnlineFeatures, observation_row
 from features.online_histories import ITEMS_KEPT, OnlineHistories
@@ -178,6 +178,14 @@ def test_an_entity_without_a_row_is_new_only_where_its_partition_was_materialize
     with redis.Redis.from_url(stored.settings.need("redis_url")) as client:
         put_token(client, name, "customer_history", range(SMALL.partitions.count), "done")
         assert online.read(["nobody has seen me"]) == {"nobody has seen me": None}
+        number = SMALL.partitions.partition_of("nobody has seen me")
+        online.lost(["nobody has seen me"])
+        after = tokens(client, name, "customer_history", SMALL.partitions.count)
+        assert {n for n, token in after.items() if token != "done"} == {number}  # it alone is sent again
+        client.hdel(token_key(name), f"customer_history:{number}")
+        online.lost(["nobody has seen me"])  # an emptied store does not look filled
+        with pytest.raises(FeatureError, match="the online store has no customer_history of bucket"):
+            online.read(["nobody has seen me"])
         client.delete(token_key(name))
 
 

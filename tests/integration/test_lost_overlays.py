@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -16,7 +18,10 @@ import redis
 from almanac import metrics
 from almanac.clock import utc_now
 from almanac.pipeline import Pipeline
+from almanac.settings import load_settings
+from almanac.stack import health, status
 from almanac.stack import redis as stack_redis
+from almanac.stack.places import Places
 from almanac.stack.servers import running_redis
 from almanac.steady import SystemClock
 from serving_cache import layout
@@ -27,7 +32,14 @@ from serving_cache.overlaid import SLICES, slice_key, slice_of
 from serving_cache.postgres import PostgresStore
 from serving_cache.reconciler import PROCESS, SLICES_PER_STEP, Reconciler
 from serving_cache.redis import RedisStore
-from tests.generations import grid_pipeline, migrated, overlay_of, published_generation
+from tests.generations import (
+    bucket_pipeline,
+    grid_pipeline,
+    list_pipeline,
+    migrated,
+    overlay_of,
+    published_generation,
+)
 
 CELL = "17"
 OTHERS = ("3", "5", "9")
@@ -183,9 +195,45 @@ def test_a_redis_that_may_evict_is_said(stores: Stores, caplog: pytest.LogCaptur
     assert any("keeps what it was given" in record.message for record in caplog.records)
 
 
+def test_the_status_of_the_stack_warns_of_a_redis_that_may_evict(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = load_settings(state_dir=tmp_path, redis_url=stores.urls[0])
+
+    def survey(*asked: object) -> list[health.ProgramStatus]:
+        row: dict[str, Any] = {"state": "running", "pid": 1, "since": None, "restarts": 0, "address": None}
+        return [health.ProgramStatus(name="redis", why_not=None, warns_of=health.warns_of("redis", known), **row)]
+
+    monkeypatch.setattr(health, "survey", survey)
+    monkeypatch.setattr(health, "alerts", lambda settings: [])
+    monkeypatch.setattr(status, "Supervisor", lambda places: SimpleNamespace(alive=lambda: True))
+    for policy, warned in (("noeviction", False), ("allkeys-lru", True), ("volatile-ttl", True), ("noeviction", False)):
+        stores.raw.config_set("maxmemory-policy", policy)
+        assert status.report(Places.of(tmp_path), as_json=False)  # it is healthy all the same
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+        assert [f"WARNING redis: maxmemory-policy is {policy}, so it may evict" in line for line in lines] == [
+            True
+        ] * warned
+
+
 def test_an_overlay_that_is_put_again_is_kept_on(stores: Stores) -> None:
     moment: datetime = utc_now() - timedelta(minutes=1)
     stores.cache.put_overlays(stores.grid.name, [overlay_of("8", moment, 1)], timedelta(seconds=1_000))
     stores.raw.expire(stores.key("8"), 10)
     assert stores.cache.put_overlays(stores.grid.name, [overlay_of("8", moment, 1)], timedelta(seconds=1_000)) == 0
     assert stores.raw.ttl(stores.key("8")) > 900  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("made", [bucket_pipeline, list_pipeline])
+def test_the_record_tells_who_has_predictions_of_its_own_from_who_is_new(
+    postgres_url: str, store: PostgresStore, made: Callable[[], Pipeline]
+) -> None:
+    users = migrated(postgres_url, made())
+    assert store.predicted(users, ["user-1é"]) == set()  # nothing is published
+    published_generation(store, users, 1.0)
+    store.put_overlays(users.name, [overlay_of("in the stream", utc_now(), 1)])
+    asked = ["user-1é", "user-2é", "in the stream", "a stranger", "user-1é'); --"]
+    assert store.predicted(users, asked) == {"user-1é", "user-2é", "in the stream"}
+    grid = migrated(postgres_url, grid_pipeline())
+    published_generation(store, grid, 1.0)
+    assert store.predicted(grid, [17, 3]) == {17, 3}

@@ -213,6 +213,9 @@ class _Store:
     def read(self, entities: Sequence[Any]) -> Mapping[Any, None]:
         return dict.fromkeys(entities)
 
+    def lost(self, entities: Sequence[Any]) -> None:
+        """Nothing is."""
+
     def items(self, histories: Ragged, at: datetime) -> Range:
         asking = items_in_question(histories)
         keys = next(asking)

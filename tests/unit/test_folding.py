@@ -80,7 +80,11 @@ class Worker:
         self.store, self.sink = HistoriesInMemory(), SinkInMemory()
         self.scorer: Scores = Sums()
         self.models: list[Model[Scores]] = []
-        self.folding = Folding(PIPELINE, SETTINGS, lambda pipeline, settings: self.store, self.sink)
+        self.predicted: set[str] = set()
+        self.folding = Folding(
+            PIPELINE, SETTINGS, lambda pipeline, settings: self.store, self.sink,
+            lambda pipeline, entities: self.predicted & {*entities},
+        )  # fmt: skip
         self.topic: list[FeatureRow] = []
         self.offset = 0
 
@@ -146,6 +150,24 @@ def test_a_purchase_ranks_as_of_its_moment_and_leaves_out_what_was_bought() -> N
     assert RANGE[4] in found.items  # its neighbour
     assert len(found.items) == 10
     assert found.attributes["price"][0] > 0
+
+
+def test_a_history_that_was_lost_is_not_begun_anew_and_who_is_new_is_served_beside_it() -> None:
+    worker = Worker()
+    worker.handle(("c1", [(RANGE[0], 1, 1.0)], at(0)))
+    worker.apply()
+    worker.folding.reassigned()
+    before, worker.predicted = worker.store.rows.pop("c1"), {"c1"}  # DEL, or evicted
+    done = worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)), ("c2", [(RANGE[2], 1, 1.0)], at(1)))
+    assert reasons(done) == {"history-lost": 1}
+    assert listed(done).entity == "c2"
+    assert [row.entity for row in worker.topic] == ["c1", "c2"]  # nothing of c1 but what was there before
+    assert worker.store.asked_again == ["c1"]
+    letter = json.dumps([[name, value.decode()] for name, value in done.dead_letters[0].headers])
+    assert "almanac redrive baskets --reason history-lost" in letter
+    worker.store.rows["c1"] = before  # a materialization sent it again
+    assert reasons(worker.handle(("c1", [(RANGE[1], 1, 1.0)], at(1)), first=1)) == {}
+    assert worker.topic[-1].folded.row["bought_items"] == [RANGE[1], RANGE[0]]  # type: ignore[union-attr]
 
 
 def test_the_next_batch_sees_a_row_that_the_sink_has_not_applied_and_then_the_stores() -> None:
