@@ -37,6 +37,7 @@ from jobs.training.convert import Fitted, Link, Recipe
 from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import EXPECTED, GOLDEN_ROWS
 from jobs.training.fitting import Made, Progress, inputs_of, libraries, make, proved
+from jobs.training.tree_text import read_text
 from jobs.training.trees import trees_of
 
 if TYPE_CHECKING:
@@ -306,13 +307,13 @@ def _outputs_of(what: str, model: onnx.ModelProto, pipeline: Pipeline) -> dict[s
 def _booster(path: Path) -> lightgbm.Booster:
     import lightgbm
 
-    text = _read(path)
+    text = read_text(_read(path), path.name)
     try:
-        booster = lightgbm.Booster(model_str=text.decode())
-        # What a text without any tree, or of another program, is found out by.
+        booster = lightgbm.Booster(model_str=text)
+        # What a text without any tree is noticed by.
         if not booster.num_trees() or booster.num_model_per_iteration() != 1:
             raise ModelError(f"{path.name} does not answer one number a row: train one model per output")
-    except (lightgbm.basic.LightGBMError, UnicodeDecodeError, ValueError) as error:
+    except (lightgbm.basic.LightGBMError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path.name} is not a LightGBM model's text ({reason}): save it with save_model") from None
     return booster

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.errors import ModelError
+from jobs.training.tree_text import sections_of
 
 if TYPE_CHECKING:
     import lightgbm
@@ -69,8 +70,7 @@ def trees_of(booster: lightgbm.Booster, what: str) -> tuple[Tree, ...]:
     Raises:
         ModelError: what the trees ask or answer cannot be said exactly; names the features and what to do.
     """
-    head, *bodies = booster.model_to_string().split("\nTree=")
-    sections = [_fields(body.split("\nend of trees")[0]) for body in bodies]
+    head, sections = sections_of(booster.model_to_string())
     names = booster.feature_name()
     if any(section.get("is_linear", "0").strip() != "0" for section in sections):
         used = {int(word) for section in sections for word in section.get("leaf_features", "").split()}
@@ -83,10 +83,6 @@ def trees_of(booster: lightgbm.Booster, what: str) -> tuple[Tree, ...]:
     _need_numbers(what, trees)
     _need_plain_categories(what, booster, trees, names)
     return trees
-
-
-def _fields(text: str) -> Mapping[str, str]:
-    return dict(line.split("=", 1) for line in text.split("\n") if "=" in line)
 
 
 def _tree(section: Mapping[str, str], share: float) -> Tree:
