@@ -174,7 +174,7 @@ def _reach(items: Items, available: str | None) -> _Reach:
     liked_place[popular[back]] = back
     liked_prior[popular[back]] = np.float32(POPULAR_PRIOR) / (1 + back.astype(np.float32) / np.float32(POPULAR_HALF))
     liked = np.flatnonzero(liked_place >= 0)
-    prices = items.columns.get(PRICE, np.zeros(number, np.float32))
+    prices = items.columns.get(PRICE, np.zeros(number)).astype(np.float32)  # the same whichever items are at hand
     clean = np.where(np.isfinite(prices) & (prices > 0), prices, np.float32(0))
     made = _Reach(usable, near, weights.values[there], lengths, liked, liked_place, liked_prior, clean)
     items.memo["reach", available] = made

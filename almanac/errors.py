@@ -71,7 +71,7 @@ class FeatureError(DataError):
 
 
 class PredictionError(DataError):
-    """A model answered NaN or infinity; nothing was published."""
+    """A model answered NaN or infinity, or cannot be asked what the features say; nothing was published."""
 
 
 class EventError(DataError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from almanac.errors import PredictionError
 from almanac.ragged import offsets_of
 from almanac.ranked import RankedList
-from almanac.ranking import Entities, Items, Lists, Pairs, candidates, matrix, top
+from almanac.ranking import Entities, Items, Lists, Pairs, candidates, matrix, need_told_apart, top
 from almanac.ranking_declared import Ranking
 from almanac.ranking_rows import Floats
 
@@ -71,8 +71,10 @@ def prepared(entities: Entities, items: Items, columns: Sequence[str], ranking: 
 
     Raises:
         FeatureError: a column or list that is needed is not there.
+        PredictionError: a number that the model reads, or the list shows, is one that float32 cannot hold.
     """
     pairs = candidates(entities, items, ranking)
+    need_told_apart(items.columns, ranking.attributes, pairs.item_index, items.keys)
     return Prepared(pairs, matrix(entities, items, pairs, columns))
 
 
@@ -122,7 +124,7 @@ def ranked(lists: Lists, items: Items, attributes: tuple[str, ...]) -> list[Rank
     """Lists with the items' keys and attributes."""
     keys, scores = items.keys, lists.scores.tolist()
     places = lists.item_index.tolist()
-    columns = {name: items.columns[name][lists.item_index].tolist() for name in attributes}
+    columns = {name: items.columns[name][lists.item_index].astype(np.float32).tolist() for name in attributes}
     ends = lists.offsets.tolist()
     return [
         RankedList(

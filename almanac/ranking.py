@@ -33,8 +33,8 @@ from almanac.candidate_items import candidates as candidates
 from almanac.errors import FeatureError, PredictionError
 from almanac.ragged import Ragged as Ragged
 from almanac.ragged import Wholes, best, offsets_of
+from almanac.ranking_rows import WHOLE_MAX, Floats, Numbers, Places, rounded_away
 from almanac.ranking_rows import Entities as Entities
-from almanac.ranking_rows import Floats, Places
 from almanac.ranking_rows import Items as Items
 
 MATRIX_ROWS = 2_048
@@ -67,10 +67,13 @@ def matrix(entities: Entities, items: Items, pairs: Pairs, inputs: Sequence[str]
 
     Raises:
         FeatureError: a column is nobody's, or both an entity's and an item's.
+        PredictionError: a number is one that float32 would replace by a neighbour; names the column and whose it is.
     """
     own, theirs, items_own = _whose(entities, items, pairs, inputs)
+    need_told_apart(entities.columns, [inputs[place] for place in theirs], pairs.entity_index, entities.keys)
+    need_told_apart(items.columns, [inputs[place] for place in items_own], pairs.item_index, items.keys)
     made = np.empty((len(pairs), len(inputs)), np.float32)
-    sides: list[tuple[slice | list[int], Floats, NDArray[Any]]] = []
+    sides: list[tuple[slice | list[int], Numbers, NDArray[Any]]] = []
     if theirs:
         sides.append((_span(theirs), _stacked(entities.columns, inputs, theirs), pairs.entity_index))
     if items_own:
@@ -82,6 +85,32 @@ def matrix(entities: Entities, items: Items, pairs: Pairs, inputs: Sequence[str]
         for index in own:
             made[rows, index] = pairs.columns[inputs[index]][rows]
     return made
+
+
+def need_told_apart(
+    columns: Mapping[str, Numbers], names: Sequence[str], places: NDArray[Any], keys: Sequence[Any]
+) -> None:
+    """Refuse what a list would be ranked by, or show, as if it were another number.
+
+    Args:
+        names: of the columns that are read.
+        places: of the entities or items that are read.
+        keys: of all of them.
+
+    Raises:
+        PredictionError: names the column, the number and whose it is.
+    """
+    for name in names:
+        if name not in columns or columns[name].dtype == np.float32:
+            continue
+        bad = np.flatnonzero(rounded_away(columns[name])[places])
+        if len(bad):
+            place = int(places[bad[0]])
+            raise PredictionError(
+                f"{name} of {keys[place]} is {columns[name][place]:.17g}: from {WHOLE_MAX:,.0f} on float32 does not "
+                "tell whole numbers apart, and lists read float32 alone: give it relative to something, such as days "
+                "since, or declare it Float32 if that is all it means"
+            )
 
 
 def _whose(
@@ -106,16 +135,16 @@ def _whose(
     return own, theirs, items_own
 
 
-def _stacked(columns: Mapping[str, Floats], inputs: Sequence[str], places: Sequence[int]) -> Floats:
+def _stacked(columns: Mapping[str, Numbers], inputs: Sequence[str], places: Sequence[int]) -> Numbers:
     """Some of the inputs side by side."""
-    return np.stack([columns[inputs[place]] for place in places], axis=1)
+    return np.stack([columns[inputs[place]] for place in places], axis=1)  # type: ignore[return-value]
 
 
-def _of_items(items: Items, inputs: Sequence[str], places: Sequence[int]) -> Floats:
+def _of_items(items: Items, inputs: Sequence[str], places: Sequence[int]) -> Numbers:
     asked = ("columns", *(inputs[place] for place in places))
     if asked not in items.memo:
         items.memo[asked] = _stacked(items.columns, inputs, places)
-    found: Floats = items.memo[asked]
+    found: Numbers = items.memo[asked]
     return found
 
 

@@ -18,8 +18,11 @@ from almanac.ranking_declared import ANY_ITEM
 NEIGHBOURS, NEIGHBOUR_WEIGHTS = "together_items", "together_weights"
 """Of an item: the items that go with it, closest first, and how closely, above 0."""
 ITEMS_MAX = 1 << 20
+WHOLE_MAX = 2.0**24
+"""From here on float32, which is all that a model of lists reads, does not tell neighbouring whole numbers apart."""
 
 Floats = NDArray[np.float32]
+Numbers = NDArray[np.float32] | NDArray[np.float64]
 Places = NDArray[np.int32]
 
 
@@ -29,14 +32,14 @@ class Items:
 
     Args:
         keys: sorted, each once.
-        columns: float32 (items,) by name.
+        columns: (items,) by name, float32, or float64 as `narrowed` says.
         neighbours: places of each item's neighbours, int32; -1 is an item that is not known.
         weights: of the neighbours, float32; offsets are those of `neighbours`.
         popular: places of what is popular, best first, int32.
     """
 
     keys: tuple[str, ...]
-    columns: Mapping[str, Floats]
+    columns: Mapping[str, Numbers]
     neighbours: Ragged
     weights: Ragged
     popular: Places
@@ -65,7 +68,7 @@ class Items:
         _, neighbours = picked(Ragged(flat, together.offsets), rows)
         _, picked_weights = picked(Ragged(weights.values.astype(np.float32), weights.offsets), rows)
         popular = flat[together.offsets[any_row[0]] : together.offsets[any_row[0] + 1]] if any_row else flat[:0]
-        plain = {name: np.asarray(values)[rows].astype(np.float32) for name, values in columns.items()}
+        plain = {name: narrowed(np.asarray(values)[rows]) for name, values in columns.items()}
         return cls(found, plain, neighbours, picked_weights, popular)
 
     @cached_property
@@ -118,13 +121,13 @@ class Entities:
     Args:
         keys: as they are stored and served.
         moments: that the list speaks as of, microseconds since 1970, int64 (entities,).
-        columns: float32 (entities,) by name, as of the moment.
+        columns: (entities,) by name, as of the moment: float32, or float64 as `narrowed` says.
         lists: by name; those of items hold places among `Items.keys`, -1 for what is not known.
     """
 
     keys: Sequence[Any]
     moments: Wholes
-    columns: Mapping[str, Floats]
+    columns: Mapping[str, Numbers]
     lists: Mapping[str, Ragged]
 
     def __len__(self) -> int:
@@ -138,6 +141,27 @@ class Entities:
             {name: values[start:stop] for name, values in self.columns.items()},
             {name: values.part(start, stop) for name, values in self.lists.items()},
         )
+
+
+def narrowed(values: NDArray[Any]) -> Numbers:
+    """A column as float32; it stays float64 if it has a number that `rounded_away` names, for its readers to refuse.
+
+    Whole numbers become doubles first, as they are where online features are read.
+    """
+    if values.dtype == np.float32:
+        return values
+    wide = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return wide if rounded_away(wide).any() else wide.astype(np.float32)
+
+
+def rounded_away(values: Numbers) -> NDArray[np.bool_]:
+    """Which numbers of `WHOLE_MAX` and more float32 would replace by a neighbour; one beyond its range is infinite."""
+    if values.dtype == np.float32:
+        return np.zeros(len(values), np.bool_)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    return np.asarray(np.isfinite(narrow) & (np.abs(values) >= WHOLE_MAX) & (narrow != values))
 
 
 def places_of(known: Mapping[str, int], keys: Sequence[str] | NDArray[Any]) -> Places:

@@ -20,7 +20,7 @@ from almanac.ragged import Ragged, Wholes
 from almanac.ranking import HISTORY_MAX, SEEDS_MAX
 from almanac.ranking import NEIGHBOURS_MAX as SEED_NEIGHBOURS_MAX
 from almanac.ranking_declared import ANY_ITEM
-from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items
+from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items, narrowed
 from features.interactions.history import HISTORY as HISTORY_COLUMNS
 from features.interactions.history import empty_history, windows_at
 from features.online_reading import NEVER, PRESENT, Features
@@ -61,7 +61,7 @@ def entities_of(
     if isinstance(pipeline.source, Interactions):
         wholes = {name: np.asarray(values).astype(np.int64) for name, values in columns.items()}
         return Entities(keys, moments, windows_at(wholes, lists, moments), lists)
-    return Entities(keys, moments, {name: values.astype(np.float32) for name, values in columns.items()}, lists)
+    return Entities(keys, moments, {name: narrowed(values) for name, values in columns.items()}, lists)
 
 
 def placed(entities: Entities, items: Items) -> Entities:

@@ -97,7 +97,7 @@ def range_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> rankab
             if _is_list(column.type):
                 lists[name] = ragged_of(column)
             else:
-                columns[name] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
+                columns[name] = _numbers(pipeline, ranking.item, name, column)
     newest = max(of_any) if max(of_any) > NEVER else max(of_all)
     return rankable.Range(Items.of(keys.to_pylist(), columns, lists), newest)
 
@@ -229,6 +229,18 @@ def _views(
     with registry_errors():
         views, refs = views_and_refs(store, store.get_feature_service(service))
     return views_of(store.config, views, refs, False, bounds)
+
+
+def _numbers(pipeline: Pipeline, item: str, name: str, column: pa.Array) -> NDArray[np.float64]:
+    import pyarrow as pa
+
+    try:
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise FeatureError(
+            f"pipeline {pipeline.name}: {name} of the {item} is {column.type}, expected numbers: leave it out of the "
+            "FeatureService that ranking.features names"
+        ) from None
 
 
 def _one(column: Any) -> Any:

@@ -23,6 +23,7 @@ from almanac.list_scoring import Prepared, prepared, scored
 from almanac.pipeline import Pipeline
 from almanac.ragged import offsets_of
 from almanac.ranked import RankedList
+from almanac.ranking import need_told_apart
 from almanac.ranking_declared import Ranking
 from almanac.settings import Settings
 from jobs.building import keys_of
@@ -76,7 +77,7 @@ class Listed:
                 f"the items of {self.pipeline.name} have no column {', '.join(absent)}: add it to a view of "
                 f"{self.ranking.features}, or correct Ranking.attributes"
             )
-        return {name: self.items.columns[name] for name in self.ranking.attributes}
+        return {name: self.items.columns[name].astype(np.float32) for name in self.ranking.attributes}
 
     @cached_property
     def digest(self) -> str:
@@ -92,8 +93,14 @@ class Listed:
         return digest.hexdigest()
 
     def default(self) -> RankedList:
-        """What is popular and available, for entities that have no list; scores fall evenly from 1."""
-        places = self.items.liked(self.ranking.available)[: self.ranking.kept].tolist()
+        """What is popular and available, for entities that have no list; scores fall evenly from 1.
+
+        Raises:
+            PredictionError: an attribute is a number that float32 cannot hold.
+        """
+        shown = self.items.liked(self.ranking.available)[: self.ranking.kept]
+        need_told_apart(self.items.columns, self.ranking.attributes, shown, self.items.keys)
+        places = shown.tolist()
         return RankedList(
             items=tuple(self.items.keys[place] for place in places),
             scores=tuple(1 - number / len(places) for number in range(len(places))),

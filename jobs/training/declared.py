@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from almanac.errors import FeatureError
 from almanac.pipeline import Pipeline
+from almanac.ranking_rows import WHOLE_MAX
 from almanac.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 NARROW = frozenset({"FLOAT", "BOOL"})
 """Feast's types of which float32 holds every number."""
-WHOLE_MAX = 2.0**24
-"""From here on float32 does not tell neighbouring whole numbers apart."""
 
 
 def doubles_of(
