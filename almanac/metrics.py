@@ -165,6 +165,12 @@ STREAM_TOPICS_LOST = Counter(
     "Times that a topic was found to be deleted, or deleted and made again.",
     ("pipeline", "topic"),
 )
+STREAM_TOPIC_DIFFERENCES = Gauge(
+    "almanac_stream_topic_differences",
+    "In how many ways a topic is worse than it is declared: compacted, shorter retention, smaller records, fewer "
+    "partitions.",
+    ("pipeline", "topic"),
+)
 STREAM_RECORDS_LOST = Counter(
     "almanac_stream_records_lost_total",
     "Records that were deleted before a worker or sink had read them, at most.",

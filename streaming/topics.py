@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from almanac.errors import UsageError
+from almanac.errors import AlmanacError, UsageError
+from almanac.metrics import STREAM_TOPIC_DIFFERENCES
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming.connection import kafka_errors, open_admin
 from streaming.events import EVENT_BYTES_MAX, declared
 from streaming.pause import Pause
+from streaming.report import Report
 
 PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
@@ -50,12 +53,16 @@ class Topic:
             self.name,
             num_partitions=self.partitions,
             replication_factor=BROKER_DEFAULT,
-            config={
-                "cleanup.policy": "delete",
-                "retention.ms": str(int(self.retention.total_seconds() * 1000)),
-                "max.message.bytes": str(self.record_bytes_max),
-            },
+            config=self.config(),
         )
+
+    def config(self) -> dict[str, str]:
+        """Its settings."""
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+            "max.message.bytes": str(self.record_bytes_max),
+        }
 
 
 def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
@@ -103,6 +110,69 @@ def ensure_topics(pipeline: Pipeline, settings: Settings) -> list[str]:
         if created:
             _wait_for_leaders(admin, settings, [topic for topic in missing if topic.name in created])
         return created
+
+
+def differing(pipeline: Pipeline, settings: Settings) -> dict[str, list[str]]:
+    """How topics that somebody else made are worse than declared, by topic; those that are not are absent.
+
+    Raises:
+        Unavailable: no broker answered.
+        UsageError: a topic is missing.
+    """
+    wanted = {topic.name: topic for topic in topics(pipeline)}
+    with kafka_errors(f"topics of pipeline {pipeline.name} cannot be compared with their declaration", settings):
+        admin = open_admin(settings)
+        asked = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
+        present = admin.list_topics(timeout=REQUEST_SECONDS_MAX).topics
+        found = {}
+        for resource, answer in admin.describe_configs(asked, request_timeout=REQUEST_SECONDS_MAX).items():
+            config = {name: entry.value for name, entry in answer.result(SILENCE_SECONDS_MAX).items()}
+            partitions = len(present[resource.name].partitions) if resource.name in present else 0
+            if said := worse(wanted[resource.name], partitions, config):
+                found[resource.name] = said
+        return found
+
+
+def say_differing(pipeline: Pipeline, settings: Settings, report: Report, said: set[str]) -> None:
+    """Say once how topics that somebody else made are worse than declared; nobody is hindered.
+
+    Args:
+        said: what is said already; more is added.
+    """
+    try:
+        found = differing(pipeline, settings)
+    except AlmanacError as error:  # such as a broker that lets nobody see settings
+        found, lines = {}, [str(error)]
+    else:
+        lines = [f"topic {name} is not as declared: {'; '.join(ways)}" for name, ways in found.items()]
+    for line in lines:
+        if line not in said:
+            report.warn(line)
+        said.add(line)
+    for topic in topics(pipeline):
+        STREAM_TOPIC_DIFFERENCES.labels(pipeline.name, topic.name).set(len(found.get(topic.name, ())))
+
+
+def worse(topic: Topic, partitions: int, config: Mapping[str, str | None]) -> list[str]:
+    """What of a topic is less than declared.
+
+    Args:
+        partitions: how many it has.
+        config: its settings, as a broker says them; one that it does not say counts as declared.
+    """
+    declared = topic.config()
+    retention, most = (int(config.get(name) or declared[name]) for name in ("retention.ms", "max.message.bytes"))
+    policy = str(config.get("cleanup.policy") or "delete")
+    said = []
+    if "compact" in policy:
+        said.append(f"cleanup.policy is {policy}: of one key's records the broker drops all but the last")
+    if 0 <= retention < int(declared["retention.ms"]) and "delete" in policy:
+        said.append(f"retention.ms is {retention}, not {declared['retention.ms']}: records go sooner")
+    if most < int(declared["max.message.bytes"]):
+        said.append(f"max.message.bytes is {most}, not {declared['max.message.bytes']}: large records are refused")
+    if partitions < topic.partitions:
+        said.append(f"it has {partitions} partitions, not {topic.partitions}: fewer workers share it")
+    return said
 
 
 def _wait_for_leaders(admin: AdminClient, settings: Settings, created: list[Topic]) -> None:

@@ -51,7 +51,7 @@ from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, Produced
 from streaming.report import PAUSED, STOPPED, TOPIC_LOST, Report
 from streaming.subscription import Subscription
-from streaming.topics import ensure_topics, topics
+from streaming.topics import ensure_topics, say_differing, topics
 
 BATCH_RECORDS_MAX = 500
 CONSUME_SECONDS_MAX = 0.2
@@ -120,6 +120,7 @@ class Worker:
         )
         self._models = CurrentModels(pipeline, settings, self.report, around.answering)
         self._scored_with: set[str] = set()
+        self._compared: set[str] = set()
         self._seen = Duplicates()
         self._lacks = Lacks()
         self._online: Online | None = None
@@ -195,6 +196,7 @@ class Worker:
         except UsageError as error:
             raise Unavailable(str(error)) from error
         self._subscription.opened()
+        say_differing(self._pipeline, self._settings, self.report, self._compared)
 
     def say_made(self, names: Sequence[str], *, started: bool = False) -> None:
         """Say which topics were missing and have just been made: where others are there, these were deleted.

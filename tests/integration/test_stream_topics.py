@@ -175,7 +175,7 @@ def test_a_topic_made_again_is_read_from_its_beginning_whatever_offsets_are_comm
 
 
 def test_of_a_topic_made_again_by_somebody_while_the_stream_was_down_it_is_said_and_its_overlays_win(
-    pipeline: Pipeline, settings: Settings
+    pipeline: Pipeline, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert pipeline.stream is not None
     name, admin, moment = pipeline.stream.topic, open_admin(settings), utc_now() - timedelta(minutes=1)
@@ -200,11 +200,15 @@ def test_of_a_topic_made_again_by_somebody_while_the_stream_was_down_it_is_said_
     (last,) = newest(overlays())
     delete(admin, name)
     eventually(lambda: not exists(settings, name))
-    admin.create_topics([NewTopic(name, num_partitions=4, replication_factor=-1)])[name].result(10)
+    kept = {"cleanup.policy": "compact", "retention.ms": "3600000"}
+    admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=-1, config=kept)])[name].result(10)
     eventually(lambda: exists(settings, name))
     with running(pipeline, settings) as stream:
         correct(310.0, 311.0)
         counted(stream, 2)
+        (differs,) = [record.message for record in caplog.records if f"{name} is not as declared" in record.message]
+        assert "cleanup.policy is compact: " in differs
+        assert "it has 2 partitions, not 4" in differs
         assert name in stream.worker.incidents[TOPIC_LOST].reason
         assert stream.sink.incidents == {}
     (again,) = newest(overlays())

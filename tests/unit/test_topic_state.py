@@ -10,6 +10,7 @@ from streaming.incidents import LASTS, Incidents
 from streaming.lag import Lag
 from streaming.report import RUNNING, TOPIC_LOST, Report
 from streaming.topic_state import TopicState, listed, lost, why_anew
+from streaming.topics import Topic, worse
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 BEFORE = {"t": TopicState(topic_id="a", partitions=4)}
@@ -64,3 +65,23 @@ def test_marks_of_transactions_are_behind_what_is_committed() -> None:
     assert lag.expected("t", [0, 1, 2]) == {0: 6, 1: 5}
     lag._received = {("t", 0): 6}  # received, and not committed yet
     assert lag.behind_marks("t") == {}
+
+
+@pytest.mark.parametrize(
+    ("partitions", "changes", "says"),
+    [
+        (4, {}, []),
+        (8, {"retention.ms": "-1", "max.message.bytes": "9999"}, []),
+        (4, {"cleanup.policy": "compact", "retention.ms": "1"}, ["cleanup.policy is compact"]),
+        (4, {"cleanup.policy": "compact,delete"}, ["cleanup.policy is compact,delete"]),
+        (4, {"retention.ms": "3600000"}, ["retention.ms is 3600000, not 604800000"]),
+        (1, {"max.message.bytes": "10"}, ["max.message.bytes is 10, not 100", "it has 1 partitions, not 4"]),
+    ],
+)
+def test_a_topic_that_somebody_made_is_compared_with_its_declaration(
+    partitions: int, changes: dict[str, str], says: list[str]
+) -> None:
+    topic = Topic(name="t", retention=timedelta(days=7), record_bytes_max=100)
+    found = worse(topic, partitions, {**topic.config(), **changes})
+    assert [text.partition(":")[0] for text in found] == says
+    assert worse(topic, partitions, {}) == [text for text in found if "partitions" in text]
