@@ -114,9 +114,9 @@ class OnlineHistories:
             try:
                 keys = next(asking) if found is None else asking.send(found)
             except StopIteration as end:
-                if not end.value.items.keys:
+                if not end.value.items.keys or not end.value.popular:
                     self._kept = _Kept()
-                return need_items(end.value, self._ranking.features)
+                return need_items(end.value, self._pipeline, self._ranking.features)
             found = self._items.features(keys, at=at)
 
     def push(self, rows: pa.Table) -> None:

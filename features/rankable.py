@@ -23,7 +23,7 @@ from almanac.ranking_declared import ANY_ITEM
 from almanac.ranking_rows import NEIGHBOUR_WEIGHTS, NEIGHBOURS, Entities, Items, narrowed
 from features.interactions.history import HISTORY as HISTORY_COLUMNS
 from features.interactions.history import empty_history, windows_at
-from features.online_reading import NEVER, PRESENT, Features
+from features.online_reading import MISSING, NEVER, PRESENT, Features
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Range:
 
     Args:
         at: microseconds since 1970 of what is newest of them: of what stands for any item, if it is there.
+        popular: whether what stands for any item has a row, expired or not.
     """
 
     items: Items
     at: int
+    popular: bool = True
 
     def moments(self, histories: Wholes) -> Wholes:
         """The moments that lists speak as of: of an entity's newest event, or of the items, if these are newer."""
@@ -151,7 +153,7 @@ class Rows:
     def range(self) -> Range:
         """All of them; made once, as long as nothing is added."""
         if self._range is None:
-            self._range = Range(self.items(), self.newest())
+            self._range = Range(self.items(), self.newest(), self.popular())
         return self._range
 
     def add(self, keys: list[str], found: Features) -> None:
@@ -192,6 +194,11 @@ class Rows:
         }
         return Items.of(keys, columns, {name: self._list(name, rows) for name in (NEIGHBOURS, NEIGHBOUR_WEIGHTS)})
 
+    def popular(self) -> bool:
+        """Whether what stands for any item has a row in some view."""
+        answer, at = self.known.get(ANY_ITEM, (-1, 0))
+        return answer >= 0 and any(view.status[at] != MISSING for view in self._answers[answer][1].views)
+
     def newest(self) -> int:
         """The newest event time of what stands for any item; of no such row, of all there are."""
         found = [
@@ -212,12 +219,18 @@ class Rows:
         return Ragged.of(held, object if name == NEIGHBOURS else np.float32)
 
 
-def need_items(found: Range, service: str) -> Range:
-    """The same, if there are any items.
+def need_items(found: Range, pipeline: Pipeline, service: str) -> Range:
+    """The same, if there are any items, and what is popular where every night says it.
 
     Raises:
-        FeatureError: there is no item at all: the store was emptied, or not filled yet.
+        FeatureError: there is no item at all, or not what is popular: the store was emptied, is not filled yet, or
+            lost it. Lists without what is popular would be others.
     """
     if not found.items.keys:
         raise FeatureError(f"the online store has no items of {service}: run the pipeline's DAG, or wait for it")
+    if not found.popular and isinstance(pipeline.source, Interactions):
+        raise FeatureError(
+            f"the online store has items of {service}, and no row {ANY_ITEM!r} of what is popular: it is being filled, "
+            f"or lost it; run `almanac materialize {pipeline.name} --full`"
+        )
     return found

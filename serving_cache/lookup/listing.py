@@ -55,7 +55,7 @@ async def listed(asked: Question, model: Scores, model_id: str, ask: Ask, away: 
             try:
                 keys = asking.send(items)
             except StopIteration as end:
-                span = need_items(end.value, ranking.features)
+                span = need_items(end.value, asked.pipeline, ranking.features)
                 break
         found |= await away(_ranked, asked, [(entities[at], at) for at in kept], features, span, (model, model_id))
     return found

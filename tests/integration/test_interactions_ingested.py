@@ -204,6 +204,24 @@ def test_lists_of_items_that_were_asked_for_are_those_of_all_items_offline(store
     assert min(len(one.items) for one in asked) == min(ranking.kept, int(every.answerable("available").sum()))
 
 
+def test_lists_without_what_is_popular_are_not_made_when_its_row_is_lost(stored: Stored) -> None:
+    histories = Ragged.of([[]], object)
+    reader = OnlineFeatures(ITEMS, stored.settings)._reader
+    (key,) = {key for key in reader.keys([ANY_ITEM]) if b"together" in key} or {reader.keys([ANY_ITEM])[-1]}
+    with redis.Redis.from_url(stored.settings.need("redis_url")) as client:
+        value = client.get(key)
+        assert client.delete(key) == 1
+        with pytest.raises(FeatureError, match=r"no row '\*' of what is popular.*materialize \S+ --full"):
+            OnlineHistories(SMALL, stored.settings).items(Ragged.of([[*items_known(stored)]], object), stored.as_of)
+        client.set(key, value)  # type: ignore[arg-type]
+    assert OnlineHistories(SMALL, stored.settings).items(histories, stored.as_of).popular
+
+
+def items_known(stored: Stored) -> list[str]:
+    """Some items of the night."""
+    return list(items_at(SMALL, stored.settings, stored.as_of).keys[:3])
+
+
 def test_items_are_kept_until_a_materialization_has_written_others(stored: Stored) -> None:
     online, histories = OnlineHistories(SMALL, stored.settings), Ragged.of([["NOBODY SELLS THIS"]], object)
     found = online.items(histories, stored.as_of)

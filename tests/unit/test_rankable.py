@@ -161,7 +161,7 @@ def test_a_history_is_read_back_as_it_was_and_an_absent_one_is_none() -> None:
 def test_an_empty_store_is_said() -> None:
     empty, _ = asked({}, Ragged.of([["i1"]], object))
     with pytest.raises(FeatureError, match="no items of items_v1"):
-        need_items(Range(empty, 0), "items_v1")
+        need_items(Range(empty, 0), shop, "items_v1")
 
 
 def test_a_pipeline_without_interactions_is_ranked_by_its_columns_as_they_are() -> None:
