@@ -33,7 +33,7 @@ _DATABASE = re.compile(r"[0-9]{1,5}", re.ASCII)
 _NAME = re.compile(r"[a-z][a-z_]{0,39}", re.ASCII)
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _FORM = "give redis://user:password@host:port/database, rediss://… or unix:///path/of/the/socket"
-_ENCODE = "percent-encode what a user or password holds of @ / ? # and %"
+_ENCODE = "percent-encode what a user or password holds of @ / ? # [ ] and %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ class RedisAddress:
 
 def is_url(text: str) -> bool:
     """Whether this is meant as a Redis URL, and not as Feast's `host:port,key=value`."""
-    return text.partition("://")[0] in SCHEMES and "://" in text
+    scheme, slashes, _ = text.partition("://")
+    return slashes != "" and scheme.lower() in SCHEMES
 
 
 def redis_address(url: str) -> RedisAddress:
@@ -126,8 +127,8 @@ def redis_address(url: str) -> RedisAddress:
         host, port = parts.hostname, parts.port
     except ValueError:  # a port that is none, or brackets that do not close
         raise _unreadable(f"its host and port are none: {_ENCODE}, and put an IPv6 address in brackets") from None
-    if parts.scheme not in SCHEMES:
-        scheme = parts.scheme if "://" in url else "missing"  # without these it may be a part of anything
+    if not is_url(url):  # the scheme is not shown, for it may be a part of anything
+        scheme = "not known" if "://" in url else "missing"
         raise _unreadable(f"its scheme is {scheme} ({', '.join(f'{one}://' for one in SCHEMES)} are known): {_FORM}")
     if "#" in url or "@" in parts.path + parts.query:
         raise _unreadable(f"it has a '#', or an '@' behind the host: {_ENCODE}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from almanac.errors import FeatureError, Unavailable
+from almanac.postgres_url import postgres_address
 from almanac.redis_url import redis_address
 from almanac.settings import Settings
 from features.online_reading import LAYOUT, PLAN_TABLE, PLAN_VERSION, Plan, View, encode_plan, plan_key
@@ -110,7 +111,7 @@ def _to_postgres(url: str, plans: dict[str, bytes]) -> None:
 
     table = sql.Identifier(REGISTRY_SCHEMA, PLAN_TABLE)
     try:
-        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX) as connection:
+        with psycopg.connect(postgres_address(url).url, connect_timeout=CONNECT_SECONDS_MAX) as connection:
             # One after the other: two that create the same table at once would collide in the catalogue.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('almanac.reading_plans'))")
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(REGISTRY_SCHEMA)))

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.postgres_url import postgres_address
 from almanac.redis_url import redis_address
 from almanac.settings import Settings
 from features.definitions import REPO, definitions, places_of
@@ -265,7 +266,8 @@ def _database_lock(postgres_url: str) -> Iterator[None]:
     from psycopg import sql
 
     try:
-        with psycopg.connect(postgres_url, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True) as connection:
+        url = postgres_address(postgres_url).url
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX, autocommit=True) as connection:
             connection.execute("SELECT pg_advisory_lock(%s)", (REGISTRY_LOCK,))
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(REGISTRY_SCHEMA)))
             yield

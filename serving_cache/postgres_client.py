@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from almanac.closing import Closing
 from almanac.errors import AlmanacError, BlockError, Unavailable, UsageError
+from almanac.postgres_url import postgres_address
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 60
@@ -35,25 +36,24 @@ def described(url: str) -> str:
     """host:port/database of a URL: for messages, without its password.
 
     Raises:
-        UsageError: it is no Postgres URL.
+        UsageError: it is no Postgres URL, or may not say what was meant.
     """
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        remedy = "give postgresql://user:password@host:port/database"
-        raise UsageError(f"the Postgres URL cannot be read: {remedy}") from None
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+    return postgres_address(url).where
 
 
 def with_limits(url: str) -> str:
-    """A connection string with every time limit set; the URL's own options come after ours."""
+    """A connection string with every time limit set; the URL's own options come after ours.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
     seconds = {
         "statement_timeout": STATEMENT_TIMEOUT_SECONDS,
         "lock_timeout": LOCK_TIMEOUT_SECONDS,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
     }
     options = [f"-c {name}={value}s" for name, value in seconds.items()]
-    given = conninfo_to_dict(url).get("options")
+    given = postgres_address(url).parameters.get("options")
     return make_conninfo(
         url,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from almanac.errors import AlmanacError, Unavailable, UsageError
+from almanac.postgres_url import postgres_address
 from almanac.settings import load_settings, read_secret
 from almanac.stack.airflow import USER
 from almanac.stack.postgres import CONNECT_SECONDS_MAX
@@ -50,7 +51,8 @@ def make_databases(admin_url: str, urls: list[str]) -> None:
     import psycopg
 
     try:
-        with psycopg.connect(admin_url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as connection:
+        url = postgres_address(admin_url).url
+        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as connection:
             for url in urls:
                 _make_database(connection, url)
             for (name,) in connection.execute(

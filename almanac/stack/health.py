@@ -9,6 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from almanac.clock import format_time
+from almanac.errors import UsageError
+from almanac.postgres_url import postgres_address
+from almanac.redis_url import RedisAddress, redis_address
 from almanac.settings import Settings
 from almanac.stack import airflow, kafka, postgres, redis
 from almanac.stack.places import Places
@@ -62,16 +65,39 @@ class ProgramStatus:
 
 
 def public_address(settings: Settings, name: str) -> str | None:
-    """A program's address without user and password."""
+    """A program's address without user and password, by the reader of those who connect there.
+
+    Of one that cannot be read only the kind is shown: what asks the program says what is wrong with its address.
+    """
     value = getattr(settings, ADDRESS_OF[name]) if name in ADDRESS_OF else None
-    if not value or "://" not in value:
-        return value or None
+    if not value:
+        return None
+    try:
+        if name == "postgres":
+            return f"postgresql://{postgres_address(value).where}"
+        if name == "redis":
+            return _redis_shown(redis_address(value))
+    except UsageError:
+        return "postgresql://…" if name == "postgres" else "redis://…"
+    if name == "kafka":
+        return value if "@" not in value else "…"
+    return _web_shown(value)
+
+
+def _redis_shown(address: RedisAddress) -> str:
+    scheme = {"tcp": "redis", "tls": "rediss", "unix": "unix"}[address.kind]
+    return f"{scheme}://{address.where}" + (f"/{address.db}" if address.kind != "unix" else "")
+
+
+def _web_shown(value: str) -> str:
     try:
         parts = urlsplit(value)
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return f"{value.partition('://')[0]}://…"  # what asks it says what is wrong with its address
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        return "http://…"
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.path + parts.query + parts.fragment:
+        return "http://…"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path}"
 
 

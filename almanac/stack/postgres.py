@@ -16,7 +16,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from almanac.errors import StackError
+from almanac.errors import StackError, UsageError
+from almanac.postgres_url import postgres_address
 from almanac.stack.server import HOST, Server, secret, write_private
 
 if TYPE_CHECKING:
@@ -202,8 +203,11 @@ def why_not(conninfo: str) -> str | None:
     import psycopg
 
     try:
-        with psycopg.connect(conninfo, connect_timeout=CONNECT_SECONDS_MAX) as connection:
+        url = postgres_address(conninfo).url
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX) as connection:
             connection.execute("SELECT 1")
+    except UsageError as error:
+        return str(error)
     except psycopg.Error as error:
         return str(error).strip().splitlines()[-1]
     return None

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from almanac.errors import StackError
+from almanac.postgres_url import postgres_address
 from almanac.settings import Settings, load_settings
 from almanac.stack import airflow, kafka, leftovers, postgres, redis
 from almanac.stack.places import Places
@@ -181,7 +182,8 @@ def ensure_airflow_database(postgres_url: str) -> None:
     import psycopg
 
     try:
-        with psycopg.connect(postgres_url, autocommit=True, connect_timeout=postgres.CONNECT_SECONDS_MAX) as connection:
+        url = postgres_address(postgres_url).url
+        with psycopg.connect(url, autocommit=True, connect_timeout=postgres.CONNECT_SECONDS_MAX) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'airflow'").fetchone():
                 connection.execute("CREATE DATABASE airflow")
     except psycopg.Error as error:

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from almanac.clock import at_micros, micros_of, need_utc
 from almanac.errors import Unavailable, UsageError
+from almanac.postgres_url import postgres_address
 from features.materialize.plan import Watermark
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A transaction in a connection of its own: a materialization asks Postgres a few times in minutes."""
     limits = {"statement": STATEMENT_SECONDS_MAX, "lock": LOCK_SECONDS_MAX}
     options = " ".join(f"-c {name}_timeout={seconds}s" for name, seconds in limits.items())
-    given = conninfo_to_dict(url).get("options")
+    given = postgres_address(url).parameters.get("options")
     try:
         with psycopg.connect(
             url, connect_timeout=CONNECT_SECONDS_MAX, options=f"{options} {given or ''}".strip()

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from almanac.errors import UsageError
-from almanac.redis_url import RedisAddress, redis_address
+from almanac.redis_url import RedisAddress, is_url, redis_address
 
 SECRETS = ("s3cret", "hunter")
 
@@ -21,6 +21,7 @@ SECRETS = ("s3cret", "hunter")
         ("redis://h:7/", RedisAddress(host="h", port=7)),
         ("redis://h:7/3", RedisAddress(host="h", port=7, db=3)),
         ("redis://h?db=3", RedisAddress(host="h", db=3)),
+        ("REDIS://h:6379/3", RedisAddress(host="h", db=3)),
         ("redis://h/3?db=3", RedisAddress(host="h", db=3)),
         ("redis://:p%40%3A%2F%25%C3%A9@h", RedisAddress(host="h", password="p@:/%é")),
         ("redis://user:p+q@h", RedisAddress(host="h", username="user", password="p+q")),
@@ -65,9 +66,14 @@ def test_the_arguments_are_those_of_a_connection_and_of_a_client() -> None:
         ("", "scheme is missing"),
         ("h:6379", "scheme is missing"),
         ("hunter2:s3cret@h", "scheme is missing"),
-        ("http://h", "scheme is http"),
-        ("redis+sentinel://h", "scheme is redis.sentinel"),
-        ("redis+cluster://h", "scheme is redis.cluster"),
+        ("http://h", "scheme is not known"),
+        ("redis+sentinel://h", "scheme is not known"),
+        ("redis+cluster://h", "scheme is not known"),
+        ("s3cret://h", "scheme is not known"),
+        ("unix:/run/x.sock", "scheme is missing"),
+        ("redis:/h", "scheme is missing"),
+        ("redis://:s3cret[hunter2@h", r"percent-encode .* \[ \]"),
+        ("redis://:s3cret]hunter2@h", r"percent-encode .* \[ \]"),
         ("redis://", "names no host"),
         ("redis://:hunter2@:6379", "names no host"),
         ("redis://h:0", "names no port"),
@@ -106,6 +112,16 @@ def test_what_cannot_be_honoured_is_refused_and_no_secret_is_shown(url: str, why
     with pytest.raises(UsageError, match=why) as error:
         redis_address(url)
     assert not any(secret in str(error.value) for secret in SECRETS)
+
+
+@pytest.mark.parametrize("url", ["REDIS://h:6379/3", "Rediss://h", "UNIX:///run/x.sock", "unix:/run/x.sock", "redis:h"])
+def test_what_is_taken_as_a_url_is_what_is_read_as_one(url: str) -> None:
+    if is_url(url):
+        assert redis_address(url).kind in ("tcp", "tls", "unix")
+    else:
+        with pytest.raises(UsageError, match="scheme is missing"):
+            redis_address(url)
+    assert is_url(url) == ("://" in url)
 
 
 @given(st.text())
