@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def proofs() -> list[Proof]:
         if modules and target != OWN_TARGET
     ]
     return [*drills, *measured]
+
+
+def rotated(planned: Sequence[Proof], begin: int) -> list[Proof]:
+    """The same proofs in the same order, from another one on."""
+    first = begin % len(planned)
+    return [*planned[first:], *planned[:first]]
+
+
+def commits() -> int:
+    """How many commits led to this tree; 0 where git does not say."""
+    done = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def modules_by_target(makefile: str) -> dict[str, list[str]]:

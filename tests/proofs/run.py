@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from tests.long_runs import SKIPPED
@@ -26,18 +26,19 @@ LINES_SHOWN_MAX = 25
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a proof: `passed`, `failed` or `skipped`, after how many seconds, and why."""
+    """What became of a proof: `passed`, `failed`, `skipped` or `not run`, after how many seconds, and why."""
 
     name: str
     verdict: str
     seconds: float
     why: str = ""
+    cut_off: bool = False
 
 
 def run_all(
     planned: Sequence[Proof], seconds_max: float, say: Callable[[str], None], orphans: Orphans | None = None
 ) -> list[Outcome]:
-    """Run each; those for which no time is left have failed, for nobody knows whether they run.
+    """Run each, one after the other; those for which no time is left are `not run`.
 
     Args:
         planned: what to run.
@@ -49,9 +50,11 @@ def run_all(
     for proof in planned:
         left = seconds_max - (time.monotonic() - began)
         if left <= 0:
-            outcome = Outcome(proof.name, "failed", 0.0, f"not begun: {seconds_max:.0f} s were over")
+            outcome = Outcome(proof.name, "not run", 0.0, f"    {seconds_max:.0f} s were over")
         else:
             outcome = run_one(proof, min(left, PROOF_SECONDS_MAX), orphans)
+            if outcome.cut_off and left < PROOF_SECONDS_MAX:  # it is not this one that took the time
+                outcome = replace(outcome, verdict="not run")
         outcomes.append(outcome)
         say(f"{outcome.verdict:<8}{outcome.seconds:6.1f} s  {outcome.name}")
         if outcome.why:
@@ -87,7 +90,8 @@ def run_one(proof: Proof, seconds_max: float, orphans: Orphans | None = None) ->
             why = f"left {left_running} processes running, which were ended"
         else:
             return Outcome(proof.name, "passed", seconds)
-        return Outcome(proof.name, "failed", seconds, f"{why}: python {' '.join(proof.words)}\n{shown}")
+        said = f"{why}: python {' '.join(proof.words)}\n{shown}"
+        return Outcome(proof.name, "failed", seconds, said, cut_off=code is None)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

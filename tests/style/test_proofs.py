@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import benchmarks
-from tests.proofs.plan import MAKEFILE, Proof, aliases, modules_by_target, proofs, quoted
+from tests.proofs.plan import MAKEFILE, Proof, aliases, commits, modules_by_target, proofs, quoted, rotated
 from tests.proofs.run import run_all, run_one
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,9 +101,21 @@ def test_a_proof_that_leaves_a_daemon_running_has_failed() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_there_is_no_time_for_has_failed() -> None:
-    (outcome,) = run_all([Proof("late", ("-c", ""))], 0, lambda _text: None)
-    assert (outcome.verdict, "not begun" in outcome.why) == ("failed", True)
+def test_what_there_is_no_time_for_is_said_to_be_not_run() -> None:
+    said: list[str] = []
+    (outcome,) = run_all([Proof("late", ("-c", ""))], 0, said.append)
+    assert outcome.verdict == "not run"
+    assert "late" in said[0]
+    (outcome,) = run_all([Proof("cut off", ("-c", "import time; time.sleep(600)"))], 0.5, said.append)
+    assert (outcome.verdict, outcome.cut_off) == ("not run", True)
+
+
+def test_each_commit_begins_at_another_proof_and_runs_all() -> None:
+    planned = proofs()
+    begun = {rotated(planned, number)[0] for number in range(len(planned))}
+    assert begun == set(planned)
+    assert sorted(one.name for one in rotated(planned, 7)) == sorted(NAMES)
+    assert commits() > 0
 
 
 def test_a_name_that_is_none_is_refused_with_those_there_are() -> None:
