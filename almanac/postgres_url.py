@@ -9,15 +9,22 @@ it was meant is refused; no message shows user, password or anything that may be
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from almanac.errors import UsageError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 PORT = "5432"
 PORT_MAX = 65535
 SCHEMES = ("postgresql://", "postgres://")
 
 _NUMBER = re.compile(r"[0-9]{1,5}", re.ASCII)
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
+"""One server, whose name stands in a URL as it is: no socket, no list."""
 _FORM = "give postgresql://user:password@host:port/database"
 _ENCODE = "percent-encode what a user, password or parameter holds of @ : / ? # [ ] & and %"
 
@@ -42,6 +49,27 @@ class PostgresAddress:
             host = f"[{host}]"
         return f"{host}:{self.parameters.get('port', PORT)}/{self.parameters.get('dbname', '')}"
 
+    def engine_url(self, driver: str, *, database: str | None = None, more: Mapping[str, str] | None = None) -> URL:
+        """SQLAlchemy's URL of the same server, whose connection gets the same parameters; with the password.
+
+        Args:
+            driver: psycopg or psycopg2, which hand every parameter to libpq.
+            database: in place of the URL's own.
+            more: further parameters; they go before those of the URL.
+        """
+        from sqlalchemy.engine import URL
+
+        query = {name: value for name, value in {**self.parameters, **(more or {})}.items() if value}
+        user, named = query.pop("user", None), query.pop("dbname", None)
+        # SQLAlchemy writes a password only behind a user.
+        password = query.pop("password", None) if user else None
+        host = port = None
+        if _PLAIN_HOST.fullmatch(query.get("host", "")):
+            host, port = query.pop("host"), query.pop("port", None)
+        return URL.create(
+            f"postgresql+{driver}", user, password, host, int(port) if port else None, database or named, query
+        )
+
 
 def postgres_address(url: str) -> PostgresAddress:
     """Read a Postgres URL, or libpq's `host=… dbname=…`.
@@ -64,13 +92,18 @@ def postgres_address(url: str) -> PostgresAddress:
     if any("@" in parameters.get(name, "") for name in ("host", "hostaddr", "dbname")):
         raise _unreadable(f"its host or database has an '@': {_ENCODE}")
     if "port" in parameters:
-        parameters["port"] = _ports(parameters["port"])
+        hosts = parameters.get("host") or parameters.get("hostaddr") or ""
+        parameters["port"] = _ports(parameters["port"], hosts.count(",") + 1)
     return PostgresAddress(url=url, parameters=parameters)
 
 
-def _ports(text: str) -> str:
-    """One port for each host; libpq takes an empty one as the usual."""
+def _ports(text: str, hosts: int) -> str:
+    """One port for each host; libpq takes an empty one as the usual, and a single one for all."""
     ports = [port or PORT for port in text.split(",")]
+    if len(ports) == 1:
+        ports *= hosts
+    if len(ports) != hosts:
+        raise _unreadable(f"it has {len(ports)} ports for {hosts} hosts: give one for each")
     if not all(_NUMBER.fullmatch(port) and 1 <= int(port) <= PORT_MAX for port in ports):
         raise _unreadable(f"its port is no number from 1 to {PORT_MAX}: {_ENCODE}")
     return ",".join(ports)

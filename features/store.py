@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from almanac.errors import FeatureError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
@@ -69,12 +68,17 @@ def _escape(text: str) -> str:
 
 
 def registry_url(postgres_url: str) -> str:
-    """SQLAlchemy's URL of the registry: the same database, a schema of its own, through psycopg 3."""
-    parts = urlsplit(postgres_url)
-    query = dict(parse_qsl(parts.query))
-    query["options"] = f"{query.get('options', '')} -csearch_path={REGISTRY_SCHEMA}".strip()
-    query.setdefault("connect_timeout", str(CONNECT_SECONDS_MAX))
-    return urlunsplit(("postgresql+psycopg", parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
+    """SQLAlchemy's URL of the registry: the same database, a schema of its own, through psycopg 3.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
+    address = postgres_address(postgres_url)
+    own = {
+        "options": f"{address.parameters.get('options', '')} -csearch_path={REGISTRY_SCHEMA}".strip(),
+        "connect_timeout": address.parameters.get("connect_timeout") or str(CONNECT_SECONDS_MAX),
+    }
+    return address.engine_url("psycopg", more=own).render_as_string(hide_password=False)
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -31,10 +31,11 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 
 from almanac.clock import format_time
 from almanac.errors import DataError, StackError, Unavailable, UsageError
+from almanac.postgres_url import postgres_address
 from almanac.settings import Settings
 from almanac.stack import postgres
 from serving_cache.migrate import VERSION_TABLE, known_versions
@@ -268,20 +269,32 @@ def _swap(new: Path, target: Path, former: Path) -> None:
     new.rename(target)
 
 
+def environment_of(url: str) -> dict[str, str]:
+    """A database for Postgres's programs: libpq's variable of each parameter that the URL has.
+
+    Those without a variable, such as `keepalives`, only say when a silent connection is given up.
+
+    Raises:
+        UsageError: the URL cannot be read.
+    """
+    variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
+    found = postgres.environment()
+    for name, value in postgres_address(url).parameters.items():
+        if variable := variables.get(name):
+            found[variable.decode()] = value
+    return {**found, "PGCONNECT_TIMEOUT": str(postgres.CONNECT_SECONDS_MAX)}
+
+
 def _run(program: str, url: str, arguments: list[str]) -> None:
     """Run one of Postgres's programs on a database; the password goes by the environment.
 
     Raises:
         StackError: it failed; quotes its last line.
     """
-    environment = {**postgres.environment(), "PGCONNECT_TIMEOUT": str(postgres.CONNECT_SECONDS_MAX)}
-    for name, value in conninfo_to_dict(url).items():
-        if name in _VARIABLES and value is not None:
-            environment[_VARIABLES[name]] = str(value)
     try:
         done = subprocess.run(
             [str(postgres.binaries() / program), "--no-password", *arguments],
-            env=environment, capture_output=True, text=True, timeout=DUMP_SECONDS_MAX, check=False,
+            env=environment_of(url), capture_output=True, text=True, timeout=DUMP_SECONDS_MAX, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise StackError(
@@ -294,12 +307,6 @@ def _run(program: str, url: str, arguments: list[str]) -> None:
         if "connect" in reason or "server closed" in reason:
             raise Unavailable(f"Postgres at {described(url)} did not answer ({reason}): see `almanac status`")
         raise StackError(f"{program} of {described(url)} failed ({reason}): nothing was changed there")
-
-
-_VARIABLES: dict[str, str] = {
-    "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE",
-    "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "options": "PGOPTIONS",
-}  # fmt: skip
 
 
 @contextmanager

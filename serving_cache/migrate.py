@@ -16,6 +16,7 @@ from psycopg import sql
 
 from almanac.errors import AlmanacError, DeclarationError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.postgres_url import postgres_address
 from almanac.ranking_declared import ITEMS_COLUMN
 from serving_cache.layout import table_name, view_name
 from serving_cache.postgres_client import CONNECT_TIMEOUT_SECONDS, Client, described
@@ -66,10 +67,9 @@ def _run_alembic(url: str) -> str:
     from alembic.runtime.migration import MigrationContext
     from alembic.util.exc import CommandError
     from sqlalchemy import create_engine, exc, pool, text
-    from sqlalchemy.engine import make_url
 
     engine = create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
+        postgres_address(url).engine_url("psycopg"),
         poolclass=pool.NullPool,
         connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
     )

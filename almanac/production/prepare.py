@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.postgres_url import postgres_address
@@ -67,15 +66,16 @@ def make_databases(admin_url: str, urls: list[str]) -> None:
 def _make_database(connection: psycopg.Connection[tuple[object, ...]], url: str) -> None:
     from psycopg import sql
 
-    parts = urlsplit(url)
-    database = parts.path.strip("/")
-    if not (parts.username and parts.password and database):
+    scheme, slashes, rest = url.partition("://")  # Airflow's names a driver too
+    said = postgres_address(f"{scheme.partition('+')[0]}{slashes}{rest}").parameters
+    user, own, database = (said.get(name) for name in ("user", "password", "dbname"))
+    if not (user and own and database):
         raise UsageError("a database URL lacks user, password or database: make the secret files anew")
-    role, name = sql.Identifier(unquote(parts.username)), sql.Identifier(database)
+    role, name = sql.Identifier(user), sql.Identifier(database)
     attributes = sql.SQL("LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION")
-    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (unquote(parts.username),)).fetchone():
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (user,)).fetchone():
         connection.execute(sql.SQL("CREATE ROLE {} {}").format(role, attributes))
-    password = sql.Literal(unquote(parts.password))
+    password = sql.Literal(own)
     connection.execute(sql.SQL("ALTER ROLE {} {} PASSWORD {}").format(role, attributes, password))
     if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,)).fetchone():
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, role))

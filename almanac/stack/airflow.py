@@ -9,14 +9,16 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from almanac.clock import parse_time
+from almanac.errors import UsageError
+from almanac.postgres_url import postgres_address
 from almanac.settings import PROJECT_ROOT
 from almanac.stack.places import Places
 from almanac.stack.server import HOST, http_client, secret, write_private
 
 USER = "admin"
+DATABASE = "airflow"
 # Tasks at once: enough that one waits for I/O while another computes, few enough for a laptop's memory.
 TASKS_AT_ONCE_MIN = 2
 TASKS_AT_ONCE_MAX = 4
@@ -63,9 +65,29 @@ def home(places: Places) -> Path:
 
 
 def database_url(postgres_url: str) -> str:
-    """SQLAlchemy URL of the database `airflow` on the server of another database's URL."""
-    parts = urlsplit(postgres_url)
-    return urlunsplit(("postgresql+psycopg2", parts.netloc, "/airflow", parts.query, ""))
+    """SQLAlchemy URL of the database `airflow` on the server of another database's URL.
+
+    Raises:
+        UsageError: the URL cannot be read, is of Airflow's own database, or has a parameter that Airflow's driver
+            does not know.
+    """
+    from psycopg2 import ProgrammingError  # type: ignore[import-untyped]
+    from psycopg2.extensions import make_dsn  # type: ignore[import-untyped]
+
+    address = postgres_address(postgres_url)
+    remedy = f"set {CONNECTION_VARIABLE}"
+    if (address.parameters.get("dbname") or address.parameters.get("user")) == DATABASE:
+        raise UsageError(
+            f"the Postgres URL names the database `{DATABASE}`, which is Airflow's own: name another, or {remedy}"
+        )
+    for name in address.parameters:
+        try:
+            make_dsn(**{name: "1"})
+        except ProgrammingError:
+            raise UsageError(
+                f"the Postgres URL has {name}, which Airflow's driver psycopg2 does not know: leave it out, or {remedy}"
+            ) from None
+    return address.engine_url("psycopg2", database=DATABASE).render_as_string(hide_password=False)
 
 
 def _fernet_key() -> str:

@@ -50,6 +50,9 @@ def address(options: Options) -> str:
         )
     path = options.db_schema.strip() or "public"
     more = {
+        # Here and not before the path, where a socket's folder or an IPv6 address would be read as something else.
+        "host": options.host,
+        "port": str(options.port),
         "sslmode": options.sslmode,
         "sslkey": options.sslkey_path,
         "sslcert": options.sslcert_path,
@@ -59,7 +62,7 @@ def address(options: Options) -> str:
     }
     words = urlencode({name: value for name, value in more.items() if value}, quote_via=quote)
     who = quote(options.user or "", safe="") + (f":{quote(options.password, safe='')}" if options.password else "")
-    return f"postgresql://{who}@{options.host}:{options.port}/{quote(options.database or '', safe='')}?{words}"
+    return f"postgresql://{who}@/{quote(options.database or '', safe='')}?{words}"
 
 
 @contextmanager
