@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from almanac.metrics import STREAM_LAG
+from almanac.metrics import STREAM_LAG, forget
 
 NOTED_SECONDS = 1.0
 """Time between two looks at the consumer."""
@@ -91,7 +91,7 @@ class Lag:
                 STREAM_LAG.labels(*self._labels, found.partition).set(lag)
                 self._shown.add(found.partition)
         for partition in self._shown - {found.partition for found in assigned}:
-            STREAM_LAG.remove(*self._labels, partition)
+            forget(STREAM_LAG, *self._labels, partition)
             self._shown.discard(partition)
 
     def _of(self, consumer: Consumer, of: TopicPartition) -> int | None:

@@ -22,7 +22,7 @@ class Book:
         truth: generation to entity to values, as its rows in Postgres had them when it was current.
         as_of: epoch to the as_of of the generation it made current.
         batch: (generation, entity) to the values that answers and blocks gave.
-        stream: (entity, as_of) to the values that answers from the stream gave.
+        stream: (entity, as_of, model) to the values that answers from the stream gave.
         answers: reader to the number of answers it got.
         gaps: reader to the longest time in seconds that it went without an answer.
     """
@@ -30,7 +30,7 @@ class Book:
     truth: dict[int, dict[int, Values]] = field(default_factory=dict)
     as_of: dict[int, str] = field(default_factory=dict)
     batch: dict[tuple[int, int], Values] = field(default_factory=dict)
-    stream: dict[tuple[int, str], Values] = field(default_factory=dict)
+    stream: dict[tuple[int, str, str], Values] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
     answers: dict[str, int] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
@@ -63,9 +63,10 @@ class Book:
         """A prediction of a generation; two readers must not differ about one."""
         self._note(self.batch, (generation, entity), values, f"{reader}: generation {generation} cell {entity}")
 
-    def from_stream(self, reader: str, entity: int, as_of: str, values: Values) -> None:
-        """A prediction of the stream, named by its moment."""
-        self._note(self.stream, (entity, as_of), values, f"{reader}: overlay of cell {entity} as of {as_of}")
+    def from_stream(self, reader: str, entity: int, as_of: str, model: str, values: Values) -> None:
+        """A prediction of the stream, named by its moment and by the model that made it."""
+        what = f"{reader}: overlay of cell {entity} as of {as_of} by {model}"
+        self._note(self.stream, (entity, as_of, model), values, what)
 
     def _note(self, kept: dict[tuple, Values], key: tuple, values: Values, what: str) -> None:  # type: ignore[type-arg]
         with self._lock:

@@ -147,11 +147,11 @@ def settle(stack: Stack, events: Events, book: Book) -> dict[str, int]:
 
 def _said(book: Book, predictions: list[OverlayRecord]) -> None:
     """Every answer from the stream was a prediction of the topic."""
-    by_moment: dict[tuple[int, str], list[OverlayRecord]] = {}
+    by_moment: dict[tuple[int, str, str], list[OverlayRecord]] = {}
     for found in predictions:
-        by_moment.setdefault((int(found.entity), format_time(found.as_of)), []).append(found)
-    for (entity, as_of), values in book.stream.items():
-        predicted = by_moment.get((entity, as_of), [])
+        by_moment.setdefault((int(found.entity), format_time(found.as_of), found.model), []).append(found)
+    for (entity, as_of, model), values in book.stream.items():
+        predicted = by_moment.get((entity, as_of, model), [])
         if not any(same(found.values, values) for found in predicted):
             book.breach(f"an answer for cell {entity} as of {as_of} was {values}, predicted was {predicted}")
 

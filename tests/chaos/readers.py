@@ -98,7 +98,7 @@ class Readers:
             if found["source"] == "batch":
                 self._book.from_batch(name, found["generation"], found["entity"], values)
             elif found["source"] == "stream":
-                self._book.from_stream(name, found["entity"], found["as_of"], values)
+                self._book.from_stream(name, found["entity"], found["as_of"], found["model"], values)
 
     def _redis(self, name: str, client: httpx.Client) -> None:
         with RedisStore(self._stack.settings.need("redis_url")) as cache:

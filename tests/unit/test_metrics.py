@@ -14,11 +14,12 @@ from unittest.mock import patch
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from almanac import metrics
 from almanac.errors import AlmanacError, StackError, UsageError
-from almanac.metrics import serve
+from almanac.metrics import forget, serve
 from almanac.metrics_server import REQUESTS_AT_ONCE_MAX, MetricsServer
 from serving_cache.lookup.counting import Counts
 from serving_cache.lookup.routes import Routes
@@ -169,3 +170,20 @@ def test_a_mistake_of_the_lookup_is_counted_as_a_500() -> None:
     asyncio.run(asked())
     labels = {"pipeline": "grid", "interface": "rest", "status": "500"}
     assert metrics.REGISTRY.get_sample_value("almanac_lookup_errors_total", labels) == 1
+
+
+@pytest.mark.parametrize("variable", ["", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+def test_what_is_forgotten_counts_nothing_whatever_a_library_did_to_the_environment(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("almanac_test_lag", "Of a partition", ["partition"], registry=registry)
+    gauge.labels(0).set(7)
+    gauge.labels(1).set(2)
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    forget(gauge, 0)
+    shown = {sample.labels["partition"]: sample.value for family in registry.collect() for sample in family.samples}
+    assert shown == ({"0": 0, "1": 2} if variable else {"1": 2})
