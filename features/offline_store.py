@@ -41,7 +41,16 @@ from almanac.errors import FeatureError
 from features.asof import Files, View, latest, paths_of
 from features.offline.job import ArrowRetrievalJob, metadata_of
 from features.offline.kinds import agreed, as_declared, kinds_of, typed
-from features.offline.retrieval import Entities, check_keys, entities_between, entities_of, keys_of, retrieved, views_of
+from features.offline.retrieval import (
+    Entities,
+    check_keys,
+    entities_between,
+    entities_of,
+    keys_of,
+    retrieved,
+    views_of,
+    widened,
+)
 from features.offline.sources import append, opened, rows
 from features.schemas import as_declared as as_declared_rows
 
@@ -117,7 +126,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
 
         def read() -> pa.RecordBatchReader:
             views = views_of(config, feature_views, feature_refs, full_feature_names, bounds)
-            return retrieved(ask(), views, filter_by_created_timestamp).to_reader()
+            return widened(retrieved(ask(), views, filter_by_created_timestamp), views).to_reader()
 
         return ArrowRetrievalJob(
             config=config,

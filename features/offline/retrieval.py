@@ -15,6 +15,7 @@ from feast.repo_config import RepoConfig
 from almanac.clock import MICROSECOND
 from almanac.errors import FeatureError
 from features.asof import View, join
+from features.asof.chunks import schema_of
 from features.offline.postgres import query
 from features.offline.sources import opened, rows
 
@@ -143,6 +144,21 @@ def _view(
 def retrieved(entities: Entities, views: Sequence[View], created_by_moment: bool = False) -> pa.Table:
     """The entities' rows with the views' features, point in time."""
     return join(entities.table, views, moment=entities.moment, created_by_moment=created_by_moment)
+
+
+def widened(table: pa.Table, views: Sequence[View]) -> pa.Table:
+    """The table with doubles where a source has them and its view declares Float32: rounded, and as wide as the file.
+
+    Feast materializes on-demand views of what it is given here, and takes no float32 for a Float64 that they compute.
+    """
+    import pyarrow as pa
+
+    for view in views:
+        for own, shown in view.features.items():
+            if view.kinds.get(own) == "FLOAT" and schema_of(view).field(own).type == pa.float64():
+                place = table.schema.get_field_index(shown)
+                table = table.set_column(place, shown, table[shown].cast(pa.float64()))
+    return table
 
 
 def entities_between(config: RepoConfig, views: Sequence[FeatureView], start: datetime, end: datetime) -> Entities:

@@ -24,6 +24,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
     SavedDatasetPostgreSQLStorage,
 )
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bool, Float32, Float64, Int64
 
 from almanac.errors import FeatureError, Unavailable
@@ -284,6 +285,36 @@ def test_feast_materializes_what_the_view_declares_or_is_refused_by_row(world: W
     with pytest.raises(Exception, match=r"row 2: column hour has 15\.9"):
         world.store.materialize(NOON - 2 * HOUR, NOON, ["visits"])
     assert world.store.get_online_features(names, asked).to_dict()["hour"] == [15, None, 0]  # nothing was written
+
+
+def test_feast_materializes_an_on_demand_view_of_rounded_doubles(world: World) -> None:
+    path = world.folder / "fares.parquet"
+    pq.write_table(pa.table({"driver_id": [1, 2], "seen": at(-1, -1), "fare": [100.1, 200.0]}), path)
+    source = FileSource(name="fares", path=str(path), timestamp_field="seen")
+    fares = FeatureView(
+        name="fares", entities=[world.driver], ttl=None, schema=[Field(name="fare", dtype=Float32)], source=source
+    )
+    raised = on_demand_feature_view(
+        entities=[world.driver],
+        sources=[fares],
+        schema=[Field(name="raised", dtype=Float64)],
+        write_to_online_store=True,
+    )(with_ten_more)
+    world.store.apply([fares, raised])
+    world.store.materialize(NOON - 2 * HOUR, NOON, ["with_ten_more"])
+    asked = [{"driver_id": 1}, {"driver_id": 2}]
+    rounded = float(np.float32(100.1))
+    online = world.store.get_online_features(["with_ten_more:raised"], asked).to_dict()["raised"]
+    assert online == [rounded + 10, 210.0]
+    entities = pa.table({"driver_id": [1, 2], "event_timestamp": at(0, 0)})
+    offline = world.store.get_historical_features(entities, ["fares:fare"]).to_arrow()["fare"]
+    assert (offline.type, offline.to_pylist()) == (pa.float64(), [rounded, 200.0])
+
+
+def with_ten_more(rows: pd.DataFrame) -> pd.DataFrame:
+    """What an on-demand view makes of a fare."""
+    rows["raised"] = rows["fare"] + 10
+    return rows
 
 
 def test_a_file_with_a_damaged_page_is_named(world: World) -> None:
