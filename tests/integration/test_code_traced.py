@@ -23,6 +23,7 @@ from almanac.interactions import Simulated
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline, days
 from almanac.settings import load_settings
+from almanac.stack.servers import running_postgres
 from features.definitions import places_of
 from features.store import apply
 from jobs.check import gate_features, gate_predictions
@@ -41,6 +42,13 @@ SHOP = replace(
     source=replace(shop.source, simulated=Simulated(entities=60, items=20, history=days(20), lines_per_entity=20)),
 )
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def postgres_url(server_dir: Path) -> Iterator[str]:
+    """A Postgres of this file's own: the pipelines keep their names, and other tests have generations of these."""
+    with running_postgres(server_dir / "postgres-traced") as url:
+        yield url
 
 
 @contextmanager
