@@ -11,7 +11,6 @@ compares them with this module.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
@@ -397,14 +396,3 @@ def serve(
         pages=pages or {},
     )
     return listen(host, port, shown)
-
-
-def forget(gauge: Gauge, *labels: object) -> None:
-    """Show a gauge of these labels no more: what it counted is somebody else's now.
-
-    Where a library has put this process's environment into the multi-process mode, as Feast's server does when it is
-    imported, prometheus_client removes nothing and warns: there the gauge is 0, so that sums stay right.
-    """
-    gauge.labels(*labels).set(0)
-    if not {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys():
-        gauge.remove(*labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 from prometheus_client.exposition import choose_encoder
 
 from almanac.errors import StackError, UsageError
@@ -165,3 +166,14 @@ def listen(host: str, port: int, shown: Shown) -> MetricsServer:
             f"cannot listen on {host} port {port} ({error.strerror}): "
             "correct ALMANAC_METRICS_HOST and ALMANAC_METRICS_PORT"
         ) from None
+
+
+def forget(gauge: Gauge, *labels: object) -> None:
+    """Show a gauge of these labels no more: what it counted is somebody else's now.
+
+    Where a library has put this process's environment into the multi-process mode, as Feast's server does when it is
+    imported, prometheus_client removes nothing and warns: there the gauge is 0, so that sums stay right.
+    """
+    gauge.labels(*labels).set(0)
+    if not {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys():
+        gauge.remove(*labels)

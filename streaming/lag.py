@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from almanac.metrics import STREAM_LAG, forget
+from almanac.metrics import STREAM_LAG
+from almanac.metrics_server import forget
 
 NOTED_SECONDS = 1.0
 """Time between two looks at the consumer."""

@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from almanac import metrics
 from almanac.errors import AlmanacError, StackError, UsageError
-from almanac.metrics import forget, serve
-from almanac.metrics_server import REQUESTS_AT_ONCE_MAX, MetricsServer
+from almanac.metrics import serve
+from almanac.metrics_server import REQUESTS_AT_ONCE_MAX, MetricsServer, forget
 from serving_cache.lookup.counting import Counts
 from serving_cache.lookup.routes import Routes
 from serving_cache.lookup.web import Request, Response, Router
