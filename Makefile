@@ -7,7 +7,7 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast proofs parity replay simulate crash feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast proofs parity replay simulate crash turn feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
@@ -20,6 +20,7 @@ help:
 	@echo "make replay [DATA=file] [DAYS=30]    the held-out days through Kafka: streamed lists beside nightly ones"
 	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
+	@echo "make turn [PIPELINE=shop]            hours turn before, within and after each stage of a demonstration"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -65,6 +66,9 @@ simulate: setup
 
 crash: setup
 	@$(BIN)/python -m tests.crash $(if $(PUBLISHES),--publishes $(PUBLISHES)) $(if $(SEED),--seed $(SEED))
+
+turn: setup
+	@$(BIN)/python -m tests.turn $(if $(PIPELINE),--pipeline "$(PIPELINE)")
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \

@@ -28,6 +28,8 @@ from almanac.settings import Settings, load_settings
 
 ENDING_SECONDS_MAX = 600.0
 """How long tasks that were at work when their DAGs were paused may take to end."""
+AWAY_SECONDS_MAX = 60.0
+"""How long Airflow may give no answer about what is at work, until waiting for that is given up."""
 UNPAUSING_SECONDS_MAX = 60.0
 """How long it is tried to unpause DAGs while Airflow does not answer."""
 POLL_SECONDS = 0.5
@@ -178,9 +180,16 @@ class PausedDags:
     def _let_end(self) -> None:
         deadline = time.monotonic() + ENDING_SECONDS_MAX
         said: list[str] = []
-        nothing = 0
+        nothing, answered = 0, time.monotonic()
         while nothing < LOOKS and self._known:
-            at_work = self._airflow.at_work(sorted(self._known))
+            try:
+                at_work = self._airflow.at_work(sorted(self._known))
+            except Unavailable:  # one answer that is late says nothing of what is at work
+                if time.monotonic() - answered > AWAY_SECONDS_MAX:
+                    raise
+                time.sleep(POLL_SECONDS)
+                continue
+            answered = time.monotonic()
             nothing = 0 if at_work else nothing + 1
             if at_work and time.monotonic() > deadline:
                 raise Unavailable(

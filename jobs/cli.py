@@ -65,10 +65,11 @@ def trigger(
     from almanac.errors import AlmanacError
     from almanac.settings import settings
 
+    name = declared(pipeline).name
     key = partition_key(as_of, utc_now())
     with AirflowApi(settings()) as airflow:
         params = {"anew": True} if anew else {}
-        run = airflow.trigger(declared(pipeline).name, partition_key=key, note="almanac trigger", params=params)
+        run = airflow.trigger(name, partition_key=key, note="almanac trigger", params=params)
         typer.echo(f"run {run} of {pipeline} for {key}")
         if airflow.is_paused(pipeline):
             typer.echo(

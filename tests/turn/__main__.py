@@ -1,6 +1,7 @@
-"""`python -m tests.turn [--pipeline shop] [--turn 3:within]… [--keep] [--running]`: hours turn in a demonstration.
+"""Hours turn in a demonstration: `make turn [PIPELINE=shop]`, or `python -m tests.turn --turn 3:within --turn 8:after`.
 
 Without `--turn` it is shown again and again, until an hour has turned before, within and after each of its stages.
+With `--quick` one of those times of both demonstrations is shown, and another one at each commit.
 The files that `ALMANAC_PIPELINES` names are declared; by default the small ones of the acceptance tests.
 """
 
@@ -18,6 +19,7 @@ from typing import get_args
 from almanac.declarations import pipelines
 from almanac.demo import __main__ as demonstration
 from almanac.settings import load_settings
+from tests.proofs.plan import commits
 from tests.turn import clock
 from tests.turn.demonstration import At, TurningReport, Where, turning
 from tests.turn.scheduler import Scheduler
@@ -35,11 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.turn", description=__doc__)
     parser.add_argument("--pipeline", choices=("weather", "shop"), default="weather")
     parser.add_argument("--turn", type=At.parse, action="append", help="where an hour turns: 3:within")
+    parser.add_argument("--quick", action="store_true", help="show one demonstration once")
     parser.add_argument("--keep", action="store_true", help="leave the stack running")
     parser.add_argument("--running", action="store_true", help="use the stack that runs")
     parser.add_argument("--own", action="store_true", help="start no runs of other pipelines")
     options = parser.parse_args(arguments)
     rest = ["--keep"] * options.keep + ["--running"] * options.running
+    if options.quick:
+        options.pipeline, options.turn = quick(commits())
     passes = [options.turn] if options.turn else list(everywhere(STAGES_IN_TURN[options.pipeline]))
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("ALMANAC_STATE_DIR", folder)
@@ -68,6 +73,12 @@ def everywhere(ranges: Sequence[range]) -> Iterator[list[At]]:
     places = [[At(stage, where) for stage in stages for where in get_args(Where)] for stages in ranges]
     for turns in zip_longest(*places):
         yield [at for at in turns if at is not None]
+
+
+def quick(number: int) -> tuple[str, list[At]]:
+    """One of the times that either demonstration is shown; as many numbers as there are of them name each once."""
+    every = [(pipeline, turns) for pipeline, ranges in STAGES_IN_TURN.items() for turns in everywhere(ranges)]
+    return every[number % len(every)]
 
 
 def show(pipeline: str, turns: Sequence[At], options: Sequence[str], tags: Sequence[str]) -> bool:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import FunctionType
 
 import almanac.clock
 import almanac.steady
@@ -20,7 +20,9 @@ import almanac.steady
 VARIABLE = "ALMANAC_TEST_CLOCK"
 SECONDS = struct.Struct("d")
 
-_utc_now, _steady_seconds = almanac.clock.utc_now, almanac.steady.steady_seconds
+
+def _copy(function: FunctionType) -> FunctionType:
+    return FunctionType(function.__code__, function.__globals__, function.__name__)
 
 
 def write(path: Path, seconds: float) -> None:
@@ -44,29 +46,39 @@ def read(path: Path) -> float:
 
 def machine_now() -> datetime:
     """The machine's own time."""
-    return _utc_now()
+    now: datetime = getattr(almanac.clock, "machine_utc_now", almanac.clock.utc_now)()
+    return now
 
 
 def follow(path: Path) -> None:
-    """Have this process's clocks be ahead by what the file says, from now on."""
+    """Have this process's clocks be ahead by what the file says, from now on.
+
+    The two functions get other code, for modules that were imported before have them by name already. That code finds
+    what it calls among the names of the functions' own modules.
+    """
     with path.open("rb") as file:
         memory = mmap.mmap(file.fileno(), SECONDS.size, access=mmap.ACCESS_READ)
 
     def ahead() -> float:
         return float(SECONDS.unpack_from(memory)[0])
 
-    def utc_now() -> datetime:
-        return _utc_now() + timedelta(seconds=ahead())
-
-    def steady_seconds() -> float:
-        return _steady_seconds() + ahead()
-
-    for module in list(sys.modules.values()):  # those that have imported the functions already have them by name
-        names = getattr(module, "__dict__", {})
-        for name, real, ours in (("utc_now", _utc_now, utc_now), ("steady_seconds", _steady_seconds, steady_seconds)):
-            if names.get(name) is real:
-                setattr(module, name, ours)
+    for module, function, code in (
+        (almanac.clock, almanac.clock.utc_now, _utc_now_ahead.__code__),
+        (almanac.steady, almanac.steady.steady_seconds, _steady_seconds_ahead.__code__),
+    ):
+        names = vars(module)
+        names.setdefault(f"machine_{function.__name__}", _copy(function))
+        names["ahead"], names["timedelta"] = ahead, timedelta
+        function.__code__ = code
 
 
-if VARIABLE in os.environ and _utc_now.__module__ == almanac.clock.__name__:
+def _utc_now_ahead() -> datetime:
+    return machine_utc_now() + timedelta(seconds=ahead())  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+
+def _steady_seconds_ahead() -> float:
+    return machine_steady_seconds() + ahead()  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+
+if VARIABLE in os.environ and not hasattr(almanac.clock, "machine_utc_now"):
     follow(Path(os.environ[VARIABLE]))

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pytest
 
+from almanac import airflow_pause
 from almanac.airflow_api import AirflowApi
 from almanac.airflow_pause import PausedDags, dags_paused
 from almanac.clock import HOUR, floor_hour
@@ -22,7 +23,7 @@ from features.online import NEWEST_AT
 from jobs import rehearse
 from pipelines.shop import shop
 from pipelines.weather import weather
-from tests.turn.__main__ import STAGES_IN_TURN, everywhere
+from tests.turn.__main__ import STAGES_IN_TURN, everywhere, quick
 from tests.turn.demonstration import At, Where
 
 DAY = timedelta(days=1)
@@ -105,6 +106,37 @@ def test_an_airflow_that_does_not_answer_is_said_at_once_and_later_does_not_end_
     assert "its DAGs were paused before, and this goes on" in said[0]
 
 
+class Late:
+    """An Airflow that is too late with one answer about what is at work, and then says that something is."""
+
+    def __init__(self) -> None:
+        self.answers: list[list[str] | None] = [[], None, ["score of weather"], [], []]
+
+    def paused_by_dag(self, _tags: list[str]) -> dict[str, bool]:
+        """As `AirflowApi.paused_by_dag`."""
+        return {"weather": True}
+
+    def at_work(self, _dags: list[str]) -> list[str]:
+        """As `AirflowApi.at_work`."""
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise Unavailable("Airflow did not answer")
+        return answer
+
+
+def test_an_airflow_that_is_late_once_is_asked_again_for_what_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(airflow_pause, "POLL_SECONDS", 0.001)
+    said: list[str] = []
+    PausedDags(late := Late(), [weather], said.append).pause()  # type: ignore[arg-type]
+    assert late.answers == []
+    assert said == ["waiting for what is at work to end: score of weather"]
+    monkeypatch.setattr(airflow_pause, "AWAY_SECONDS_MAX", 0.0)
+    late = Late()
+    with pytest.raises(Unavailable, match="did not answer"):
+        PausedDags(late, [weather], said.append).pause()  # type: ignore[arg-type]
+    assert late.answers == [["score of weather"], [], []]
+
+
 def test_signals_are_as_they_were_after_dags_were_paused() -> None:
     at = load_settings(airflow_url=NOBODY, airflow_password="none")
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
@@ -123,3 +155,9 @@ def test_an_hour_turns_before_within_and_after_each_stage_and_never_twice_before
     assert {at for turns in shown for at in turns} == every
     for turns in shown:
         assert len({next(stages for stages in ranges if at.stage in stages) for at in turns}) == len(turns)
+
+
+def test_the_short_forms_of_consecutive_commits_show_every_place_of_both_demonstrations() -> None:
+    count = sum(len(list(everywhere(ranges))) for ranges in STAGES_IN_TURN.values())
+    shown = {(pipeline, at) for pipeline, turns in map(quick, range(100, 100 + count)) for at in turns}
+    assert len(shown) == 3 * sum(len(stages) for ranges in STAGES_IN_TURN.values() for stages in ranges)
