@@ -7,7 +7,7 @@ PRODUCTION := requirements/production.txt
 COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast proofs parity replay simulate crash turn feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast proofs parity replay simulate crash turn fuzz feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
@@ -21,6 +21,7 @@ help:
 	@echo "make simulate [SEEDS=1000] [SEED=…]  the protocol of generations on a virtual clock; SEED replays one"
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
 	@echo "make turn [PIPELINE=shop]            hours turn before, within and after each stage of a demonstration"
+	@echo "make fuzz [DOOR=events] [ARGS=…]     mutated inputs at each door through which something of an outsider's comes in"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -69,6 +70,9 @@ crash: setup
 
 turn: setup
 	@$(BIN)/python -m tests.turn $(if $(PIPELINE),--pipeline "$(PIPELINE)")
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz $(foreach door,$(DOOR),--door $(door)) $(ARGS)
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \

@@ -1,0 +1,1 @@
+"""One module for each door, with a `DOOR`; see `tests.fuzz.runner`."""
