@@ -80,7 +80,8 @@ class Report:
         reasons = len(self.by_reason) - (ACCEPTED in self.by_reason)
         return (
             f"{self.inputs:,} inputs in {self.seconds:.0f} s ({rate:,.0f} a second), "
-            f"{self.by_reason[ACCEPTED]:,} accepted, {share:.0%} past the first check, {reasons} reasons reached, {len(self.unreached)} not; "
+            f"{self.by_reason[ACCEPTED]:,} accepted, {share:.0%} past the first check, "
+            f"{reasons} reasons reached, {len(self.unreached)} not; "
             f"memory grew by {self.memory_bytes / MEBIBYTE:,.0f} MiB"
         )
 
