@@ -24,7 +24,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -126,6 +126,7 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     def __init__(self) -> None:
         self._reader = Reader()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._open_async: AsyncGenerator[None, None] | None = None
         self._threads = threading.local()
 
     @property
@@ -241,9 +242,10 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
 
     async def close(self) -> None:
         """Close the connections of awaited reads."""
-        client: Any = self.__dict__.pop("_client_async", None)
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.aclose()
+        self.__dict__.pop("_client_async", None)
+        opened, self._open_async = self._open_async, None
+        if opened is not None and self._loop is asyncio.get_running_loop():
+            await opened.aclose()
 
     def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Any:
         held: Any = getattr(self, "_client", None)
@@ -258,13 +260,17 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # connections belong to the loop that opened them
-            self._loop, self._client_async = loop, None
+            self._loop, self._client_async, self._open_async = loop, None, None
         if self._client_async is None and is_url(online_store_config.connection_string):
             backoff = ExponentialBackoff(cap=RETRY_SECONDS_MAX, base=RETRY_SECONDS_MAX / 4)
             self._client_async = redis.asyncio.Redis(
                 **_arguments(online_store_config.connection_string), retry=AsyncRetry(backoff, RETRIES_MAX)
             )
-        return await super()._get_client_async(online_store_config)
+        client = await super()._get_client_async(online_store_config)
+        if self._open_async is None:
+            self._open_async = _open_while_its_loop_runs(client)
+            await anext(self._open_async)
+        return client
 
     def _reading_client(self, options: RedisOnlineStoreConfig) -> Any:
         """A client that keeps one connection for this thread: taking one from the pool would cost as much as reading.
@@ -296,6 +302,16 @@ class AlmanacOnlineStore(RedisOnlineStore):  # type: ignore[misc]
                 asked = reading.send(await _awaited(client, asked))
         except StopIteration as end:
             return end.value
+
+
+async def _open_while_its_loop_runs(client: Any) -> AsyncGenerator[None, None]:
+    """A generator that closes a client when it is closed, which a loop that ends does with every one (PEP 525)."""
+    try:
+        yield
+    finally:
+        sentinels = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+        for each in (client, *(sentinels.sentinels if sentinels is not None else ())):
+            await each.aclose()
 
 
 def _arguments(url: str) -> dict[str, Any]:

@@ -184,8 +184,10 @@ class RedisLink:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await connection.disconnect(nowait=True)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # also when cancelled once more meanwhile, as by a loop that ends
+                await connection.disconnect(nowait=True)
 
     async def _open(self, connection: AbstractConnection) -> None:
         loop = asyncio.get_running_loop()

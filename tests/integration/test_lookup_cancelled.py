@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
+import warnings
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from almanac.pipeline import Pipeline
 from serving_cache.lookup.places import Place
 from serving_cache.lookup.postgres_connections import CONNECTIONS_MAX
 from serving_cache.lookup.postgres_place import PostgresPlace
+from serving_cache.lookup.redis_link import RedisLink
 from serving_cache.lookup.redis_place import RedisPlace
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import StagedPartition
@@ -119,3 +122,23 @@ def test_reads_cancelled_at_random_moments_lose_no_connection(book: Book, name: 
     assert min(whole, cancelled) > READS / 20, "the moments were not random enough to prove anything"
     assert 1 <= at_the_server <= (1 if name == "redis" else CONNECTIONS_MAX)
     assert book.connections(name) == 0
+
+
+@pytest.mark.parametrize("moment", range(8), ids=lambda moment: f"after {moment} rounds of the loop")
+def test_a_loop_that_ends_while_a_connection_is_being_closed_leaves_none_open(redis_url: str, moment: int) -> None:
+    async def cancel_twice() -> None:
+        link = RedisLink(redis_url, limit_seconds=LIMIT_SECONDS)
+        await link.ask(("PING",))
+        life = link._life
+        assert life is not None
+        life.cancel()
+        for _round in range(moment):
+            await asyncio.sleep(0)
+        life.cancel()
+        await asyncio.wait({life})
+
+    asyncio.run(cancel_twice())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert [str(each.message) for each in said if "redis" in str(each.message)] == []

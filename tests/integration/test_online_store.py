@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,15 +114,21 @@ def test_expired_values_can_be_left_out(pair: Pair, monkeypatch: pytest.MonkeyPa
     assert statuses(pair.ours, ["driver_stats:name"], rows)["name"] == ["OUTSIDE_MAX_AGE", "PRESENT"]
 
 
-def test_awaited_reads_in_one_loop_after_another(pair: Pair) -> None:
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "not closed"])
+def test_awaited_reads_in_one_loop_after_another_leave_no_connection_open(pair: Pair, closes: bool) -> None:
     async def read() -> dict[str, Any]:
         found = await pair.ours.get_online_features_async(DRIVER, SOME)
-        await pair.ours.close()
+        if closes:
+            await pair.ours.close()
         plain = found.to_dict(include_event_timestamps=True)
         return {name: ["NaN" if value != value else value for value in values] for name, values in plain.items()}
 
     for _ in range(2):
         assert asyncio.run(read()) == shown(pair.feasts, DRIVER, SOME)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert [str(each.message) for each in said if "redis" in str(each.message)] == []
 
 
 def test_a_connection_that_redis_ended_is_opened_anew(pair: Pair, redis_url: str) -> None:
