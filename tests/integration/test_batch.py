@@ -196,6 +196,26 @@ def test_what_did_not_change_is_not_scored_again_and_speaks_as_of_the_new_run(at
     assert before[9] != after[9]
 
 
+def test_what_a_task_scored_by_other_code_than_was_planned_is_scored_again_by_the_next_run(
+    at: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = judged_otherwise(407.0)
+    hour = NOW.replace(minute=0)
+    first = plan(pipeline, at, run_key="updated", cutoff=hour, now=NOW)
+    updated, *others = first.shards
+    with monkeypatch.context() as patch:  # a worker was updated between planning and its task
+        patch.setattr("jobs.digests.code_digest", lambda pipeline: "of other code")
+        score_shard(pipeline, at, first, updated)
+    for shard in others:
+        score_shard(pipeline, at, first, shard)
+    publish(pipeline, at, first, now=NOW)
+    again = preview(pipeline, at, cutoff=NOW, now=NOW)
+    assert {part.partition for part in again.partitions if part.action == "score"} == set(updated)
+    assert {part.partition for part in again.partitions if part.action == "carry"} == {
+        part for shard in others for part in shard
+    }
+
+
 def test_cells_without_features_are_quarantined_and_carried_forward(at: Settings) -> None:
     hour = NOW.replace(minute=0)
     good = publish(WEATHER, at, scored(at, "good", hour), now=NOW)

@@ -144,6 +144,15 @@ def test_another_attempt_another_as_of_or_a_damaged_file_is_fetched(at: Settings
     assert fetched.asked[4:] == [[0]]
 
 
+def test_features_that_other_code_fetched_are_fetched_again(
+    at: Settings, fetched: Fetched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate(at)
+    monkeypatch.setattr(inputs, "code_digest", lambda pipeline: "of a join that was repaired meanwhile")
+    assert features_of(at, PLAN, [0]).num_rows == 2
+    assert fetched.asked[1:] == [[0]]
+
+
 def test_views_that_changed_under_a_run_stop_it_before_anything_is_read(
     at: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
