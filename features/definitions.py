@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from almanac.errors import AlmanacError, FeatureError
-from almanac.settings import Settings
+from almanac.settings import PROJECT_ROOT, Settings
 
-REPO = Path(__file__).resolve().parent / "repo"
+REPO = PROJECT_ROOT / "features" / "repo"
 FILES_MAX = 1_000
 
 

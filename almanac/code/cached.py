@@ -19,6 +19,7 @@ from types import CodeType
 from typing import Any
 
 from almanac.code import compiled as _compiled
+from almanac.code import computed as _computed
 from almanac.code.compiled import Compiled, compiled
 
 ENTRIES_MAX = 2_000
@@ -103,7 +104,7 @@ def _path() -> Path:
 @cache
 def _version() -> str:
     """Of this Python, of how it compiles, and of the code that works out what the file says."""
-    sources = [Path(str(place)).read_bytes() for place in (_compiled.__file__, __file__)]
+    sources = [Path(str(place)).read_bytes() for place in (_compiled.__file__, _computed.__file__, __file__)]
     flags = f"{sys.implementation.cache_tag} {sys.version} {sys.flags.optimize} {sys.pycache_prefix}"
     return _digest(flags.encode(), *sources)
 
@@ -142,14 +143,13 @@ def _digest(*parts: bytes) -> str:
 
 
 def _fields(one: Compiled) -> list[Any]:
-    return [one.digest, one.imports, sorted(one.texts), one.has_code]
+    return [one.digest, one.imports, sorted(one.texts), one.has_code, sorted(one.names)]
 
 
 def _entry(fields: Any) -> Compiled | None:
     """What an entry says; the file's digest has been looked at."""
     if fields is None:
         return None
-    digest, imports, texts, has_code = fields
-    return Compiled(
-        digest, tuple((name, level, tuple(names)) for name, level, names in imports), frozenset(texts), has_code
-    )
+    digest, imports, texts, has_code, used = fields
+    told = tuple((name, level, tuple(names)) for name, level, names in imports)
+    return Compiled(digest, told, frozenset(texts), has_code, frozenset(used))

@@ -41,22 +41,27 @@ class Compiled:
         imports: module, level and names of each import, those inside functions too; not those for type checkers.
         texts: every text among its constants; docstrings are not.
         has_code: whether it defines a function, a class or a lambda.
+        names: of those that tell how it loads modules or finds files (`computed.TELLING`), the ones that it uses.
     """
 
     digest: str
     imports: tuple[tuple[str, int, tuple[str, ...]], ...]
     texts: frozenset[str]
     has_code: bool
+    names: frozenset[str] = frozenset()
 
 
 def compiled(code: CodeType) -> Compiled:
     """What is to know of a module's code."""
+    from almanac.code.computed import TELLING
+
     imports: list[tuple[str, int, tuple[str, ...]]] = []
     texts: set[str] = set()
     nested: list[CodeType] = []
     digest = _digest(code, imports, texts, nested)
     has_code = any(one.co_name not in _UNNAMED for one in nested)
-    return Compiled(digest, tuple(dict.fromkeys(imports)), frozenset(texts), has_code)
+    names = frozenset(name for one in nested for name in one.co_names) & TELLING
+    return Compiled(digest, tuple(dict.fromkeys(imports)), frozenset(texts), has_code, names)
 
 
 def _digest(

@@ -15,7 +15,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder
@@ -24,6 +24,7 @@ from pathlib import Path
 from almanac.code import cached
 from almanac.code.cached import compiled_module
 from almanac.code.compiled import Compiled
+from almanac.code.computed import is_listed, prefixes
 from almanac.code.libraries import is_installed, own_modules, versions
 from almanac.errors import UsageError
 
@@ -135,7 +136,7 @@ def _next(module: _Module) -> Iterator[str]:
         for one in (*names, *(text for text in (outer.code.texts if outer else ()) if text.isidentifier())):
             if _module(f"{base}.{one}") is not None:
                 yield f"{base}.{one}"
-    for text in module.named:
+    for text in module.named | prefixes(module.code, _package_of(module)):
         yield from _named_by(text, module)
     yield from _with_packages(module.name)
 
@@ -153,9 +154,17 @@ def _named_by(text: str, module: _Module) -> Iterator[str]:
     length = next(size for size in range(len(parts), 0, -1) if _module(".".join(parts[:size])) is not None)
     name = ".".join(parts[:length])
     yield from _with_packages(name)
-    spec = _spec(name)
-    if text.endswith(".") and length == len(parts) and spec is not None and spec.submodule_search_locations:
-        yield from (f"{name}.{one.name}" for one in pkgutil.iter_modules(spec.submodule_search_locations))
+    if text.endswith(".") and length == len(parts):
+        yield from _below(name)
+
+
+def _below(package: str) -> Iterator[str]:
+    """Every module in a package, and in those within it."""
+    spec = _spec(package)
+    for one in pkgutil.iter_modules(_folders(spec)):
+        yield f"{package}.{one.name}"
+        if one.ispkg:
+            yield from _below(f"{package}.{one.name}")
 
 
 def _package_of(module: _Module) -> str:
@@ -178,8 +187,8 @@ def _module(name: str) -> _Module | None:
     if spec is None or not _is_followed(name.partition(".")[0], spec):
         return None
     known = compiled_module(spec) or Compiled(_digest_of(Path(str(spec.origin))), (), frozenset(), True)
-    folders = list(spec.submodule_search_locations or ())
-    files, named = _files(spec, folders, known.texts)
+    folders = _folders(spec)
+    files, named = _files(spec, folders, known)
     by_name = any(imported.partition(".")[0] == "importlib" for imported, _, _ in known.imports)
     named |= {text for text in known.texts if (by_name or "." in text[:-1]) and _NAMING.fullmatch(text)}
     return _Module(name, bool(folders), known, files, frozenset(named))
@@ -198,10 +207,19 @@ def _spec(name: str) -> ModuleSpec | None:
             return importlib.util.find_spec(name)
         except (ImportError, ValueError):  # of one that was made by hand, such as __main__
             return None
-    outer = _spec(package)
-    if outer is None or outer.submodule_search_locations is None:
-        return None
-    return PathFinder.find_spec(name, list(outer.submodule_search_locations))
+    folders = _folders(_spec(package))
+    try:
+        return PathFinder.find_spec(name, folders) if folders else None
+    except KeyError:  # a folder without `__init__.py`: Python looks up the package around it, which nobody has imported
+        spec = ModuleSpec(name, None, is_package=True)
+        places = [os.path.join(folder, name.removeprefix(f"{package}.")) for folder in folders]
+        spec.submodule_search_locations = [place for place in places if os.path.isdir(place)]
+        return spec
+
+
+def _folders(spec: ModuleSpec | None) -> list[str]:
+    """The folders of a package; none of what is no package."""
+    return list((spec.submodule_search_locations if spec is not None else None) or ())
 
 
 def _is_followed(top: str, spec: ModuleSpec) -> bool:
@@ -209,7 +227,7 @@ def _is_followed(top: str, spec: ModuleSpec) -> bool:
         return False
     if top in own_modules():
         return True
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    places = [spec.origin] if spec.origin else _folders(spec)
     return not is_installed(top, places)
 
 
@@ -217,16 +235,16 @@ def _is_foreign(top: str) -> bool:
     return top not in sys.stdlib_module_names and top not in own_modules() and top != "__main__"
 
 
-def _files(spec: ModuleSpec, folders: list[str], texts: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """Files of the module's package that its texts name, with digests; and the dotted names in them."""
+def _files(spec: ModuleSpec, folders: list[str], code: Compiled) -> tuple[dict[str, str], set[str]]:
+    """Files of the module's package that its code names or may list, with digests; and the dotted names in them."""
     if not spec.origin or not os.path.isfile(spec.origin):
         return {}, set()
     top = spec.name.partition(".")[0]
     outer = _spec(top)
-    roots = [Path(place) for place in (outer.submodule_search_locations if outer is not None else None) or ()]
+    roots = [Path(place) for place in _folders(outer)]
     known = _beside(tuple(roots))
     files, named = dict[str, str](), set[str]()
-    for text in texts:
+    for text in sorted({*code.texts, *(name for name in known if is_listed(code, name))}):
         name = os.path.basename(text)
         beside = Path(spec.origin).with_name(name) if not roots and "." in name and "\0" not in name else None
         places = [(beside, name)] if beside is not None and beside.is_file() else []

@@ -184,6 +184,19 @@ IMPORTS = {
     "by its name": "from importlib import import_module\nM = import_module('own.far')",
     "by its name, relative": "from importlib import import_module\nM = import_module('.far', __package__)",
     "by a name that is put together": "from importlib import import_module\ndef f(n): import_module(f'own.{n}')",
+    "by a sum": "from importlib import import_module\ndef f(n): import_module('own.' + n)",
+    "by a name with a place for it": "from importlib import import_module\ndef f(n): import_module('own.{}'.format(n))",
+    "by the old way to put it together": "import importlib\ndef f(n): importlib.import_module('own.%s' % n)",
+    "by joined names": "import importlib\ndef f(n): importlib.import_module('.'.join(['own', n]))",
+    "by its own package's name": "import importlib\ndef f(n): importlib.import_module(f'{__package__}.{n}')",
+    "beside itself": "import importlib\ndef f(n): importlib.import_module('.' + n, __package__)",
+    "as all that is in a package": "import pkgutil, own\ndef f(): return list(pkgutil.walk_packages(own.__path__))",
+    "when it is asked for": "from own import lazy\ndef f(): return lazy.far",
+    "by its own file's name": "import importlib.util as u\nf = u.spec_from_file_location('x', __file__[:-7] + 'r.py')",
+    "by a pattern": "import glob, runpy\nf = [runpy.run_path(p) for p in glob.glob(__file__[:-7] + 'f*')]",
+    "in a folder without __init__": "from own.plain import deep",
+    "in such a folder, relative": "from .plain.deep import far",
+    "by a name in such a folder": "from importlib import import_module\ndef f(n): import_module(f'own.plain.{n}')",
     "by what a package exports": "from own.exporting import *",
     "by a file of code": "from runpy import run_path\ndef f(): run_path('own/far.py')",
     "in a list of names": "NAMES = ['own.near', 'own.far']",
@@ -198,6 +211,8 @@ def test_a_module_is_followed_however_it_is_imported(world: Path, code: str) -> 
     files = {
         "own/__init__.py": "", "own/root.py": code, "own/far.py": "X = 1", "own/near.py": "",
         "own/exporting/__init__.py": "__all__ = ['inner']", "own/exporting/inner.py": "from .. import far",
+        "own/lazy/__init__.py": "import importlib\ndef __getattr__(n): return importlib.import_module('own.' + n)",
+        "own/plain/deep.py": "from own import far",
         "own/middle.py": "def f():\n    from . import far", "own/settings.yaml": "type: own.far.Kind\n",
     }  # fmt: skip
     put(world, files)
@@ -232,6 +247,28 @@ def test_packages_on_the_way_to_a_module_count_and_files_that_code_names(world: 
         after = code_of(("own.deep.root",))
         assert after.digest != before.digest
         before = after
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "F = Path(__file__).parent / 'sql' / 'query.sql'",
+        "def f(name): return Path(__file__).with_name(f'{name}.sql')",
+        "def f(): return sorted(Path(__file__).parent.glob('sql/*.sql'))",
+        "def f(): return list((Path(__file__).parent / 'sql').iterdir())",
+    ],
+    ids=["named", "by its end", "by a pattern", "in a folder"],
+)
+def test_a_file_that_code_finds_from_its_own_place_counts(world: Path, code: str) -> None:
+    put(
+        world,
+        {"own/__init__.py": "", "own/root.py": f"from pathlib import Path\n{code}", "own/sql/query.sql": "SELECT 1"},
+    )
+    before = code_of(("own.root",))
+    assert "own/sql/query.sql" in before.files
+    (world / "own/sql/query.sql").write_text("SELECT 2")
+    _as_a_new_process()
+    assert code_of(("own.root",)).digest != before.digest
 
 
 def test_a_single_file_counts_with_the_files_beside_it_and_what_it_imports(world: Path) -> None:
