@@ -42,6 +42,10 @@ class Taken:
         return len(self.moments)
 
 
+class NoItemYet(FeatureError):
+    """No item has features at the moment that was asked for."""
+
+
 def ranking_of(pipeline: Pipeline) -> Ranking:
     """The pipeline's declared ranking.
 
@@ -62,7 +66,8 @@ def range_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> rankab
     """The same, and how new they are: what lists of entities without anything newer speak as of.
 
     Raises:
-        FeatureError: no features were ingested, no item is known, or the service is not registered.
+        NoItemYet: no item is known at the moment.
+        FeatureError: no features were ingested, or the service is not registered.
         Unavailable: the registry does not answer.
     """
     import pyarrow as pa
@@ -84,7 +89,7 @@ def range_at(pipeline: Pipeline, settings: Settings, moment: datetime) -> rankab
                 of_any += times.filter(pc.equal(found[ranking.item].cast(pa.string()), ANY_ITEM)).to_pylist()
                 tables.append(found.select([ranking.item, *view.features.values()]).combine_chunks())
     if not tables:
-        raise FeatureError(
+        raise NoItemYet(
             f"pipeline {pipeline.name} knows no item at {moment:%Y-%m-%d %H:%M} UTC: run its ingest step up to then"
         )
     keys = pc.unique(pa.concat_arrays([_one(table[ranking.item]) for table in tables]))

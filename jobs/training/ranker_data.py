@@ -25,7 +25,7 @@ from almanac.pipeline import Pipeline
 from almanac.ragged import Ragged, Wholes, offsets_of, picked
 from almanac.ranking import Entities, Items
 from almanac.settings import Settings
-from features.ranked import Taken, entities_of, history_at, newest_events, range_at
+from features.ranked import NoItemYet, Taken, entities_of, history_at, newest_events, range_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,10 +86,13 @@ def each_basket(
 ) -> Iterator[Asked]:
     """Lists as of just before some of the times that something was taken, a day at a time.
 
+    The first days of a history are left out while no item has features: nobody could have been given a list then.
+
     Args:
         chosen: which of `taken`, ascending.
         by_night: as of the midnight before instead: what is answered without a stream.
     """
+    begun = False
     for start in range(0, len(chosen), LISTS_AT_ONCE):
         some = chosen[start : start + LISTS_AT_ONCE]
         days = taken.moments[some] // DAY_MICROSECONDS
@@ -99,7 +102,14 @@ def each_basket(
             places = np.flatnonzero(days == day)
             lists = picked(taken.items, some[places])[1]
             night = at_micros(int(day) * DAY_MICROSECONDS)
-            yield _asked(pipeline, settings, table.take(places), lists, night)
+            try:
+                asked = _asked(pipeline, settings, table.take(places), lists, night)
+            except NoItemYet:
+                if begun:
+                    raise
+                continue
+            begun = True
+            yield asked
 
 
 def sample(pipeline: Pipeline, taken: Taken, first: int, last: int) -> Wholes:

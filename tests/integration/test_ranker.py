@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from almanac.challenger import Challenger
 from almanac.clock import DAY_MICROSECONDS, at_micros, utc_now
 from almanac.errors import FeatureError, UsageError
-from almanac.interactions import Simulated
+from almanac.interactions import Interactions, Simulated
 from almanac.list_scoring import rank
 from almanac.manifest import Window
 from almanac.pipeline import Training, days
@@ -21,10 +22,10 @@ from almanac.ranking import PAIR_COLUMNS
 from almanac.registry import ModelVersion, Registry
 from almanac.scoring import Scorer
 from almanac.settings import Settings, load_settings
-from features.ranked import Taken, items_at, taken_between
+from features.ranked import NoItemYet, Taken, items_at, taken_between
 from jobs.training.evaluate_lists import evaluate_lists, flattered, span_of
 from jobs.training.promotion import promote
-from jobs.training.ranker import learn_from
+from jobs.training.ranker import learn_from, prepare
 from jobs.training.ranker_data import BY_NIGHT, EACH_BASKET, each_basket, held_out_since, nightly, sample
 from jobs.training.train import train
 from pipelines.shop import shop
@@ -123,6 +124,24 @@ def test_nothing_is_learned_from_what_came_later(trained: Trained) -> None:
         assert asked.entities.moments.max() < (day + 1) * DAY_MICROSECONDS
         before = items_at(SMALL, trained.settings, at_micros(day * DAY_MICROSECONDS))
         assert before.keys == asked.items.keys
+
+
+def test_a_history_that_is_younger_than_the_window_is_learned_from_its_second_day_on(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    assert isinstance(SMALL.source, Interactions)
+    young = Simulated(entities=60, items=30, history=days(12), lines_per_entity=30)
+    pipeline = replace(SMALL, source=replace(SMALL.source, simulated=young))
+    settings = load_settings(state_dir=tmp_path, postgres_url=postgres_url)
+    taken = prepare(pipeline, settings, now=NOW, progress=lambda step: None)
+    first = int(taken.moments[0])
+    with pytest.raises(NoItemYet, match="knows no item at"):
+        items_at(pipeline, settings, at_micros(first // DAY_MICROSECONDS * DAY_MICROSECONDS))
+    since = held_out_since(pipeline, int(taken.moments[-1]))
+    chosen = sample(pipeline, taken, first, since)
+    lists = list(each_basket(pipeline, settings, taken, chosen))
+    assert len(lists) == len(np.unique(taken.moments[chosen] // DAY_MICROSECONDS)) - 1
+    assert len(learn_from(pipeline, settings, taken, since).sizes) > 10
 
 
 def test_a_registered_model_is_measured_again_with_the_same_figures(
