@@ -46,6 +46,7 @@ from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings
 from features.interactions.fold import Event as Basket
 from features.interactions.fold import advance, hashes
+from features.interactions.history import DAY_SUM_MAX
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied
@@ -66,7 +67,7 @@ from streaming.topics import RECORD_BYTES_MAX
 
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
-TOO_LARGE = "too-large"
+BEYOND = f"would have taken more on one day than is counted, {DAY_SUM_MAX:.3g} units or hundredths of spend"
 HISTORY_BYTES_MAX = RECORD_BYTES_MAX - 4_096
 """Size of a history as a record, in bytes: what its topic takes, less its key, its headers and what is around it."""
 APPLIED_SECONDS = 1.0
@@ -323,6 +324,8 @@ class Folding:
                 f"{self._pipeline.entity} {event.entity} returns what is not in the history: send the purchase, then "
                 "this event again",
             )
+        if found.beyond:
+            raise EventError("out-of-range", f"{event.entity} {BEYOND}: correct quantity and price")
         newer = max(made, held.created + 1 if held is not None else 0)
         folded = Folded(row=found.row, at=found.at, created=newer, lines=basket.lines)
         self._write(done, origin, event, folded)
@@ -339,7 +342,7 @@ class Folding:
         record = feature_record(self._pipeline, origin, event, folded)
         if len(record.value or b"") > HISTORY_BYTES_MAX:  # many baskets at one moment are one basket
             raise EventError(
-                TOO_LARGE,
+                "too-large",
                 f"the history of {self._pipeline.entity} {event.entity} would have {len(record.value or b''):,} bytes "
                 f"with this event in it, at most {HISTORY_BYTES_MAX:,} are written: send fewer lines for one moment",
             )

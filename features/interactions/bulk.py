@@ -23,12 +23,16 @@ from almanac.clock import DAY_MICROSECONDS
 from almanac.ragged import Ragged, Wholes, offsets_of
 from features.interactions.codes import among, list_array, ragged_of, ranges, starts_of
 from features.interactions.fold import TILES, Event, advance
-from features.interactions.history import BOUGHT_MAX, DAYS_KEPT, HISTORY, NEVER, SEEN_MAX, hundredths
+from features.interactions.history import BOUGHT_MAX, DAYS_KEPT, HISTORY, NEVER, SEEN_MAX, bounded, hundredths
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Flags = NDArray[np.bool_]
+
+
+UNBOUNDED_FROM = 2.0**62
+"""Where all amounts together come to more, sums are made of Python's whole numbers: slower, and never too small."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,10 +284,14 @@ def _tiles(baskets: Baskets, events: _Events, prior: _Prior, chosen: Wholes) -> 
     """Of the days before a row's the whole tiles, of its own day what it has until then."""
     import pyarrow as pa
 
-    units = np.rint(baskets.quantity).astype(np.int64)
+    units = bounded(np.rint(baskets.quantity))
     spend = hundredths(baskets.quantity, baskets.price)
-    per_line = np.stack([np.zeros(len(units), np.int64), np.ones(len(units), np.int64), units, spend])
-    running = np.concatenate([np.zeros((len(TILES), 1), np.int64), np.cumsum(per_line, axis=1)], axis=1)
+    per_line: Any = np.stack([np.zeros(len(units), np.int64), np.ones(len(units), np.int64), units, spend])
+    tiles_before: Any = prior.tiles
+    if sum(float(np.abs(one).sum(dtype=np.float64)) for one in (per_line, tiles_before)) > UNBOUNDED_FROM:
+        per_line, tiles_before = per_line.astype(object), tiles_before.astype(object)  # whole numbers of any size
+    nothing = np.zeros((len(TILES), 1), per_line.dtype)
+    running = np.concatenate([nothing, np.cumsum(per_line, axis=1)], axis=1)
     values = running[:, events.offsets[1:]] - running[:, events.offsets[:-1]]
     values[0] = 1
     own = events.at // DAY_MICROSECONDS
@@ -297,7 +305,7 @@ def _tiles(baskets: Baskets, events: _Events, prior: _Prior, chosen: Wholes) -> 
     keys = np.concatenate([key(owner, prior.days.values), key(events.entity, own)])
     # What was before comes first of its day: a stable sort keeps events in their order.
     order = np.argsort(keys, kind="stable")
-    sums = np.cumsum(np.concatenate([prior.tiles, values], axis=1)[:, order], axis=1)
+    sums = np.cumsum(np.concatenate([tiles_before, values], axis=1)[:, order], axis=1)
     runs = starts_of(keys[order]) if len(keys) else np.empty(0, np.int64)
     ends = np.append(runs[1:], len(keys)) - 1 if len(runs) else runs
     base = np.where(runs > 0, sums[:, runs - 1], 0)
@@ -312,7 +320,7 @@ def _tiles(baskets: Baskets, events: _Events, prior: _Prior, chosen: Wholes) -> 
     found = whole[:, at]
     found[:, offsets[1:] - 1] = sums[:, here] - base[:, tile]
     days = tile_keys[at] % width + low - DAYS_KEPT
-    lists = {"days": days, **dict(zip(TILES, found, strict=True))}
+    lists = {"days": days, **dict(zip(TILES, bounded(found), strict=True))}
     return {name: list_array(pa.array(values), offsets) for name, values in lists.items()}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from almanac.clock import DAY_MICROSECONDS
 from features.interactions.history import (
     BOUGHT_MAX,
+    DAY_SUM_MAX,
     DAYS_KEPT,
     NEVER,
     SEEN_MAX,
@@ -72,12 +73,14 @@ class Advanced:
         at: moment of the newest event in it: the row's event time.
         folded: whether the event changed it; not if it was known, or older than what the history knows.
         unmatched: returns of items that the history does not have.
+        beyond: whether a sum of a day would be greater than `DAY_SUM_MAX`; the row has that instead.
     """
 
     row: dict[str, Any]
     at: int
     folded: bool
     unmatched: int = 0
+    beyond: bool = False
 
 
 def advance(row: Mapping[str, Any] | None, event: Event) -> Advanced:
@@ -107,12 +110,13 @@ def advance(row: Mapping[str, Any] | None, event: Event) -> Advanced:
             bought[item] = (bought[item][0], bought[item][1] - 1)
     new = {**old, **_bought(bought), **_basket(old, event.at, taken)}
     counted = [line for line in event.lines if line[1] > 0 or line[0] not in foreign]
-    new |= _tiles(old, event.at, counted, max(int(newest), event.at))
+    tiles, beyond = _tiles(old, event.at, counted, max(int(newest), event.at))
+    new |= tiles
     new |= _seen(old, event.at, mark)
     if taken:
         new["orders"] = int(old["orders"]) + 1
         new["first_at"] = event.at if old["first_at"] <= NEVER else min(int(old["first_at"]), event.at)
-    return Advanced(row=new, at=max(int(newest), event.at), folded=True, unmatched=len(foreign))
+    return Advanced(row=new, at=max(int(newest), event.at), folded=True, unmatched=len(foreign), beyond=beyond)
 
 
 def _bought(bought: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
@@ -132,8 +136,11 @@ def _basket(old: Mapping[str, Any], at: int, taken: set[str]) -> dict[str, Any]:
     return {"basket_items": sorted(items), "basket_at": at}
 
 
-def _tiles(old: Mapping[str, Any], at: int, lines: Sequence[tuple[str, float, float]], newest: int) -> dict[str, Any]:
-    """The days' tiles with some lines of a moment, without those that are too old for any window."""
+def _tiles(
+    old: Mapping[str, Any], at: int, lines: Sequence[tuple[str, float, float]], newest: int
+) -> tuple[dict[str, Any], bool]:
+    """The days' tiles with some lines of a moment, without those that no window needs; whether a sum was cut."""
+    beyond = False
     tiles = {int(day): [int(old[name][place]) for name in TILES] for place, day in enumerate(old["days"])}
     if lines:
         taken = sum(line[1] > 0 for line in lines)
@@ -141,9 +148,10 @@ def _tiles(old: Mapping[str, Any], at: int, lines: Sequence[tuple[str, float, fl
         spend = sum(round(line[1] * line[2] * 100) for line in lines)
         tile = tiles.setdefault(at // DAY_MICROSECONDS, [0, 0, 0, 0])
         for place, more in enumerate((int(taken > 0), taken, units, spend)):
-            tile[place] += more
+            beyond |= abs(tile[place] + more) > DAY_SUM_MAX
+            tile[place] = max(-DAY_SUM_MAX, min(DAY_SUM_MAX, tile[place] + more))
     kept = sorted(day for day in tiles if day > newest // DAY_MICROSECONDS - DAYS_KEPT)
-    return {"days": kept, **{name: [tiles[day][place] for day in kept] for place, name in enumerate(TILES)}}
+    return {"days": kept, **{name: [tiles[day][place] for day in kept] for place, name in enumerate(TILES)}}, beyond
 
 
 def _seen(old: Mapping[str, Any], at: int, mark: int) -> dict[str, Any]:

@@ -131,9 +131,18 @@ def _sums(values: Wholes, offsets: Wholes) -> Wholes:
     return np.asarray(running[offsets[1:]] - running[offsets[:-1]])
 
 
+DAY_SUM_MAX = (2**63 - 1) // (DAYS_KEPT + 1)
+"""The greatest sum, up or down, that a day's tile says: sums over all days that are kept still fit into 64 bits."""
+
+
+def bounded(sums: Any) -> Wholes:
+    """Sums of a day as its tile says them; whole numbers of any size."""
+    return np.asarray(np.clip(sums, -DAY_SUM_MAX, DAY_SUM_MAX)).astype(np.int64)
+
+
 def hundredths(quantities: NDArray[np.float64], prices: NDArray[np.float64]) -> Wholes:
     """What lines cost, in whole hundredths."""
-    return np.asarray(np.rint(np.asarray(quantities, np.float64) * prices * 100)).astype(np.int64)
+    return bounded(np.rint(np.asarray(quantities, np.float64) * prices * 100))
 
 
 def key_hashes(keys: Sequence[str]) -> Hashes:
