@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 import typer
 
 from almanac.errors import AlmanacError
+from almanac.plain_text import one_line, show_plainly
 
 COMMANDS_GROUP = "almanac.commands"
 EXIT_INTERRUPTED = 130
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     except AlmanacError as error:
         if debug:
             raise
-        print(f"almanac: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"almanac: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -68,6 +69,7 @@ def console() -> None:
     has ended in a segmentation fault, after everything was done and said.
     """
     code: int | str | None = 0
+    show_plainly()
     try:
         main()
     except SystemExit as ended:

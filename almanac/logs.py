@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from almanac.plain_text import LINE_BREAK_AND_TAB, plain, plain_json
+
 LogFormat = Literal["text", "json", "logfmt"]
 
 TRACEPARENT = "traceparent"
@@ -34,7 +36,7 @@ MESSAGE_CHARACTERS_MAX = 16_384
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _TRACEPARENT_CHARACTERS_MAX = 512
-_BARE = re.compile(r"[^\s\"=\\\x00-\x1f\x7f]+")
+_BARE = re.compile(r"[^\s\"=\\]+")
 _context: ContextVar[dict[str, Any] | None] = ContextVar("almanac_log_context", default=None)
 
 
@@ -149,17 +151,17 @@ class Formatter(logging.Formatter):
         error = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         if self._format == "text":
             trace = f" trace={found['trace']}" if "trace" in found else ""
-            line = f"{found['time']} {record.levelname} {record.name} {found['message']}{trace}"
-            return f"{line}\n{error}" if error else line
+            line = plain(f"{found['time']} {record.levelname} {record.name} {found['message']}{trace}")
+            return f"{line}\n{plain(error, keep=LINE_BREAK_AND_TAB)}" if error else line
         if error:
             found["error"] = _cut(error)
         if self._format == "json":
-            return json.dumps(found, ensure_ascii=False, default=str)
+            return plain_json(found)
         return " ".join(f"{name}={_logfmt(str(value))}" for name, value in found.items())
 
 
 def _logfmt(value: str) -> str:
-    return value if _BARE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    return value if _BARE.fullmatch(value) and value.isprintable() else plain_json(value)
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -10,6 +10,7 @@ from types import FrameType
 
 from almanac.errors import AlmanacError
 from almanac.pipeline import Pipeline
+from almanac.plain_text import one_line
 from almanac.settings import Settings
 
 
@@ -40,6 +41,6 @@ def run_until_stopped(name: str, work: Callable[[Settings, Sequence[Pipeline]], 
     except Stopped:
         logging.getLogger(f"serving_cache.{name}").info("%s stopped", name)
     except AlmanacError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     return 0

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from almanac.errors import AlmanacError, DeclarationError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.plain_text import one_line
 from almanac.postgres_url import postgres_address
 from almanac.ranking_declared import ITEMS_COLUMN
 from serving_cache.layout import table_name, view_name
@@ -197,7 +198,7 @@ def main() -> int:
         found = pipelines()
         version = migrate(settings().need("postgres_url"), found.values())
     except AlmanacError as error:
-        print(f"migrate: {error}", file=sys.stderr)
+        print(f"migrate: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     log.info("migrated version=%s pipelines=%s", version, ",".join(found) or "none")
     return 0

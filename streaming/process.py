@@ -21,6 +21,7 @@ from almanac import logs, metrics
 from almanac.clock import utc_now
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.plain_text import one_line
 from almanac.settings import Settings, settings
 from almanac.steady import SystemClock
 from serving_cache.monitor_alerts import Webhook
@@ -221,6 +222,6 @@ def main(stop: threading.Event, arguments: list[str] | None = None) -> int:
     except Exception as error:
         if given.debug:
             raise
-        print(f"almanac stream: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"almanac stream: {one_line(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, AlmanacError) else 1
     return 0

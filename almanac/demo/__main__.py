@@ -13,6 +13,7 @@ from almanac.demo import lists, past, stages
 from almanac.demo.report import DemoFailed, Report
 from almanac.demo.world import World
 from almanac.errors import AlmanacError
+from almanac.plain_text import one_line
 from almanac.settings import PROJECT_ROOT
 
 STATE_DIR = ".almanac-demo"
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if data is not None and failure is None and options.pipeline == "weather":
         print_accuracy(world)
     if failure:
-        print(f"almanac: the demonstration stopped: {failure}", file=sys.stderr)
+        print(f"almanac: the demonstration stopped: {one_line(failure)}", file=sys.stderr)
     return 0 if world.report.held and failure is None else 1
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from almanac.errors import AlmanacError, Unavailable, UsageError
+from almanac.plain_text import one_line
 from almanac.postgres_url import postgres_address
 from almanac.settings import load_settings, read_secret
 from almanac.stack.airflow import USER
@@ -112,7 +113,7 @@ def main() -> int:
     try:
         prepare(os.environ)
     except AlmanacError as error:
-        print(f"prepare: {error}", file=sys.stderr)
+        print(f"prepare: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     print("the databases almanac and airflow, and Airflow's password, are there")
     return 0

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from almanac.errors import AlmanacError, StackError, UsageError
+from almanac.plain_text import one_line
 from almanac.settings import PROJECT_ROOT, read_secret
 
 FOLDER = PROJECT_ROOT / "deploy" / "secrets"
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         if loose := too_open(given.folder):
             raise UsageError(f"{given.folder}: too many may read {', '.join(loose)}: chmod {given.mode} them")
     except AlmanacError as error:
-        print(f"secrets: {error}", file=sys.stderr)
+        print(f"secrets: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     print(f"{given.folder}: made {', '.join(made) or 'nothing, all are there'}")
     group = (given.folder / next(iter(FILES))).stat().st_gid

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from almanac.errors import AlmanacError, StackError
+from almanac.plain_text import one_line
 
 LIBRARY = "libgomp.so.1"
 PACKAGE = "libgomp1"
@@ -59,5 +60,5 @@ if __name__ == "__main__":
     try:
         print(ensure_libgomp())
     except (AlmanacError, subprocess.TimeoutExpired) as error:
-        print(f"almanac: {error}", file=sys.stderr)
+        print(f"almanac: {one_line(error)}", file=sys.stderr)
         sys.exit(StackError.exit_code)

@@ -20,6 +20,7 @@ from granian.server.embed import Server
 from almanac import logs
 from almanac.declarations import pipelines
 from almanac.errors import AlmanacError, StackError, UsageError
+from almanac.plain_text import one_line
 from almanac.settings import Settings, settings
 from serving_cache.lookup.app import App
 from serving_cache.lookup.service import Service
@@ -149,7 +150,7 @@ def main() -> int:
         app = App(found, lambda: open_service(config))
         run(serve(app, config.lookup_host, port))
     except AlmanacError as error:
-        print(f"lookup: {error}", file=sys.stderr)
+        print(f"lookup: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # before the loop took over the signals
         return EXIT_INTERRUPTED
