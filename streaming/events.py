@@ -64,6 +64,8 @@ REASONS = (
 """Every reason with which `parse` refuses: stable words, used in headers and metrics."""
 
 Headers = Sequence[tuple[str, bytes | None]]
+Identity = tuple[str | int, ...]
+"""By what an event is known, part by part: parts that are joined may be cut elsewhere."""
 Observed = float | dict[str, float]
 """What was observed: the source's variable, or the pushed view's columns by name; True and False are numbers."""
 
@@ -82,7 +84,7 @@ class Event:
         value: what was observed, finite; of a pipeline with a source, its variable in the source's unit. Empty
             where events carry lines.
         lines: these, where the declaration has them.
-        event_id: a CloudEvent's source and id, by which a duplicate is known; None for a plain event.
+        event_id: a CloudEvent's source, id and entity, by which a duplicate is known; None for a plain event.
         trace: W3C traceparent, to be passed on; None when absent or malformed.
     """
 
@@ -90,7 +92,7 @@ class Event:
     observed_at: datetime
     value: Observed
     lines: tuple[Line, ...] = ()
-    event_id: str | None = None
+    event_id: Identity | None = None
     trace: str | None = None
 
     @property
@@ -116,7 +118,7 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
     bytes_max = EVENT_BYTES_MAX if stream.lines is None else LINES_BYTES_MAX
     if len(value) > bytes_max:
         raise EventError("too-large", f"the event has {len(value)} bytes, at most {bytes_max} are read: send less")
-    fields, event_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
+    fields, source_and_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
     entity = _entity(need(fields, pipeline.entity), pipeline)
     if key is None and stream.lines is not None:
         # What an entity's events amount to is kept by whoever reads its partition: all must come to the same.
@@ -140,7 +142,7 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
         observed_at=observed_at,
         value=observed,
         lines=lines,
-        event_id=event_id,
+        event_id=source_and_id and (*source_and_id, entity),
         trace=traceparent(headers),
     )
 
@@ -166,8 +168,8 @@ def traceparent(headers: Headers | None) -> str | None:
     return None
 
 
-def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], str | None]:
-    """The event's fields and its identity, whichever way it came."""
+def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """The event's fields and its source and id, whichever way it came."""
     content_type = headers.get("content-type", b"").decode("latin-1").strip()
     if any(name.startswith(ce_kafka.CE_PREFIX) and name != "ce_traceparent" for name in headers):
         if content_type and not _JSON_TYPE.fullmatch(content_type):
@@ -205,8 +207,9 @@ def _cloud_event(message: ce_kafka.KafkaMessage) -> BaseCloudEvent:
         raise EventError("bad-envelope", f"the CloudEvent cannot be read ({shown(str(error))}): correct it") from None
 
 
-def _identity(event: BaseCloudEvent) -> str:
-    return f"{event.get_source()} {event.get_id()}"
+def _identity(event: BaseCloudEvent) -> tuple[str, str]:
+    """Source and id apart: joined, two events whose parts are cut elsewhere would be one."""
+    return str(event.get_source()), str(event.get_id())
 
 
 def _object(value: bytes) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def sort(
             continue
         if record.redriven:  # known by where it first stood, for it may have been sent again before
             place = (record.incarnation, *record.origin, event.entity, event.observed_at.isoformat())
-            event = replace(event, event_id="/".join(str(part) for part in place))
+            event = replace(event, event_id=place)
         if branch.knows(event):
             duplicates += 1
             continue

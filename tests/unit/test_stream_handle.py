@@ -237,6 +237,24 @@ def test_a_cloud_event_is_a_duplicate_by_its_identity_alone() -> None:
     assert (events_of(batch), batch.duplicates) == ([1, 3], 1)
 
 
+@pytest.mark.parametrize("cut", [("/sensor", "a 7", "/sensor a", "7"), ("s", "1/2", "s/1", "2"), ("a", "", "", "a")])
+def test_cloud_events_whose_source_and_id_are_alike_only_when_joined_are_two(cut: tuple[str, str, str, str]) -> None:
+    def cloud(source: str, identity: str) -> tuple[tuple[str, bytes], ...]:
+        said = {"ce_source": source, "ce_id": identity, "ce_type": "t", "ce_specversion": "1.0"}
+        return tuple((name, text.encode()) for name, text in said.items())
+
+    batch = sort(
+        [record(1, headers=cloud(*cut[:2])), record(2, value=281.0, headers=cloud(*cut[2:]))], TINY, Duplicates(), NOW
+    )
+    assert batch.duplicates == 0
+
+
+def test_a_cloud_event_about_another_entity_is_another_event() -> None:
+    headers = (("ce_id", b"1"), ("ce_source", b"s"), ("ce_type", b"t"), ("ce_specversion", b"1.0"))
+    batch = sort([record(1, headers=headers), record(2, cell=18, headers=headers)], TINY, Duplicates(), NOW)
+    assert (events_of(batch), batch.duplicates) == ([1, 2], 0)
+
+
 def test_only_a_committed_batch_is_remembered() -> None:
     seen = Duplicates()
     thrown_away = sort([record(1)], TINY, seen, NOW)
@@ -250,8 +268,8 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates_module, "REMEMBERED_MAX", 2)
     seen = Duplicates()
     for cell in (1, 2, 3):
-        seen.remember(Event(entity=cell, observed_at=NOW, value=280.0, event_id=str(cell)))
-    assert [seen.knows(Event(entity=cell, observed_at=NOW, value=280.0, event_id=str(cell))) for cell in (1, 2, 3)] == [
+        seen.remember(Event(entity=cell, observed_at=NOW, value=280.0, event_id=(cell,)))
+    assert [seen.knows(Event(entity=cell, observed_at=NOW, value=280.0, event_id=(cell,))) for cell in (1, 2, 3)] == [
         False,
         True,
         True,
