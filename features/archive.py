@@ -2,9 +2,9 @@
 
     <features_dir>/<pipeline>/<view>/archive/2026-11-21T13/bikes.rides.p2.<first>-<last>.parquet
 
-A folder an hour of event time; a file holds events of one Kafka partition, and
-its name the first and last offset among them. The view is the one that events
-push, the columns are the view's, and beside them where each event stood.
+A folder an hour of event time; a file holds events of one Kafka partition, and its name the first and last offset
+among them and the topic, shortened where that is long (`archive_files.topic_in_names`). The view is the one that
+events push, the columns are the view's, and beside them where each event stood.
 
 Every event is archived once, by where it stood and what it says (where a topic
 was deleted and made again, offsets begin anew): before a row is written, the
@@ -19,6 +19,7 @@ them. A row that is there twice meanwhile is the same row, and changes nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from features.archive_files import (
     hours,
     read,
     replaced_by,
+    topic_in_names,
     written_at,
 )
 from features.archive_lines import EVENTS, event_columns
@@ -150,8 +152,10 @@ class Archive:
             with locked(self.folder / LOCK_FILE, LOCK_SECONDS_MAX):
                 yield
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what_to_do = "give its disk some space" if full else f"make {error.filename or self.folder} writable"
             raise Unavailable(
-                f"the archive {self.folder} cannot be written ({error.strerror or error}): give its disk some space"
+                f"the archive {self.folder} cannot be written ({error.strerror or error}): {what_to_do}"
             ) from error
 
     def _files(self, hour: str) -> list[ArchiveFile]:
@@ -163,8 +167,9 @@ class Archive:
         import pyarrow.compute as pc
 
         known: set[str] = set()
+        named = topic_in_names(topic)
         for file in self._files(hour):
-            if (file.topic, file.partition) == (topic, partition) and file.first <= last and first <= file.last:
+            if (file.topic, file.partition) == (named, partition) and file.first <= last and first <= file.last:
                 table = read(file.path)
                 if table is not None:
                     between = pc.and_(pc.greater_equal(table[OFFSET], first), pc.less_equal(table[OFFSET], last))
@@ -199,7 +204,7 @@ class Archive:
         self._replace(path, table)
 
     def _path(self, hour: str, topic: str, partition: int, first: int, last: int) -> Path:
-        return self.folder / hour / f"{topic}.p{partition}.{first:020d}-{last:020d}.parquet"
+        return self.folder / hour / f"{topic_in_names(topic)}.p{partition}.{first:020d}-{last:020d}.parquet"
 
     def _replace(self, path: Path, table: pa.Table) -> None:
         import pyarrow.parquet as pq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 FOLDER = "archive"
 HOUR_FORMAT = "%Y-%m-%dT%H"
 HOUR_NAME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}")
-FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
+TOPIC_CHARACTERS_MAX = 100
+"""Length of a topic's name above which files have a part of it and its hash: a file's name has 255 bytes at most."""
+_TOPIC_SHOWN = 60
+_TOPIC = re.compile(rf"[A-Za-z0-9._-]{{1,{TOPIC_CHARACTERS_MAX}}}|[A-Za-z0-9._-]{{0,{_TOPIC_SHOWN}}}~[0-9a-f]{{32}}")
+FILE_NAME = re.compile(r"(?P<topic>[A-Za-z0-9._~-]+)\.p(?P<partition>\d+)\.(?P<first>\d{20})-(?P<last>\d{20})\.parquet")
 METADATA_KEY = b"almanac.replaces"
 MERGED_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of files merged into one at a time: bounds its memory."""
@@ -27,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveFile:
-    """One archive file, by its name."""
+    """One archive file, by its name, its topic as `topic_in_names` says it."""
 
     path: Path
     topic: str
@@ -42,7 +47,19 @@ class ArchiveFile:
         if found is None:
             return None
         numbers = {name: int(found[name]) for name in ("partition", "first", "last")}
-        return cls(path=path, topic=found["topic"], **numbers)
+        return cls(path=path, topic=topic_in_names(found["topic"]), **numbers)
+
+
+def topic_in_names(topic: str) -> str:
+    """How names of files say a topic: as it is if that is short, otherwise its beginning and its hash.
+
+    Whatever the text, it is part of one name of at most `TOPIC_CHARACTERS_MAX` bytes, and another text's is another.
+    What it returns stays as it is; the sign before the hash stands in no topic's name.
+    """
+    if _TOPIC.fullmatch(topic):
+        return topic
+    digest = hashlib.blake2b(topic.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9._-]', '_', topic[:_TOPIC_SHOWN])}~{digest}"
 
 
 def hours(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ event that it was made from, by which a reader tells a replay from news.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord, incarnate
+from streaming.event_places import INCARNATION_MAX, PLACE_DIGITS_MAX, number_in, places, source_of, whole_number
 from streaming.events import Event, Observed, traceparent
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ ERROR_HEADERS = (
     HEADER_FORWARDED,
     HEADER_INCARNATION,
 )
-
-_ORIGIN = re.compile(rb"([A-Za-z0-9._-]{1,249})/(\d{1,9})/(\d{1,18})")
 
 HEADER_CUT = "almanac.cut"
 """Of a dead letter too large to be kept whole: bytes of value, key and headers as they were, as `<n>/<n>/<n>`."""
@@ -83,43 +81,31 @@ class Consumed:
     @property
     def incarnation(self) -> int:
         """Incarnation of the topic where the event first stood; the lowest of one that was sent again without it."""
-        return _number(self.headers, HEADER_INCARNATION) if _places(self.headers, HEADER_ORIGIN) else self.standing
+        return number_in(self.headers, HEADER_INCARNATION) if places(self.headers, HEADER_ORIGIN) else self.standing
 
     @property
     def redriven(self) -> bool:
         """Whether it was a dead letter that was sent again."""
-        origins = _places(self.headers, HEADER_ORIGIN)
+        origins = places(self.headers, HEADER_ORIGIN)
         return bool(origins) and origins[-1] != (self.topic, self.partition, self.offset)
 
     @property
     def origin(self) -> tuple[str, int, int]:
         """Topic, partition and offset by which the event is known: where it first stood."""
-        if origins := _places(self.headers, HEADER_ORIGIN):
+        if origins := places(self.headers, HEADER_ORIGIN):
             return origins[-1]
-        forwarded = _places(self.headers, HEADER_FORWARDED)
+        forwarded = places(self.headers, HEADER_FORWARDED)
         return forwarded[0] if forwarded else (self.topic, self.partition, self.offset)
 
     @property
     def forwards(self) -> int:
         """How often it was written again to another partition."""
-        return len(_places(self.headers, HEADER_FORWARDED))
+        return len(places(self.headers, HEADER_FORWARDED))
 
     @property
     def source(self) -> dict[str, str | int]:
         """The same, as records say it."""
         return dict(zip(("topic", "partition", "offset"), self.origin, strict=True))
-
-
-def _places(headers: tuple[tuple[str, bytes | None], ...], name: str) -> list[tuple[str, int, int]]:
-    """The places that headers of this name say, in their order."""
-    found = [_ORIGIN.fullmatch(content or b"") for each, content in headers if each == name]
-    return [(match[1].decode(), int(match[2]), int(match[3])) for match in found if match]
-
-
-def _number(headers: tuple[tuple[str, bytes | None], ...], name: str) -> int:
-    """The number that the last header of this name says; 0 where there is none."""
-    found = [content or b"" for each, content in headers if each == name]
-    return int(found[-1]) if found and re.fullmatch(rb"\d{1,16}", found[-1]) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +175,7 @@ class DeadLetter:
     @property
     def incarnation(self) -> int:
         """Of the topic where the event first stood; 0 if it does not say so."""
-        return _number(self.headers, HEADER_INCARNATION)
+        return number_in(self.headers, HEADER_INCARNATION)
 
     @property
     def whole(self) -> bool:
@@ -286,7 +272,7 @@ def read_dead_letter(record: Consumed) -> DeadLetter:
 
     def number(name: str) -> int:
         text = found.get(name, "")
-        return int(text) if text.isascii() and text.isdigit() else -1
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= PLACE_DIGITS_MAX else -1
 
     return DeadLetter(
         reason=found.get(HEADER_REASON, "unknown"),
@@ -308,18 +294,18 @@ def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
     """
     try:
         body = _body(pipeline, record)
-        source = body["source"]
+        topic, partition, offset = source_of(body)
         return OverlayRecord(
             entity=str(pipeline.partitions.check(body["entity"])),
             as_of=parse_time(body["as_of"]),
             values={name: _value(pipeline, body["values"][name]) for name in pipeline.output_names},
             model=str(body["model"]),
-            topic=incarnate(str(source["topic"]), int(body.get("incarnation", 0))),
-            kafka_partition=int(source["partition"]),
-            kafka_offset=int(source["offset"]),
+            topic=incarnate(topic, whole_number(body.get("incarnation", 0), INCARNATION_MAX)),
+            kafka_partition=partition,
+            kafka_offset=offset,
             computed_at=parse_time(body["computed_at"]),
         )
-    except (ValueError, KeyError, TypeError, AlmanacError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
         raise _foreign(record, error) from None
 
 
@@ -331,18 +317,18 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
     """
     try:
         body = _body(pipeline, record)
-        source = body["source"]
+        topic, partition, offset = source_of(body)
         return FeatureRow(
             entity=pipeline.partitions.check(body["entity"]),
             observed_at=parse_time(body["observed_at"]),
             value=_observed(pipeline, body["value"]),
-            topic=str(source["topic"]),
-            kafka_partition=int(source["partition"]),
-            kafka_offset=int(source["offset"]),
+            topic=topic,
+            kafka_partition=partition,
+            kafka_offset=offset,
             trace=traceparent(record.headers),
             folded=msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None,
         )
-    except (ValueError, KeyError, TypeError, AlmanacError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
         raise _foreign(record, error) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from almanac.errors import Unavailable
 from features import archive as archive_module
 from features.archive import CLOSED_AFTER, KEPT, SMALL_FILES_MAX, SUPERSEDED_KEPT, Archive, Archived, archived_files
+from features.archive_files import topic_in_names
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 21, 13, tzinfo=UTC)
@@ -225,3 +227,52 @@ def test_an_event_at_the_place_of_one_of_a_deleted_topic_is_another_event(tmp_pa
     assert rows(tmp_path) == expected
     assert len(files(tmp_path)) == 1
     assert archive(tmp_path).write([*second, *first], NOW) == 0
+
+
+LONG_TOPICS = [
+    "a" * 200,
+    "a" * 249,
+    "a" * 199 + "b",
+    "../../outside",
+    "/etc/x",
+    "a\x00b",
+    "ż" * 200,
+    "\ud800",
+    "..",
+    "",
+]
+
+
+def test_a_topic_of_any_name_is_archived_in_its_folder_and_found_again(tmp_path: Path) -> None:
+    """One of 200 characters, as an event may claim it, made a file's name too long, and that passed for a full disk."""
+    events = [event(offset, topic=topic) for offset, topic in enumerate(LONG_TOPICS) if topic != "\ud800"]
+    assert archive(tmp_path / "state").write(events, NOW) == len(events)
+    assert archive(tmp_path / "state").write(events, NOW) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"state"}
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"archive"}
+    assert sorted(rows(tmp_path / "state")) == sorted((each.topic, 0, each.offset) for each in events)
+    names = {topic_in_names(topic) for topic in LONG_TOPICS}
+    assert len(names) == len(LONG_TOPICS)
+    assert all(topic_in_names(name) == name and len(name) <= 100 for name in names)
+
+
+def test_files_of_a_long_topic_from_before_names_were_shortened_are_known_and_merged(tmp_path: Path) -> None:
+    topic = "a" * 150
+    archive(tmp_path).write([event(7, topic=topic)], NOW)
+    (written,) = (tmp_path / "archive").glob("*/*.parquet")
+    written.rename(written.with_name(written.name.replace(topic_in_names(topic), topic)))
+    assert archive(tmp_path).write([event(7, topic=topic), event(8, topic=topic)], NOW) == 1
+    age(tmp_path, CLOSED_AFTER)
+    assert archive(tmp_path).tidy(NOW)["archive_files_merged"] == 2
+    age(tmp_path, SUPERSEDED_KEPT)
+    archive(tmp_path).tidy(NOW)
+    assert rows(tmp_path) == [(topic, 0, 7), (topic, 0, 8)]
+    assert len(files(tmp_path)) == 1
+
+
+def test_only_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, said in ((errno.ENOSPC, "give its disk some space"), (errno.ENAMETOOLONG, "make .*longest writable")):
+        failed = OSError(number, os.strerror(number), "longest")
+        monkeypatch.setattr(Archive, "_write_file", lambda *_, failed=failed: (_ for _ in ()).throw(failed))
+        with pytest.raises(Unavailable, match=said):
+            archive(tmp_path).write([event(7)], NOW)
