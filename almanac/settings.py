@@ -27,6 +27,11 @@ from almanac.errors import UsageError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 ENDPOINTS_FILE = "endpoints.json"
+MODELS, FEATURES, QUARANTINE, REPORTS, RUNS = "models", "features", "quarantine", "reports", "runs"
+DATA_FOLDERS = (MODELS, FEATURES, QUARANTINE, REPORTS, RUNS)
+"""Folders of the state directory beside those of the servers: `almanac down --purge` removes these too."""
+WORKING_PREFIX = ".backup-"
+"""Of folders of the state directory that a backup or a restore works in; one that was killed leaves its own."""
 ENV_PREFIX = "ALMANAC_"
 FILE_SUFFIX = "_FILE"
 SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password", "alert_webhook_url")
@@ -206,12 +211,12 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         """The model registry: one folder per model, one below it per version."""
-        return self.state_dir / "models"
+        return self.state_dir / MODELS
 
     @property
     def features_dir(self) -> Path:
         """Offline feature Parquet files and Feast's registry."""
-        return self.state_dir / "features"
+        return self.state_dir / FEATURES
 
 
 def load_settings(**overrides: Any) -> Settings:

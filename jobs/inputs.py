@@ -24,7 +24,7 @@ import numpy as np
 from almanac.errors import FeatureError, Unavailable
 from almanac.partitioning import Grid
 from almanac.pipeline import Pipeline
-from almanac.settings import Settings
+from almanac.settings import RUNS, Settings
 from jobs.digests import PARTITION as PARTITION
 from jobs.digests import code_digest
 from jobs.members import Members, grouped
@@ -149,7 +149,7 @@ def remove_leftovers(settings: Settings, pipeline: str) -> None:
 
 
 def _runs(settings: Settings, pipeline: str) -> Path:
-    return settings.state_dir / "runs" / pipeline
+    return settings.state_dir / RUNS / pipeline
 
 
 def _file(settings: Settings, pipeline: Pipeline, plan: Plan, shard: Sequence[int]) -> Path:

@@ -21,12 +21,11 @@ from typing import Any
 
 from almanac.errors import Unavailable
 from almanac.pipeline import Pipeline
-from almanac.settings import Settings
+from almanac.settings import QUARANTINE, Settings
 from jobs.plan import Plan
 
 log = logging.getLogger(__name__)
 
-FOLDER = "quarantine"
 KEPT_DAYS = 30
 FILES_MAX = 500
 ROWS_SHOWN_MAX = 50
@@ -65,7 +64,7 @@ def keep(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, findings
 
     first = min(partition for finding in findings for partition in finding.rows)
     name = f"g{plan.generation}-{plan.token}-{what}-{first}"
-    folder = settings.state_dir / FOLDER / pipeline.name
+    folder = settings.state_dir / QUARANTINE / pipeline.name
     title = f"{pipeline.name}: {what} that failed their gate, generation {plan.generation} as of {plan.as_of}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def keep(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, findings
     except (OSError, Unavailable) as error:  # a full disk must not stop what the gate is for
         log.warning("the report of a gate is not kept (%s); the reasons are in this log and the ledger", error)
         return ""
-    place = f"{FOLDER}/{pipeline.name}/{name}.html"
+    place = f"{QUARANTINE}/{pipeline.name}/{name}.html"
     log.warning("what the gate found pipeline=%s: open %s", pipeline.name, settings.state_dir.absolute() / place)
     return place
 

@@ -36,7 +36,7 @@ from psycopg.pq import Conninfo
 from almanac.clock import format_time
 from almanac.errors import DataError, StackError, Unavailable, UsageError
 from almanac.postgres_url import postgres_address
-from almanac.settings import Settings
+from almanac.settings import FEATURES, MODELS, WORKING_PREFIX, Settings
 from almanac.stack import postgres
 from serving_cache.migrate import VERSION_TABLE, known_versions
 from serving_cache.postgres_client import Client, described
@@ -44,12 +44,11 @@ from serving_cache.postgres_client import Client, described
 FORMAT = 1
 MANIFEST = "manifest.json"
 DUMP = "record.dump"
-FOLDERS = ("models", "features")
+FOLDERS = (MODELS, FEATURES)
 MANIFEST_BYTES_MAX = 256 * 1024 * 1024
 COPY_BYTES = 1024 * 1024
 DUMP_SECONDS_MAX = 6 * 3600
 LINE_CHARACTERS_MAX = 300
-WORKING_PREFIX = ".backup-"
 LEFT_SECONDS_MIN = 24 * 3600
 """Longer than a dump may take: a working folder that old has no owner."""
 

@@ -52,7 +52,7 @@ def up(
 
 def down(
     purge: Annotated[
-        bool, typer.Option("--purge", help="Also remove all data: databases, topics, models, features, logs.")
+        bool, typer.Option("--purge", help="Also remove all data: databases, topics, models, features, reports, logs.")
     ] = False,
 ) -> None:
     """Stop everything that `almanac up` started; data stays."""

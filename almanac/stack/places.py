@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from almanac.errors import StackError
-from almanac.settings import ENDPOINTS_FILE
+from almanac.settings import DATA_FOLDERS, ENDPOINTS_FILE, WORKING_PREFIX
 from almanac.stack.server import SECRETS_FILE
 
 # sun_path of a unix socket, less what supervisord appends while it binds (a dot and a pid).
@@ -19,9 +19,8 @@ STATE_FILE = "state.json"
 PROGRAM_FOLDERS = ("postgres", "redis", "kafka", "airflow", "run")
 PURGED = (
     *PROGRAM_FOLDERS,
+    *DATA_FOLDERS,
     "logs",
-    "models",
-    "features",
     SECRETS_FILE,
     ENDPOINTS_FILE,
     "ports.json",
@@ -147,8 +146,9 @@ class Places:
         Raises:
             StackError: something could not be removed.
         """
-        for name in PURGED:
-            path = self.state_dir / name
+        drafts = [path for name in PURGED for path in self.state_dir.glob(f".{name}.*")]  # of writers that were killed
+        left = [*drafts, *self.state_dir.glob(f"{WORKING_PREFIX}*")]
+        for path in (*(self.state_dir / name for name in PURGED), *left):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from almanac.clock import utc_now
 from almanac.output import print_json, print_table
-from almanac.settings import Settings, load_settings
+from almanac.settings import REPORTS, Settings, load_settings
 from almanac.stack import airflow, health, leftovers
 from almanac.stack.health import ProgramStatus
 from almanac.stack.places import Places
 from almanac.stack.supervisor import Supervisor
 
-FEATURE_PAGES = "reports/features"
+FEATURE_PAGES = f"{REPORTS}/features"
 """Below the state directory: a page for each pipeline whose features were checked."""
 
 

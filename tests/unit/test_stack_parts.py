@@ -209,14 +209,6 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
     assert not places.socket.parent.exists()
 
 
-def test_a_purge_removes_only_what_is_ours(tmp_path: Path) -> None:
-    places = Places.of(tmp_path)
-    places.make()
-    (tmp_path / "notes.txt").write_text("mine")
-    places.purge()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
-
-
 def test_an_unusable_state_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StackError, match="ALMANAC_STATE_DIR"):
