@@ -37,6 +37,7 @@ from jobs.training.convert import Fitted, Link, Recipe
 from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import EXPECTED, GOLDEN_ROWS
 from jobs.training.fitting import Made, Progress, inputs_of, libraries, make, proved
+from jobs.training.tree_rewriting import rewritten
 from jobs.training.tree_text import read_text
 from jobs.training.trees import trees_of
 
@@ -307,7 +308,7 @@ def _outputs_of(what: str, model: onnx.ModelProto, pipeline: Pipeline) -> dict[s
 def _booster(path: Path) -> lightgbm.Booster:
     import lightgbm
 
-    text = read_text(_read(path), path.name)
+    text = rewritten(read_text(_read(path), path.name), path.name)
     try:
         booster = lightgbm.Booster(model_str=text)
         # What a text without any tree is noticed by.

@@ -51,6 +51,32 @@ def read(content: bytes, folder: Path) -> lightgbm.Booster:
         (re.sub(r"\nleft_child=\S+", "\nleft_child=0", UNSIZED, count=1), "lead to each node and leaf once"),
         (re.sub(r"\nsplit_feature=\S+", "\nsplit_feature=-1", UNSIZED, count=1), "a feature that is none of its 2"),
         (re.sub(r"\nsplit_feature=\S+", "\nsplit_feature=2", UNSIZED, count=1), "a feature that is none of its 2"),
+        (re.sub(r"\nleft_child=\S+", "\nleft_child=-2000000000", UNSIZED, count=1), "lead to each node and leaf once"),
+        (
+            re.sub(r"\nleft_child=\S+ \S+ \S+", "\nleft_child=0 0 0", UNSIZED, count=1),
+            "lead to each node and leaf once",
+        ),
+        (
+            re.sub(r"\nsplit_feature=\S+", "\nsplit_feature=100000000", UNSIZED, count=1),
+            "a feature that is none of its 2",
+        ),
+        (re.sub(r"\nthreshold=\S+", "\nthreshold=1e400", UNSIZED, count=1), "a threshold is not finite"),
+        (
+            re.sub(r"\nthreshold=\S+", "\nthreshold=0x1p4", UNSIZED, count=1),
+            "threshold has '0x1p4', which is no number",
+        ),
+        (re.sub(r"\ndecision_type=\S+", "\ndecision_type=99", UNSIZED, count=1), "not within 0 to 11"),
+        (re.sub(r"\ndecision_type=.*", lambda m: re.sub(r"\d+", "1", m[0]), UNSIZED, count=1), "fit its splits"),
+        (re.sub(r"\nnum_leaves=\d+", "\nnum_leaves=99999999999", UNSIZED, count=1), "not as many as its"),
+        (re.sub(r"\ncat_threshold=\S+", "\ncat_threshold=99999999999", UNSIZED, count=1), "not within 0 to 4294967295"),
+        (UNSIZED.replace("objective=regression", "objective=regression a:b"), "its objective is"),
+        (UNSIZED.replace("objective=regression", "objective=binary sigmoid:0"), "must be within"),
+        (UNSIZED.replace("num_class=1", "num_class=1\nnum_class=1"), "a field stands twice"),
+        (UNSIZED.replace("feature_names=f0 f1", "feature_names=f0 f0"), "feature_names are the same"),
+        (
+            TEXT.replace("pandas_categorical:null", "pandas_categorical:" + "[" * 9_000),
+            "pandas_categorical cannot be read",
+        ),
         (re.sub(r"\nleaf_value=\S+ ", "\nleaf_value=", UNSIZED, count=1), "leaf_value are not as many"),
         (re.sub(r"\nnum_leaves=\d+", "\nnum_leaves=x", UNSIZED, count=1), "num_leaves is 'x'"),
         (re.sub(r"\ncat_boundaries=.*", "\ncat_boundaries=0 900", UNSIZED, count=1), "categories do not fit"),
@@ -75,6 +101,31 @@ def test_a_text_that_came_another_way_is_the_same_model(same: Callable[[str], by
     np.testing.assert_array_equal(
         read(same(TEXT), tmp_path).predict(ROWS), lightgbm.Booster(model_str=TEXT).predict(ROWS)
     )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"objective": "binary", "sigmoid": 2.0},
+        {"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1},
+        {"zero_as_missing": True},
+        {"objective": "poisson"},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_lightgbm_is_given_is_written_anew_and_answers_the_same_bits(
+    more: dict[str, object], tmp_path: Path
+) -> None:
+    truth = (ROWS[:, 0] + ROWS[:, 1] % 7 > 3).astype(float)
+    data = lightgbm.Dataset(ROWS, truth, categorical_feature=[1], params={"verbosity": -1})
+    trained = lightgbm.train({"verbosity": -1, "num_threads": 1, "min_data_per_group": 2, **more}, data, 8)
+    written = trained.model_to_string()
+    assert "[num_threads: 1]" in written
+    found = read(written.encode(), tmp_path)
+    assert "[num_threads: 1]" not in found.model_to_string()
+    rows = np.concatenate([ROWS, [[np.nan, 3.0], [0.0, -1.0], [1e30, 1e9], [-1e-36, 0.5]]])
+    np.testing.assert_array_equal(found.predict(rows), trained.predict(rows))
+    np.testing.assert_array_equal(found.feature_importance("gain"), trained.feature_importance("gain"))
 
 
 @pytest.mark.parametrize("names", [("Tree", "end of trees"), ("a b", "é=日本"), ("num_leaves", "tree_sizes")])
