@@ -46,7 +46,8 @@ logger = logging.getLogger(__name__)
 SCORING_THREADS = 2
 ENTITIES_MAX = 1_000  # computed for one request
 
-_Key = tuple[str, EntityKey, str | None]  # pipeline, entity, model
+_Key = tuple[str, EntityKey, Compute]
+"""Pipeline, entity, and what was wished for: by which model, and newer than what."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +59,7 @@ class _Job:
         late: what a caller is told whose deadline passes now.
         working: whether it has its slot.
         limit: ends the wait for model and slot at the deadline; None before that wait.
+        outcomes: what each entity's callers wait for.
     """
 
     pipeline: Pipeline
@@ -68,12 +70,18 @@ class _Job:
     late: Unmade = field(default=Unmade(reason="not begun within its deadline", passing=True))
     working: bool = False
     limit: asyncio.Timeout | None = None
+    outcomes: dict[EntityKey, asyncio.Future[Made]] = field(default_factory=dict)
 
     def wait_until(self, deadline: float) -> None:
         """Let it wait for as long as somebody who has just joined does: not everybody began with the first one."""
         self.deadline = max(self.deadline, deadline)
-        if self.limit is not None and not self.working and not self.limit.expired():
+        if self.limit is not None and not self.working:
             self.limit.reschedule(self.deadline)
+
+    @property
+    def over(self) -> bool:
+        """Whether its own deadline has ended it before it came to work: whoever comes now begins another."""
+        return not self.working and self.limit is not None and self.limit.expired()
 
     @property
     def fresh(self) -> Fresh:
@@ -169,15 +177,16 @@ class FreshComputation:
         flights: dict[EntityKey, _Flight] = {}
         jobs: dict[str | None, _Job] = {}
         for entity, wish in wishes.items():
-            key = (pipeline.name, entity, wish.model)
-            if key in self._flights:
+            key = (pipeline.name, entity, wish)
+            if key in self._flights and not self._flights[key].job.over:
                 metrics.FRESH_COMPUTATIONS.labels(pipeline.name, "coalesced").inc()
                 self._flights[key].job.wait_until(deadline)
             else:
                 new = _Job(pipeline=pipeline, model=wish.model, wishes={}, terms=terms, deadline=deadline)
                 job = jobs.setdefault(wish.model, new)
                 job.wishes[entity] = wish
-                self._flights[key] = _Flight(loop.create_future(), job)
+                job.outcomes[entity] = loop.create_future()
+                self._flights[key] = _Flight(job.outcomes[entity], job)
             flights[entity] = self._flights[key]
         for job in jobs.values():
             task = loop.create_task(self._fly(job))
@@ -201,9 +210,13 @@ class FreshComputation:
             if len(found) < len(job.wishes):
                 metrics.FRESH_COMPUTATIONS.labels(job.pipeline.name, "failed").inc(len(job.wishes) - len(found))
             for entity in job.wishes:
-                flight = self._flights.pop((job.pipeline.name, entity, job.model))
-                if not flight.outcome.done():
-                    flight.outcome.set_result(found.get(entity, why))
+                outcome = job.outcomes[entity]
+                key = (job.pipeline.name, entity, job.wishes[entity])
+                flight = self._flights.get(key)
+                if flight is not None and flight.outcome is outcome:  # and not a later job's, which took its place
+                    del self._flights[key]
+                if not outcome.done():
+                    outcome.set_result(found.get(entity, why))
 
     async def _made(self, job: _Job) -> dict[EntityKey, Made]:
         name = job.pipeline.name

@@ -242,6 +242,39 @@ def test_who_joins_a_computation_waits_until_his_own_deadline_not_the_first_ones
     asyncio.run(run())
 
 
+def test_who_comes_when_the_first_ones_deadline_has_just_passed_begins_a_computation_of_his_own() -> None:
+    async def run() -> None:
+        world = World()
+        world.models.gate.clear()
+        first = asyncio.ensure_future(world.ask(1, pipeline=hurried(30)))
+        await asyncio.sleep(0)
+        (flight,) = world.made._flights.values()
+        while not flight.job.over:  # its limit has ended it, and nobody was told yet
+            await asyncio.sleep(0)
+        assert not flight.outcome.done()
+        second = asyncio.ensure_future(world.ask(1))
+        await asyncio.sleep(0)
+        world.models.gate.set()
+        assert isinstance((await second)[1], Candidate)
+        assert isinstance((await first)[1], Unmade)
+        assert world.made._flights == {}
+        await world.made.close()
+
+    asyncio.run(run())
+
+
+def test_who_wants_newer_data_than_the_first_one_or_is_content_with_older_is_answered_for_himself() -> None:
+    async def run() -> None:
+        world = World()
+        nothing_helps = replace(WISH, newer_than=NOW)
+        first, second = await asyncio.gather(world.ask(17, wish=nothing_helps), world.ask(17))
+        assert isinstance(first[17], Unmade)
+        assert isinstance(second[17], Candidate)
+        await world.made.close()
+
+    asyncio.run(run())
+
+
 def test_a_model_that_is_still_being_loaded_is_said_to_be() -> None:
     async def run() -> None:
         world = World()
