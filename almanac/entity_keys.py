@@ -7,6 +7,7 @@ Callers write a key into a path or a JSON body, producers into an event, files i
 from __future__ import annotations
 
 import re
+import reprlib
 from decimal import Decimal, InvalidOperation
 
 from almanac.errors import UnknownEntity
@@ -22,6 +23,7 @@ NO_KEYS = "\0\ufffd"
 """What no key holds: a zero, which no store takes, and what stands for bytes that are not UTF-8."""
 
 _WHOLE = re.compile(r"-?[0-9]+", re.ASCII)
+_NO_TEXT = re.compile(f"[\ud800-\udfff{NO_KEYS}]")
 
 
 class NotAKey(UnknownEntity):
@@ -47,11 +49,33 @@ class WrittenFloat(float):
         return self.text
 
 
+class _Shown(reprlib.Repr):
+    """Looks at a few levels and parts of a value alone: whatever was sent, it costs the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = TEXT_SHOWN_MAX // 3
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: TEXT_SHOWN_MAX + 1])
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: TEXT_SHOWN_MAX + 1])
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**TEXT_SHOWN_MAX else "a number of too many digits"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        return repr(x)[: TEXT_SHOWN_MAX + 1]
+
+
+_shown = _Shown()
+
+
 def shown(value: object) -> str:
-    """A value from outside as an error may repeat it: quoted if it is text, short, printable."""
-    if isinstance(value, int) and abs(value) >= 10**TEXT_SHOWN_MAX:
-        return "a number of too many digits"
-    text = repr(value)
+    """A value from outside as an error may repeat it: quoted if it is text, short, printable; however deep it is."""
+    text = _shown.repr(value)
     return text if len(text) <= TEXT_SHOWN_MAX else text[:TEXT_SHOWN_MAX] + "…"
 
 
@@ -97,7 +121,7 @@ def entity_key(name: str, partitions: Partitioning, value: object) -> EntityKey:
 
 
 def _named(name: str, partitions: Partitioning, value: int | str) -> EntityKey:
-    if isinstance(value, str) and any(0xD800 <= ord(one) <= 0xDFFF or one in NO_KEYS for one in value):
+    if isinstance(value, str) and _NO_TEXT.search(value):  # one step, however long it is
         raise NotAKey(f"{name} {shown(value)} is not Unicode text: give the entity's own key")
     return partitions.check(value)
 

@@ -30,7 +30,10 @@ Line = dict[str, float | str]
 
 def shown(what: object) -> str:
     """A value as a message shows it: one line, short, ASCII."""
-    text = ascii(what)
+    try:
+        text = ascii(what)
+    except RecursionError:  # readers of JSON go a little deeper than whoever writes it
+        return "nested too deeply"
     return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
 
 

@@ -118,10 +118,10 @@ def _texts(name: str, value: object, most: int) -> list[str]:
     if value is None:
         return []
     found: Sequence[object] = value if isinstance(value, list) else _parts(name, value)
-    if not all(isinstance(part, str) and part for part in found):
-        raise UsageError(f"{name} is {shown(value)}: give texts that are not empty, with commas between them")
     if len(found) > most:
         raise UsageError(f"{name} has {len(found):,} parts: give at most {most:,}")
+    if not all(isinstance(part, str) and part for part in found):
+        raise UsageError(f"{name} is {shown(value)}: give texts that are not empty, with commas between them")
     return [str(part) for part in found]
 
 

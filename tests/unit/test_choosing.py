@@ -128,3 +128,19 @@ def test_items_that_the_command_line_sends_are_read_as_they_are(items: list[str]
     wanted = choice(PIPELINE, None, _joined(items), None)
     assert wanted is not None
     assert wanted.exclude == frozenset(items)
+
+
+def nested(depth: int, value: object = "85123A") -> object:
+    """Lists within lists."""
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("what", [nested(983), nested(50_000), [{"a": nested(983)}], nested(3, 10**5_000)])
+@pytest.mark.parametrize("wish", ["limit", "exclude", "conditions"])
+def test_what_is_nested_is_refused_in_one_short_sentence_however_deep_it_is(what: object, wish: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen(**{wish: what})
+    assert len(str(caught.value)) < 250
+    assert chosen() == LIST.items[:5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almanac.entity_keys import NotAKey, WrittenFloat, entity_key
+from almanac.entity_keys import TEXT_SHOWN_MAX, NotAKey, WrittenFloat, entity_key, shown
 from almanac.errors import EventError, FeatureError, UnknownEntity
 from almanac.events_declared import Lines
 from almanac.partitioning import Buckets, EntityKey
@@ -223,3 +224,47 @@ def test_online_features_are_not_read_of_a_neighbour() -> None:
     for value in (9007199254740996.0, 17.5, "1_000", "１７", " 17", True, np.float32(2**24)):
         with pytest.raises(FeatureError, match="ask for a key of that type"):
             keys.of([value])
+
+
+def steps_of(work: Any) -> int:
+    """How many Python functions are called, or generators resumed, for some work."""
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += event == "call"
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return steps
+
+
+@pytest.mark.parametrize(
+    "key", ["a" * 900_000, "é" * 450_000, "1" * 900_000, "a" * 899_999 + "\0", WrittenFloat("1" * 900_000 + ".5")]
+)
+@pytest.mark.parametrize("pipeline", [USERS, NUMBERED])
+def test_a_key_of_any_length_is_refused_in_a_few_steps(key: object, pipeline: Pipeline) -> None:
+    messages = []
+
+    def refuse() -> None:
+        with pytest.raises(UnknownEntity) as caught:
+            entity_key(pipeline.entity, pipeline.partitions, key)
+        messages.append(str(caught.value))
+
+    assert steps_of(refuse) < 100
+    assert len(messages[0]) < 250
+
+
+def test_what_an_error_repeats_is_short_and_costs_as_little_whatever_was_sent() -> None:
+    for value in ["a" * 900_000, [["a" * 900_000] * 300] * 300, {str(n): n for n in range(9_999)}, b"b" * 900_000]:
+        text = shown(value)
+        assert len(text) <= TEXT_SHOWN_MAX + 1
+        assert text.endswith("…")
+        assert steps_of(lambda value=value: shown(value)) < 20_000
+    assert [shown(value) for value in ("17", 17, 1.5, None, [1, "a"], {"a": True}, WrittenFloat("1e0"))] == [
+        "'17'", "17", "1.5", "None", "[1, 'a']", "{'a': True}", "1e0",
+    ]  # fmt: skip
+    assert shown(10**TEXT_SHOWN_MAX) == "a number of too many digits"

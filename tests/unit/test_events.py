@@ -135,6 +135,13 @@ def test_the_future_begins_after_the_declared_tolerance() -> None:
     assert refused({**GOOD, "observed_at": (last + timedelta(microseconds=1)).isoformat()}) == "future-time"
 
 
+@pytest.mark.parametrize("name", ["cell_id", "observed_at", "t2m"])
+def test_what_is_nested_as_deep_as_json_can_be_read_is_refused(name: str) -> None:
+    for depth in (*range(850, 1_000, 7), 20_000):
+        raw = json.dumps({**GOOD, name: 0}).replace(f'"{name}": 0', f'"{name}": ' + "[" * depth + "]" * depth)
+        assert refused(raw.encode()) in ("not-json", "wrong-type")
+
+
 def test_the_ends_of_the_valid_range_are_valid() -> None:
     assert [read({**GOOD, "t2m": value}).value for value in (180, 340)] == [180.0, 340.0]
 
