@@ -70,6 +70,10 @@ class FeatureError(DataError):
     """Features are missing or have another schema than the model was trained on."""
 
 
+class FilesChanged(FeatureError):
+    """Feature files were written anew while they were read: whoever asks again reads the new ones."""
+
+
 class PredictionError(DataError):
     """A model answered NaN or infinity, or cannot be asked what the features say; nothing was published."""
 

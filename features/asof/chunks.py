@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, FilesChanged
 from features.asof.footers import Footer, footer_of, paths_of
 from features.asof.times import GREATEST, to_moment
 from features.asof.view import Files, Rows, View, Wanted
@@ -227,7 +227,7 @@ class ParquetChunks:
         try:
             for table in _decoded(footer, self._filesystem, span, list(columns)):
                 if footer.changed:  # rows are known by number: those of another file have others
-                    raise FeatureError(
+                    raise FilesChanged(
                         f"view {self._view.name}: {footer.path} was written anew while it was read: ask again"
                     )
                 table = table.select(list(columns))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from almanac.errors import FeatureError
+from almanac.errors import FeatureError, FilesChanged
 from almanac.pipeline import Interactions, Pipeline
 from almanac.settings import Settings
 from features.layout import EVENT_TIMESTAMP
@@ -94,6 +94,8 @@ def file_errors(pipeline: Pipeline) -> Iterator[None]:
     """Say of what cannot be read how the pipeline's files come to be."""
     try:
         yield
+    except FilesChanged as error:
+        raise FilesChanged(f"pipeline {pipeline.name}: {error}") from error
     except FeatureError as error:
         if pipeline.source is None:
             raise

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.clock import HOUR
-from almanac.errors import FeatureError, UsageError
+from almanac.errors import FeatureError, FilesChanged, UsageError
 from almanac.manifest import Description, Metric, Reference, Window
 from almanac.pipeline import GridObservations, Output, Pipeline
 from almanac.registry import ModelVersion
@@ -42,6 +42,8 @@ LEAF_SHARE = 400
 LEAF_ROWS_MIN = 20
 AS_NOW_HOURS = 3
 PERSISTING_SHARE = 0.3
+BEGINNINGS_MAX = 3
+"""How often features that change while they are read let a training begin."""
 DAMPING_A_DAY = 0.5
 """A change predicted a day ahead is believed by half, and by so much more or less as it is nearer or further."""
 
@@ -72,8 +74,20 @@ def train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Pr
         UsageError: the pipeline has neither a source of observations nor labels.
         SourceError: observations are unusable, or too few.
         FeatureError: features are missing.
+        FilesChanged: another run wrote them anew each of `BEGINNINGS_MAX` times that they were read.
         ModelError: ONNX Runtime does not agree with LightGBM.
     """
+    for beginning in range(1, BEGINNINGS_MAX + 1):
+        try:
+            return _train(pipeline, settings, now=now, progress=progress)
+        except FilesChanged as error:  # nothing is registered before the end
+            if beginning == BEGINNINGS_MAX:
+                raise
+            progress(f"beginning again, for a batch run brought features up meanwhile ({error})")
+    raise AssertionError("unreachable: the last beginning returns or raises")
+
+
+def _train(pipeline: Pipeline, settings: Settings, *, now: datetime, progress: Progress) -> ModelVersion:
     if pipeline.ranking is not None:
         from jobs.training.ranker import train_ranking
 

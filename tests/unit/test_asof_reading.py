@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from almanac.errors import FeatureError
+from almanac.errors import FilesChanged
 from features.asof import Files, join, latest
 from features.asof import chunks as asof_chunks
 from features.asof import index as asof_index
@@ -109,7 +109,7 @@ def test_a_file_that_is_written_anew_while_it_is_read_is_not_mistaken_for_the_ol
         yield from inner(footer, filesystem, span, columns)
 
     monkeypatch.setattr(asof_chunks, "_decoded", replaced)
-    with pytest.raises(FeatureError, match=r"a\.parquet was written anew while it was read: ask again"):
+    with pytest.raises(FilesChanged, match=r"a\.parquet was written anew while it was read: ask again"):
         join(entities_of([1], pa.array([at(9)], STAMP)), [one_view(table, source=Files(paths=(str(path),)))])
 
 
