@@ -70,7 +70,8 @@ def translated(error: Exception, sqlstate: str | None, where: str) -> AlmanacErr
         return UsageError(
             f"the database at {where} lacks a table or column ({first}): run `python -m serving_cache.migrate`"
         )
-    if sqlstate is None or sqlstate == _READ_ONLY or sqlstate[:2] in _TRANSIENT_CLASSES:
+    unsendable = sqlstate is None and isinstance(error, psycopg.DataError)  # such as NUL in text: never sent
+    if not unsendable and (sqlstate is None or sqlstate == _READ_ONLY or sqlstate[:2] in _TRANSIENT_CLASSES):
         return Unavailable(f"Postgres at {where} did not answer ({first}): retry, or look at `almanac status`")
     return BlockError(f"Postgres at {where} refused what was written ({first}); nothing of it was stored")
 

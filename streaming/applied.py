@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -22,6 +23,26 @@ SILENCE_SECONDS_MAX = 2 * ANSWER_SECONDS_MAX
 """Time that is waited for the client to say what a request came to."""
 READ_SECONDS_MAX = 3.0
 """Time that reading on to the end may take; it reads one record of a partition at most."""
+
+
+class Progress(Protocol):
+    """How far a sink has come: `Applied` is one."""
+
+    def ends(self) -> dict[int, int]:
+        """Where the partitions of its topic end."""
+        ...
+
+    def behind(self, ends: Mapping[int, int]) -> str | None:
+        """Why the sink is not past these ends; None once it is."""
+        ...
+
+    def committed(self) -> dict[int, int]:
+        """The offset that the sink goes on with in each partition."""
+        ...
+
+    def close(self) -> None:
+        """Give connections back."""
+        ...
 
 
 class Applied:

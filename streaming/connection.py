@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -13,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from almanac.errors import AlmanacError, Unavailable, UsageError
 from almanac.settings import Settings
 from streaming.records import Consumed
+from streaming.values import shown
 
 SESSION_MS_MAX = 10_000
 """Silence, in milliseconds, after which the broker gives a worker's partitions to another."""
@@ -30,6 +32,8 @@ METADATA_MS_MAX = 10_000
 FETCH_WAIT_MS_MAX = 100
 QUEUED_KBYTES_MAX = 16_384
 """Records fetched ahead, in kilobytes per consumer."""
+
+_headers = methodcaller("headers")
 
 log = logging.getLogger("streaming.kafka")
 
@@ -139,18 +143,35 @@ def consumed(messages: Iterable[Message], incarnation: int = 0) -> list[Consumed
             if message.error().code() == KafkaError._PARTITION_EOF:
                 continue
             raise KafkaException(message.error())
-        found.append(
-            Consumed(
-                topic=message.topic(),
-                partition=message.partition(),
-                offset=message.offset(),
-                key=message.key(),
-                value=message.value(),
-                headers=tuple(message.headers() or ()),
-                standing=incarnation,
-            )
-        )
+        found.append(_record(message, incarnation))
     return found
+
+
+def _record(message: Message, incarnation: int) -> Consumed:
+    """A message as a record, whatever its headers are: a name need not be UTF-8, and the client fails of such.
+
+    Headers are asked for once. Asked again after a failure, the client gives tuples that have no name at all, and to
+    touch one ends the process. Nor are they asked for by `message.headers()`: where Python has made such a call often,
+    it takes the result without looking whether the client failed.
+    """
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    unreadable = ""
+    try:
+        headers = tuple(_headers(message) or ())
+    except Exception as error:  # noqa: BLE001 - SystemError, around what the client made of a name
+        cause = error.__cause__ or error
+        name = f" {shown(cause.object)}" if isinstance(cause, UnicodeDecodeError) else ""
+        unreadable = f"a header's name{name} is not UTF-8, so no header can be read: send names in UTF-8"
+    return Consumed(
+        topic=message.topic(),
+        partition=message.partition(),
+        offset=message.offset(),
+        key=message.key(),
+        value=message.value(),
+        headers=headers,
+        standing=incarnation,
+        unreadable=unreadable,
+    )
 
 
 def next_offsets(records: Sequence[Consumed], mark: str = "") -> list[TopicPartition]:

@@ -35,6 +35,8 @@ EVENT_BYTES_MAX = 65_536
 """Size of a message's value, in bytes, above which it is not looked at."""
 LINES_BYTES_MAX = 131_072
 """The same where events carry lines: less than what the topics take, for the features' records repeat the lines."""
+HEADERS_MAX = 1_000
+"""Headers of a message above which it is not looked at: each step on an event costs time by their number."""
 
 OBSERVED_AT_MIN = EPOCH
 """Earliest believable observation; also what every store's timestamps can hold."""
@@ -118,6 +120,10 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
     bytes_max = EVENT_BYTES_MAX if stream.lines is None else LINES_BYTES_MAX
     if len(value) > bytes_max:
         raise EventError("too-large", f"the event has {len(value)} bytes, at most {bytes_max} are read: send less")
+    if len(headers or ()) > HEADERS_MAX:
+        raise EventError(
+            "too-large", f"the event has {len(headers or ()):,} headers, at most {HEADERS_MAX:,} are read: send fewer"
+        )
     fields, source_and_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
     entity = _entity(need(fields, pipeline.entity), pipeline)
     if key is None and stream.lines is not None:
@@ -232,8 +238,8 @@ def _object(value: bytes) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen = set[str]()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise EventError("duplicate-field", f"field {shown(twice)} stands twice: send each once")
     return found
 

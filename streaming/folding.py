@@ -49,7 +49,7 @@ from features.interactions.fold import advance, hashes
 from features.interactions.history import DAY_SUM_MAX
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
-from streaming.applied import Applied
+from streaming.applied import Applied, Progress
 from streaming.connection import kafka_waits
 from streaming.events import Event
 from streaming.handle import (
@@ -63,7 +63,7 @@ from streaming.handle import (
 from streaming.models import Model, Predicted, by_each, merged
 from streaming.own_rows import OwnRows
 from streaming.records import Consumed, Folded, Produced, feature_record, prediction_record
-from streaming.topics import RECORD_BYTES_MAX
+from streaming.sizes import RECORD_BYTES_MAX
 
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
@@ -94,30 +94,11 @@ Predictions = Callable[[Pipeline, Sequence[Any]], Collection[Any]]
 """Which of some entities have predictions of their own: `serving_cache.postgres.PostgresStore.predicted` is one."""
 
 
-class Sink(Protocol):
-    """How far the features sink has come: `streaming.applied.Applied` is one."""
-
-    def ends(self) -> dict[int, int]:
-        """Where the features topic's partitions end."""
-        ...
-
-    def behind(self, ends: Mapping[int, int]) -> str | None:
-        """Why the sink is not past these ends; None once it is."""
-        ...
-
-    def committed(self) -> dict[int, int]:
-        """The offset that the sink goes on with in each partition."""
-        ...
-
-    def close(self) -> None:
-        """Give connections back."""
-        ...
-
-
 @dataclass(kw_only=True)
 class _Batch:
     """What became of a batch's events so far."""
 
+    batch: Sorted
     histories: dict[EntityKey, Folded | None]
     lost: Collection[EntityKey] = ()
     folded: list[tuple[Consumed, Event, Folded]] = field(default_factory=list)
@@ -126,6 +107,9 @@ class _Batch:
     duplicates: int = 0
     unmatched: int = 0
     late: int = 0
+
+    def __post_init__(self) -> None:
+        self.refused += self.batch.refused
 
 
 class Folding:
@@ -142,7 +126,7 @@ class Folding:
         pipeline: Pipeline,
         settings: Settings,
         histories: Callable[[Pipeline, Settings], Histories],
-        sink: Sink | None = None,
+        sink: Progress | None = None,
         predicted: Predictions | None = None,
     ) -> None:
         if pipeline.ranking is None or not isinstance(pipeline.source, Interactions):
@@ -189,9 +173,9 @@ class Folding:
         """
         self._written, self._placed = {}, {}
         if not batch.events:
-            return _handled(self._pipeline, (), (), _Batch(histories={}, refused=list(batch.refused)))
+            return _handled(self._pipeline, (), (), _Batch(batch=batch, histories={}))
         histories = self._read(batch.entities)
-        done = _Batch(histories=histories, lost=self._lost(histories), refused=list(batch.refused))
+        done = _Batch(batch=batch, histories=histories, lost=self._lost(histories))
         made = micros_of(now)
         for origin, event, basket in self._baskets(batch, done):
             try:
@@ -215,8 +199,7 @@ class Folding:
         for origin, event in batch.events:
             if id(origin) in refused:
                 batch.seen.forget(event)
-        for record, entity, folded in done.written:
-            self._written[record.key or b""] = (entity, folded)
+        self._written = {record.key or b"": (entity, folded) for record, entity, folded in done.written}
         features = tuple(record for record, _, _ in done.written)
         handled = _handled(self._pipeline, tuple(predictions), features, done)
         return replace(handled, unscored=found.unscored(len(models)), failed=found.failed)
@@ -393,7 +376,7 @@ def _values(output: str, outcome: RankedList | PredictionError) -> Mapping[str, 
 def _handled(
     pipeline: Pipeline, predictions: tuple[Produced, ...], features: tuple[Produced, ...], done: _Batch
 ) -> Handled:
-    letters, reasons = dead_letters_of(pipeline, done.refused)
+    letters, reasons = dead_letters_of(pipeline, done.refused, done.batch.letter_bytes_max)
     return Handled(
         predictions=predictions, features=features, dead_letters=letters, reasons=reasons, late=done.late,
         duplicates=done.duplicates, unmatched=done.unmatched,

@@ -31,24 +31,24 @@ import numpy as np
 import pyarrow as pa
 
 from almanac.clock import floor_hour
-from almanac.errors import EventError, FeatureError, PredictionError, Unavailable
+from almanac.errors import EventError, FeatureError, PredictionError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
 from features.forward import bring_table_forward
 from features.online import NEWEST_AT
 from features.online_reading import HAS_EXPIRED as HAS_EXPIRED
 from streaming.duplicates import Duplicates
-from streaming.events import Event, Observed, parse
+from streaming.events import Event, Observed
+from streaming.guarding import Home, failed, read_event
 from streaming.models import Model, Predicted, by_each, merged
-from streaming.placement import FORWARDS_MAX
 from streaming.records import (
     Consumed,
     Produced,
     dead_letter_record,
     feature_record,
-    forwarded_record,
     prediction_record,
 )
+from streaming.sizes import LETTER_BYTES_MAX
 
 FEATURES_MISSING = "features-missing"
 FEATURES_EXPIRED = "features-expired"
@@ -57,7 +57,6 @@ RETURN_WITHOUT_PURCHASE = "return-without-purchase"
 HISTORY_LOST = "history-lost"
 """Where events carry lines: see `streaming.folding`."""
 
-Home = Callable[[EntityKey], int]
 ObservationRow = Callable[[Pipeline, Any, datetime, Observed], Mapping[str, Any]]
 """The observation view's row for one event: entity, time and what was observed go in."""
 
@@ -91,6 +90,7 @@ class Sorted:
         duplicates: how many were dropped.
         seen: the memory of duplicates, for the worker to merge once the batch is committed.
         forwards: events that stand outside their entity's home partition, as they are to be written again.
+        letter_bytes_max: size of a dead letter, in bytes.
     """
 
     events: tuple[tuple[Consumed, Event], ...]
@@ -98,6 +98,7 @@ class Sorted:
     duplicates: int
     seen: Duplicates
     forwards: tuple[Produced, ...] = ()
+    letter_bytes_max: int = LETTER_BYTES_MAX
 
     @property
     def entities(self) -> list[EntityKey]:
@@ -155,40 +156,28 @@ def sort(
 
     Args:
         home: the home partition of an entity; None where events are handled wherever they stand.
-
-    Raises:
-        Unavailable: an event was written again too often: workers do not agree on home partitions.
     """
     events, refused, forwards, duplicates, branch = [], [], list[Produced](), 0, seen.branch()
     for record in sorted(records, key=lambda found: (found.topic, found.partition, found.offset)):
         try:
-            event = parse(record.value, record.key, record.headers, pipeline, now)
+            event, forward = read_event(record, pipeline, now, home)
+            known = forward is None and branch.knows(event)
         except EventError as error:
             refused.append((record, error))
             continue
-        if home is not None and (partition := home(event.entity)) != record.partition:
-            forwards.append(_forwarded(record, partition))
+        except Exception as error:  # noqa: BLE001 - whatever a record does to this code, the others go on
+            refused.append((record, failed(error)))
             continue
-        if record.redriven:  # known by where it first stood, for it may have been sent again before
-            place = (record.incarnation, *record.origin, event.entity, event.observed_at.isoformat())
-            event = replace(event, event_id=place)
-        if branch.knows(event):
+        if forward is not None:
+            forwards.append(forward)
+        elif known:
             duplicates += 1
-            continue
-        branch.remember(event)
-        events.append((record, event))
+        else:
+            branch.remember(event)
+            events.append((record, event))
     return Sorted(
         events=tuple(events), refused=tuple(refused), duplicates=duplicates, seen=branch, forwards=tuple(forwards)
     )
-
-
-def _forwarded(record: Consumed, partition: int) -> Produced:
-    if record.forwards >= FORWARDS_MAX:
-        raise Unavailable(
-            f"{record.topic}/{record.partition} offset {record.offset} was written again {record.forwards} times: stop "
-            "all stream workers of the pipeline, then start them, so that they agree on home partitions"
-        )
-    return forwarded_record(record, partition)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +210,7 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     """
     refused = list(batch.refused)
     if online is None or not batch.events:
-        letters, reasons = dead_letters_of(pipeline, refused)
-        return Handled(predictions=(), features=(), dead_letters=letters, reasons=reasons)
+        return without_events(batch, pipeline)
     late = _late(batch, online, pipeline)
     found = _outcomes(batch, online, pipeline, scoring, late)
     why = scoring.given_up({batch.events[index][1].entity: names for index, names in found.lacking.items()})
@@ -240,7 +228,7 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
     for origin, event in batch.events:
         if id(origin) in given_up:
             batch.seen.forget(event)
-    letters, reasons = dead_letters_of(pipeline, refused)
+    letters, reasons = dead_letters_of(pipeline, refused, batch.letter_bytes_max)
     return Handled(
         predictions=tuple(predictions),
         features=tuple(feature_record(pipeline, origin, event) for origin, event in batch.events),
@@ -250,6 +238,12 @@ def score(batch: Sorted, online: pa.Table | None, pipeline: Pipeline, scoring: S
         unscored=found.unscored(len(scoring.models)),
         failed=found.failed,
     )
+
+
+def without_events(batch: Sorted, pipeline: Pipeline) -> Handled:
+    """What a batch writes of which nothing could be believed."""
+    letters, reasons = dead_letters_of(pipeline, list(batch.refused), batch.letter_bytes_max)
+    return Handled(predictions=(), features=(), dead_letters=letters, reasons=reasons)
 
 
 def _outcomes(batch: Sorted, online: pa.Table, pipeline: Pipeline, scoring: Scoring, late: set[int]) -> Predicted:
@@ -279,11 +273,11 @@ def _no_features(pipeline: Pipeline, entity: EntityKey, names: Sequence[str], vi
 
 
 def dead_letters_of(
-    pipeline: Pipeline, refused: list[tuple[Consumed, EventError]]
+    pipeline: Pipeline, refused: list[tuple[Consumed, EventError]], bytes_max: int
 ) -> tuple[tuple[Produced, ...], Mapping[str, int]]:
     """The dead letters of what was refused, in offset order, and how many have which reason."""
     in_order = sorted(refused, key=lambda found: (found[0].topic, found[0].partition, found[0].offset))
-    letters = tuple(dead_letter_record(pipeline, origin, error) for origin, error in in_order)
+    letters = tuple(dead_letter_record(pipeline, origin, error, bytes_max) for origin, error in in_order)
     return letters, Counter(error.reason for _, error in refused)
 
 

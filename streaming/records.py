@@ -22,6 +22,8 @@ from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord, incarnate
 from streaming.event_places import INCARNATION_MAX, PLACE_DIGITS_MAX, number_in, places, source_of, whole_number
 from streaming.events import Event, Observed, traceparent
+from streaming.sizes import LETTER_BYTES_MAX, headers_bytes, record_bytes
+from streaming.values import shown
 
 if TYPE_CHECKING:
     from streaming.models import Model
@@ -52,12 +54,15 @@ ERROR_HEADERS = (
 )
 
 HEADER_CUT = "almanac.cut"
-"""Of a dead letter too large to be kept whole: bytes of value, key and headers as they were, as `<n>/<n>/<n>`."""
+"""Of a dead letter that is not all of its event: bytes of value, key and headers as they were, as `<n>/<n>/<n>`;
+names and contents of headers with their lengths, and `?` of headers that could not be read."""
 KEPT_VALUE_BYTES_MAX = 262_144
 """Bytes of a value that a dead letter keeps: as much as the events' topic takes, unless its limit was raised."""
 KEPT_OTHER_BYTES_MAX = 65_536
-"""Bytes of a key, and of all headers, that a dead letter keeps."""
+"""Bytes of a key, and of all headers as `sizes.headers_bytes` counts them, that a dead letter keeps."""
 
+_LENGTHS_BYTES = 16
+"""How much longer the lengths of a record's parts may be than those of empty ones."""
 MESSAGE_CHARS_MAX = 1_000
 """Length of the message in a dead letter's headers, in characters."""
 
@@ -68,6 +73,7 @@ class Consumed:
 
     Args:
         standing: incarnation of the topic that it stands in; 0 if that is not known.
+        unreadable: why its headers could not be read, so that it has none here; empty of all others.
     """
 
     topic: str
@@ -77,6 +83,12 @@ class Consumed:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     standing: int = 0
+    unreadable: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Its size, as a topic's limit counts it."""
+        return record_bytes(self.key, self.value, self.headers)
 
     @property
     def incarnation(self) -> int:
@@ -240,18 +252,20 @@ def forwarded_record(record: Consumed, partition: int) -> Produced:
     )
 
 
-def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) -> Produced:
+def dead_letter_record(
+    pipeline: Pipeline, origin: Consumed, error: EventError, bytes_max: int = LETTER_BYTES_MAX
+) -> Produced:
     """The record for the dead-letter topic: raw bytes, key and headers unchanged, then why and where.
 
     Of headers that stand twice (a dead letter sent again and refused again) the last one counts.
     What the topic could not take is cut, and `HEADER_CUT` says so.
+
+    Args:
+        bytes_max: size of a record that the topic takes, in bytes.
     """
-    key, value, own = origin.key, origin.value, origin.headers
-    sizes = (len(value or b""), len(key or b""), sum(len(name) + len(content or b"") for name, content in own))
-    cut = sizes[0] > KEPT_VALUE_BYTES_MAX or max(sizes[1:]) > KEPT_OTHER_BYTES_MAX
-    if cut:
-        value, key = (value or b"")[:KEPT_VALUE_BYTES_MAX], (key or b"")[:KEPT_OTHER_BYTES_MAX] or None
-        own = own if sizes[2] <= KEPT_OTHER_BYTES_MAX else ()
+    sizes: tuple[int | str, ...] = (len(origin.value or b""), len(origin.key or b""), headers_bytes(origin.headers))
+    if origin.unreadable:
+        sizes = (*sizes[:2], "?")
     added = {
         HEADER_EXCEPTION: type(error).__name__,
         HEADER_MESSAGE: str(error)[:MESSAGE_CHARS_MAX],
@@ -260,10 +274,19 @@ def dead_letter_record(pipeline: Pipeline, origin: Consumed, error: EventError) 
         HEADER_OFFSET: str(origin.origin[2]),
         HEADER_REASON: error.reason,
         **({HEADER_INCARNATION: str(origin.incarnation)} if origin.incarnation else {}),
-        **({HEADER_CUT: "{}/{}/{}".format(*sizes)} if cut else {}),
     }
-    headers = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
-    return Produced(topic=pipeline.dead_letter_topic, key=key, value=value, headers=(*own, *headers))
+    why = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
+    said = (HEADER_CUT, "/".join(map(str, sizes)).encode())
+    # The place of the event is never cut; of the rest what fits, the value first.
+    room = bytes_max - record_bytes(b"", b"", (*why, said)) - _LENGTHS_BYTES
+    value = origin.value and origin.value[: min(KEPT_VALUE_BYTES_MAX, max(0, room))]
+    room -= len(value or b"")
+    key = origin.key and origin.key[: min(KEPT_OTHER_BYTES_MAX, max(0, room))]
+    room -= len(key or b"")
+    own = origin.headers if headers_bytes(origin.headers) <= min(KEPT_OTHER_BYTES_MAX, room) else ()
+    cut = origin.unreadable or (value, key, own) != (origin.value, origin.key, origin.headers)
+    headers = (*own, *why, *((said,) if cut else ()))
+    return Produced(topic=pipeline.dead_letter_topic, key=key, value=value, headers=headers)
 
 
 def read_dead_letter(record: Consumed) -> DeadLetter:
@@ -276,7 +299,7 @@ def read_dead_letter(record: Consumed) -> DeadLetter:
 
     return DeadLetter(
         reason=found.get(HEADER_REASON, "unknown"),
-        message=found.get(HEADER_MESSAGE, "unknown"),
+        message=found.get(HEADER_MESSAGE, record.unreadable or "unknown"),
         topic=found.get(HEADER_TOPIC, "unknown"),
         partition=number(HEADER_PARTITION),
         offset=number(HEADER_OFFSET),
@@ -306,7 +329,7 @@ def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
             computed_at=parse_time(body["computed_at"]),
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
-        raise _foreign(record, error) from None
+        raise foreign_record(record, error) from None
 
 
 def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
@@ -329,7 +352,7 @@ def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
             folded=msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None,
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
-        raise _foreign(record, error) from None
+        raise foreign_record(record, error) from None
 
 
 def _value(pipeline: Pipeline, found: Any) -> Value:
@@ -345,14 +368,17 @@ def _observed(pipeline: Pipeline, found: Any) -> Observed:
 
 
 def _body(pipeline: Pipeline, record: Consumed) -> dict[str, Any]:
+    if record.unreadable:
+        raise ValueError(record.unreadable)
     body = msgspec.json.decode(record.value or b"", type=dict[str, Any])
     if body["pipeline"] != pipeline.name:
         raise ValueError(f"it is of pipeline {body['pipeline']!r}")
     return body
 
 
-def _foreign(record: Consumed, error: Exception) -> DataError:
+def foreign_record(record: Consumed, error: Exception) -> DataError:
+    """What is wrong with a record that no worker wrote, or that no store takes."""
     return DataError(
         f"{record.topic}/{record.partition} offset {record.offset} was not written by a stream worker "
-        f"({type(error).__name__}: {error}): skipped; find who else writes to this topic"
+        f"({type(error).__name__}: {shown(str(error))}): skipped; find who else writes to this topic"
     )

@@ -17,6 +17,7 @@ from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming.dead_letters import Listed, dead_letters
 from streaming.events import REASONS
+from streaming.guarding import FORWARDED_TOO_OFTEN, HANDLING_FAILED, HEADERS_UNREADABLE
 from streaming.handle import (
     FEATURES_EXPIRED,
     FEATURES_MISSING,
@@ -30,7 +31,16 @@ from streaming.records import ERROR_HEADERS, HEADER_INCARNATION, HEADER_ORIGIN
 LIMIT_DEFAULT = 1_000
 LIMIT_MAX = 40_000
 """Dead letters sent again at once; also as many as are looked at, from the newest back."""
-HANDLING_REASONS = (FEATURES_MISSING, FEATURES_EXPIRED, PREDICTION_INVALID, RETURN_WITHOUT_PURCHASE, HISTORY_LOST)
+HANDLING_REASONS = (
+    FEATURES_MISSING,
+    FEATURES_EXPIRED,
+    PREDICTION_INVALID,
+    RETURN_WITHOUT_PURCHASE,
+    HISTORY_LOST,
+    HEADERS_UNREADABLE,
+    HANDLING_FAILED,
+    FORWARDED_TOO_OFTEN,
+)
 ALL_REASONS = (*REASONS, *HANDLING_REASONS)
 
 

@@ -30,16 +30,17 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from almanac import metrics
 from almanac.clock import at_micros
 from almanac.decisions import is_newer, newest
-from almanac.errors import AlmanacError, DataError, FeatureError, Unavailable
+from almanac.errors import DataError, FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from serving_cache.records import OverlayRecord
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer
+from streaming.guarding import guarded
 from streaming.handle import ObservationRow
 from streaming.lag import Lag
 from streaming.pause import Pause, Stopped
-from streaming.records import Consumed, FeatureRow, read_feature_row, read_prediction
+from streaming.records import Consumed, FeatureRow, foreign_record, read_feature_row, read_prediction
 from streaming.report import PAUSED, RUNNING, STOPPED, Report
 from streaming.subscription import Subscription
 
@@ -229,9 +230,9 @@ def read_all(records: Sequence[Consumed], reader: Callable[[Consumed], Any], rep
     for record in records:
         try:
             found.append(reader(record))
-        except DataError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a record does to the reader, the others go on
             if not foreign:
-                report.warn(str(error))
+                report.warn(str(error if isinstance(error, DataError) else foreign_record(record, error)))
             foreign += 1
     return found, foreign
 
@@ -326,7 +327,7 @@ class Sink:
                     raise Stopped
                 try:
                     self._apply(target)
-                except AlmanacError as error:
+                except TRANSIENT as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
                     self._lag.note(consumer, time.monotonic())
                     raise
@@ -335,7 +336,14 @@ class Sink:
 
     def _apply(self, target: Target) -> None:
         with metrics.SINK_SECONDS.labels(self.report.pipeline, self.report.part).time():
-            counts = target.apply(self._held)
+            guarded(self._held, lambda some: self._count(target.apply(some)), self._skip)
+
+    def _skip(self, record: Consumed, error: Exception) -> None:
+        """Leave out a record that no store takes, or with which the code fails."""
+        self.report.warn(str(foreign_record(record, error)))
+        self._count({"foreign": 1})
+
+    def _count(self, counts: Mapping[str, int]) -> None:
         self.report.add(**counts)
         for name in OUTCOMES.keys() & counts.keys():
             outcome = metrics.SINK_ROWS.labels(self.report.pipeline, self.report.part, OUTCOMES[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,9 +16,10 @@ from almanac.metrics import STREAM_TOPIC_DIFFERENCES
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming.connection import kafka_errors, open_admin
-from streaming.events import EVENT_BYTES_MAX, declared
+from streaming.events import declared
 from streaming.pause import Pause
 from streaming.report import Report
+from streaming.sizes import LETTER_BYTES_MAX, RECORD_BYTES_MAX
 
 PARTITIONS = 4
 REQUEST_SECONDS_MAX = 5.0
@@ -27,8 +29,7 @@ CLIENT_SECONDS_MAX = 3.0
 """Time that one client is asked whether new topics have leaders."""
 LEADER_SECONDS_MAX = 30.0
 """Time that a busy broker may take until a topic it has just created can be written to."""
-RECORD_BYTES_MAX = 4 * EVENT_BYTES_MAX
-"""Size of a record that a topic takes, in bytes; the dead letters' takes twice as much."""
+UNCOMPRESSED = "uncompressed"
 BROKER_DEFAULT = -1
 """Replication factor: the broker's own default, which fits one node and many."""
 
@@ -62,13 +63,16 @@ class Topic:
             "cleanup.policy": "delete",
             "retention.ms": str(int(self.retention.total_seconds() * 1000)),
             "max.message.bytes": str(self.record_bytes_max),
+            # The broker unpacks what comes compressed, so that the limit holds for what readers get: else a batch of
+            # 255 KB becomes 250 MB for each of them.
+            "compression.type": UNCOMPRESSED,
         }
 
 
 def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
     """The four topics of a pipeline with a stream.
 
-    The events' topic takes records above `EVENT_BYTES_MAX`, so that one that is
+    The events' topic takes records above `events.EVENT_BYTES_MAX`, so that one that is
     too large to be read becomes a dead letter instead of an error for nobody;
     the dead letters' takes those and the headers added to them.
     """
@@ -77,7 +81,7 @@ def topics(pipeline: Pipeline) -> tuple[Topic, ...]:
         Topic(name=stream.topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
         Topic(name=pipeline.predictions_topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
         Topic(name=pipeline.features_topic, retention=timedelta(days=7), record_bytes_max=RECORD_BYTES_MAX),
-        Topic(name=pipeline.dead_letter_topic, retention=timedelta(days=30), record_bytes_max=2 * RECORD_BYTES_MAX),
+        Topic(name=pipeline.dead_letter_topic, retention=timedelta(days=30), record_bytes_max=LETTER_BYTES_MAX),
     )
 
 
@@ -122,15 +126,35 @@ def differing(pipeline: Pipeline, settings: Settings) -> dict[str, list[str]]:
     wanted = {topic.name: topic for topic in topics(pipeline)}
     with kafka_errors(f"topics of pipeline {pipeline.name} cannot be compared with their declaration", settings):
         admin = open_admin(settings)
-        asked = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
         present = admin.list_topics(timeout=REQUEST_SECONDS_MAX).topics
         found = {}
-        for resource, answer in admin.describe_configs(asked, request_timeout=REQUEST_SECONDS_MAX).items():
-            config = {name: entry.value for name, entry in answer.result(SILENCE_SECONDS_MAX).items()}
-            partitions = len(present[resource.name].partitions) if resource.name in present else 0
-            if said := worse(wanted[resource.name], partitions, config):
-                found[resource.name] = said
+        for name, config in _configs(admin, list(wanted)).items():
+            partitions = len(present[name].partitions) if name in present else 0
+            if said := worse(wanted[name], partitions, config):
+                found[name] = said
         return found
+
+
+def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str | None]]:
+    """Settings of topics, as a broker says them."""
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    answers = admin.describe_configs(asked, request_timeout=REQUEST_SECONDS_MAX)
+    return {
+        resource.name: {name: entry.value for name, entry in answer.result(SILENCE_SECONDS_MAX).items()}
+        for resource, answer in answers.items()
+    }
+
+
+def letter_bytes_max(pipeline: Pipeline, settings: Settings) -> int:
+    """Size of a dead letter that its topic takes, in bytes: less than declared where somebody else made the topic.
+
+    A broker that does not say it counts as one that has it as declared.
+    """
+    topic = pipeline.dead_letter_topic
+    with suppress(AlmanacError), kafka_errors(f"settings of topic {topic} cannot be read", settings):
+        config = _configs(open_admin(settings), [topic])[topic]
+        return min(LETTER_BYTES_MAX, int(config.get("max.message.bytes") or LETTER_BYTES_MAX))
+    return LETTER_BYTES_MAX
 
 
 def say_differing(pipeline: Pipeline, settings: Settings, report: Report, said: set[str]) -> None:
@@ -170,6 +194,11 @@ def worse(topic: Topic, partitions: int, config: Mapping[str, str | None]) -> li
         said.append(f"retention.ms is {retention}, not {declared['retention.ms']}: records go sooner")
     if most < int(declared["max.message.bytes"]):
         said.append(f"max.message.bytes is {most}, not {declared['max.message.bytes']}: large records are refused")
+    if (packed := config.get("compression.type") or UNCOMPRESSED) != UNCOMPRESSED:
+        said.append(
+            f"compression.type is {packed}, not {UNCOMPRESSED}: a compressed batch may unpack to a thousand times "
+            "max.message.bytes in whoever reads it"
+        )
     if partitions < topic.partitions:
         said.append(f"it has {partitions} partitions, not {topic.partitions}: fewer workers share it")
     return said

@@ -24,34 +24,38 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from almanac import metrics
-from almanac.clock import utc_now
 from almanac.errors import AlmanacError, FeatureError, Unavailable, UsageError
 from almanac.partitioning import EntityKey, Grid
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from streaming import handle
+from streaming.batch_counts import count_batch
 from streaming.connection import almanac_error, consumed, next_offsets, open_consumer, open_transactional_producer
 from streaming.duplicates import Duplicates
 from streaming.events import declared
-from streaming.folding import Folding, Histories, Predictions
+from streaming.folding import Folding
+from streaming.guarding import failed, guarded, parts
 from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
-from streaming.models import Answering, CurrentModels
+from streaming.models import CurrentModels
 from streaming.pause import Pause, Stopped
 from streaming.records import Consumed, Produced
 from streaming.report import PAUSED, STOPPED, TOPIC_LOST, Report
+from streaming.sizes import LETTER_BYTES_MAX
 from streaming.subscription import Subscription
-from streaming.topics import ensure_topics, say_differing, topics
+from streaming.surroundings import Online
+from streaming.surroundings import Surroundings as Surroundings
+from streaming.topics import ensure_topics, letter_bytes_max, say_differing, topics
 
 BATCH_RECORDS_MAX = 500
 CONSUME_SECONDS_MAX = 0.2
@@ -59,42 +63,6 @@ CONSUME_SECONDS_MAX = 0.2
 START_SECONDS_MAX = 15.0
 WRITE_SECONDS_MAX = 10.0
 COMMIT_SECONDS_MAX = 10.0
-
-
-class Online(Protocol):
-    """What the worker needs of the online store: `features.online.OnlineFeatures` is one."""
-
-    def read(self, entities: Sequence[Any], *, at: datetime | None = None) -> pa.Table:
-        """The entity's column and one column per feature, null where missing or, at that moment, too old.
-
-        And `features.online.NEWEST_AT`, without which no event counts as late.
-        """
-        ...
-
-    def lacking(self, entities: Sequence[Any], *, at: datetime) -> Mapping[Any, Sequence[str]]:
-        """What is the matter with each entity's views at that moment: missing, or expired and how old."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a worker works with, besides Kafka.
-
-    Args:
-        online: makes the connection to the online store; called once, in the worker's thread.
-        observation_row: the observation view's columns of an event.
-        histories: the same, where events carry lines; it stands in for the two above.
-        now: the clock.
-        predicted: which entities have predictions in the record: see `streaming.folding`.
-        answering: follows the generation that answers; without it events are scored by the alias's model alone.
-    """
-
-    online: Callable[[Pipeline, Settings], Online]
-    observation_row: handle.ObservationRow
-    histories: Callable[[Pipeline, Settings], Histories] | None = None
-    predicted: Predictions | None = None
-    now: Callable[[], datetime] = utc_now
-    answering: Answering | None = None
 
 
 class Worker:
@@ -124,6 +92,7 @@ class Worker:
         self._seen = Duplicates()
         self._lacks = Lacks()
         self._online: Online | None = None
+        self._letter_bytes_max = LETTER_BYTES_MAX
         self._folding: Folding | None = None
         if pipeline.lines is not None and around.histories is not None:
             self._folding = Folding(pipeline, settings, around.histories, predicted=around.predicted)
@@ -197,6 +166,7 @@ class Worker:
             raise Unavailable(str(error)) from error
         self._subscription.opened()
         say_differing(self._pipeline, self._settings, self.report, self._compared)
+        self._letter_bytes_max = letter_bytes_max(self._pipeline, self._settings)
 
     def say_made(self, names: Sequence[str], *, started: bool = False) -> None:
         """Say which topics were missing and have just been made: where others are there, these were deleted.
@@ -237,8 +207,22 @@ class Worker:
             with suppress(Unavailable):  # follow pointer and alias, so that the next event need not wait for a model
                 self._models.get(time.monotonic())
             return False
-        with metrics.STREAM_BATCH_SECONDS.labels(self._pipeline.name).time():
-            batch, written = self._handle(records, consumer, stop)  # 2, 3, 4
+        for part in parts(records):
+            with metrics.STREAM_BATCH_SECONDS.labels(self._pipeline.name).time():
+                guarded(
+                    part,
+                    lambda some: self._write(some, self._handle(some, consumer, stop), consumer, producer),  # 2 to 6
+                    lambda record, error: self._give_up_record(record, error, consumer, producer),
+                )
+        return True
+
+    def _write(
+        self, records: Sequence[Consumed], made: tuple[handle.Sorted, handle.Handled],
+        consumer: Consumer, producer: Producer,
+    ) -> None:  # fmt: skip
+        """Steps 5 and 6."""
+        batch, written = made
+        try:
             with self._step("write"):
                 producer.begin_transaction()
                 for record in (*written.records, *batch.forwards):  # 5
@@ -250,12 +234,29 @@ class Worker:
                 producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), WRITE_SECONDS_MAX)
             with self._step("commit"):
                 producer.commit_transaction(COMMIT_SECONDS_MAX)  # 6
+        except Exception as error:
+            if not isinstance(error, KafkaException):  # else the session is begun anew
+                producer.abort_transaction(COMMIT_SECONDS_MAX)
+            raise
         if self._folding is not None:
             self._folding.committed()
         self._seen.merge(batch.seen)
         self._lag.committed(next_offsets(records))
-        self._count(len(records), batch, written)
-        return True
+        count_batch(self.report, self._pipeline.name, len(records), batch, written)
+        self._models.failed(written.failed)
+
+    def _give_up_record(self, record: Consumed, error: Exception, consumer: Consumer, producer: Producer) -> None:
+        """Make a dead letter of a record with which the code fails."""
+        self.report.warn(f"{record.topic}/{record.partition} offset {record.offset} is a dead letter: {error!r:.500}")
+        batch = handle.Sorted(
+            events=(), refused=((record, failed(error)),), duplicates=0, seen=Duplicates(),
+            letter_bytes_max=self._letter_bytes_max,
+        )  # fmt: skip
+        if self._folding is not None:
+            written = self._folding.handle(batch, (), self._around.now())
+        else:
+            written = handle.without_events(batch, self._pipeline)
+        self._write([record], (batch, written), consumer, producer)
 
     def _told(self, record: Produced) -> dict[str, Any]:
         """Which partition a record goes to, if to a certain one; who is told where it stands: folding, of its rows."""
@@ -269,29 +270,6 @@ class Worker:
         """Measure a step's time."""
         return metrics.STREAM_STEP_SECONDS.labels(self._pipeline.name, name).time()
 
-    def _count(self, events: int, batch: handle.Sorted, written: handle.Handled) -> None:
-        """Count a batch that is committed."""
-        name = self._pipeline.name
-        forwarded, events = len(batch.forwards), events - len(batch.forwards)
-        self.report.add(
-            events=events,
-            predictions=len(written.predictions),
-            dead_letters=len(written.dead_letters),
-            duplicates=batch.duplicates + written.duplicates,
-            late=written.late,
-            **({"unmatched_returns": written.unmatched} if written.unmatched else {}),
-            **({"forwarded": forwarded} if forwarded else {}),
-        )
-        metrics.STREAM_FORWARDED.labels(name).inc(forwarded)
-        metrics.STREAM_EVENTS.labels(name).inc(events)
-        metrics.STREAM_PREDICTIONS.labels(name).inc(len(written.predictions))
-        metrics.STREAM_DUPLICATES.labels(name).inc(batch.duplicates + written.duplicates)
-        metrics.STREAM_LATE.labels(name).inc(written.late)
-        metrics.STREAM_UNSCORED.labels(name).inc(written.unscored)
-        self._models.failed(written.failed)
-        for reason, count in written.reasons.items():
-            metrics.STREAM_DEAD_LETTERS.labels(name, reason).inc(count)
-
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
         messages = self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)
@@ -302,7 +280,7 @@ class Worker:
         return [record for record in records if (record.topic, record.partition) in ours]
 
     def _handle(
-        self, records: list[Consumed], consumer: Consumer, stop: threading.Event
+        self, records: Sequence[Consumed], consumer: Consumer, stop: threading.Event
     ) -> tuple[handle.Sorted, handle.Handled]:
         """Steps 2 to 4, again and again while a store or the model is not there."""
         for attempt in Pause.attempts((Unavailable, FeatureError)):
@@ -311,13 +289,13 @@ class Worker:
                     raise Stopped
                 try:
                     return self._try(records)
-                except AlmanacError as error:
+                except (Unavailable, FeatureError) as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
                     self._lag.note(consumer, time.monotonic())
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _try(self, records: list[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
+    def _try(self, records: Sequence[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
         models = self._models.get(time.monotonic())
         used = {model.id for model in models}
         if not used <= self._scored_with:  # an event sent again is to be scored again by the new model
@@ -325,7 +303,8 @@ class Worker:
         self._scored_with = used
         now = self._around.now()
         with self._step("parse"):
-            batch = handle.sort(records, self._pipeline, self._seen, now, self._subscription.home())  # 2
+            found = handle.sort(records, self._pipeline, self._seen, now, self._subscription.home())  # 2
+            batch = replace(found, letter_bytes_max=self._letter_bytes_max)
         if self._folding is not None:
             with self._step("score"):
                 return batch, self._folding.handle(batch, models, now)  # 3, 4

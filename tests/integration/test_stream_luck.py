@@ -39,6 +39,7 @@ from streaming import worker as worker_module
 from streaming.archiving import Archiving
 from streaming.connection import open_admin, open_producer
 from streaming.events import Event
+from streaming.handle import ObservationRow
 from streaming.process import Crew
 from streaming.publish import Outgoing, publish
 from streaming.records import HEADER_CUT, KEPT_VALUE_BYTES_MAX, Consumed, feature_record, read_dead_letter
@@ -108,14 +109,14 @@ class Stream:
 
 
 @contextmanager
-def stream(settings: Settings, pipeline: Pipeline, online: Any = FeaturesInMemory) -> Iterator[Stream]:
+def stream(
+    settings: Settings, pipeline: Pipeline, online: Any = FeaturesInMemory, row: ObservationRow = observation_row
+) -> Iterator[Stream]:
     """A worker and its sinks for overlays and archive, until the block ends."""
     ensure_topics(pipeline, settings)
     migrate(settings.need("postgres_url"), [pipeline])
     register_model(settings, pipeline, 0.0)
-    made = Stream(
-        pipeline, settings, Hooked(pipeline, settings, Surroundings(online=online, observation_row=observation_row))
-    )
+    made = Stream(pipeline, settings, Hooked(pipeline, settings, Surroundings(online=online, observation_row=row)))
     files = Archive(settings.state_dir / "archive", {"cell_id": pa.int64(), "t2m": pa.float32()})
     with PostgresStore(settings.need("postgres_url")) as record, RedisStore(settings.need("redis_url")) as copy:
         made.crew.start("worker", lambda: made.worker.run(made.crew.stop))

@@ -74,6 +74,7 @@ def test_marks_of_transactions_are_behind_what_is_committed() -> None:
         (8, {"retention.ms": "-1", "max.message.bytes": "9999"}, []),
         (4, {"cleanup.policy": "compact", "retention.ms": "1"}, ["cleanup.policy is compact"]),
         (4, {"cleanup.policy": "compact,delete"}, ["cleanup.policy is compact,delete"]),
+        (4, {"compression.type": "producer"}, ["compression.type is producer, not uncompressed"]),
         (4, {"retention.ms": "3600000"}, ["retention.ms is 3600000, not 604800000"]),
         (1, {"max.message.bytes": "10"}, ["max.message.bytes is 10, not 100", "it has 1 partitions, not 4"]),
     ],
