@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from almanac.errors import FeatureError, ModelError, PredictionError
+from almanac.model_graph import check_graph
 from almanac.pipeline import Pipeline
 from almanac.registry import MODEL_FILE, ModelVersion
 
@@ -38,8 +39,6 @@ COLUMNS_KEY = "almanac.inputs"
 """Key of the graph's metadata under which the input columns stand, a JSON list in order."""
 DTYPES_KEY = "almanac.dtypes"
 """The same of the columns' types, `float32` or `float64`; without it all are float32."""
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-"""Operator sets a model may use: ONNX's own, never a custom library's."""
 
 Floats = NDArray[np.float32]
 Matrix = NDArray[np.float32] | NDArray[np.float64]
@@ -90,8 +89,8 @@ class Scorer:
         Raises:
             ModelError: it needs other files or operators, or is not shaped as this module's docstring says.
         """
-        check_self_contained(model_id, data)
-        session = _session(model_id, data, threads)
+        check_graph(model_id, data)
+        session = open_session(model_id, data, threads)
         columns, dtypes = _check_session(model_id, session)
         return cls(model_id, columns, dtypes, tuple(entry.name for entry in session.get_outputs()), entity, session)
 
@@ -223,50 +222,12 @@ def _expect(model_id: str, what: str, expected: tuple[str, ...], found: tuple[st
         )
 
 
-def check_self_contained(model_id: str, data: bytes) -> None:
-    """Refuse a graph that would read other files or load other code.
-
-    ONNX Runtime would look for external tensors relative to the working
-    directory, so they are refused before it sees the bytes.
+def open_session(model_id: str, data: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """ONNX Runtime's session of a graph that `check_graph` took.
 
     Raises:
-        ModelError: it is no ONNX model, or one that needs more than its own bytes.
+        ModelError: it refuses the graph.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError:
-        raise ModelError(f"model {model_id}: {MODEL_FILE} is not an ONNX model: train it again") from None
-    domains = {entry.domain for entry in model.opset_import} - DOMAINS
-    if domains or len(model.functions):
-        raise ModelError(
-            f"model {model_id} uses operators of {', '.join(sorted(domains)) or 'its own functions'}, "
-            f"expected ONNX's own alone: convert it again"
-        )
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-        raise ModelError(
-            f"model {model_id} keeps tensors in external data files, which are refused: save it as one file"
-        )
-
-
-def _tensors(graph: Any) -> list[Any]:
-    """All tensors of a graph and of the graphs inside its nodes."""
-    found = list(graph.initializer)
-    found += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
-    for node in graph.node:
-        for attribute in node.attribute:
-            found += [attribute.t, *attribute.tensors]
-            sparse_tensors = [attribute.sparse_tensor, *attribute.sparse_tensors]
-            found += [part for sparse in sparse_tensors for part in (sparse.values, sparse.indices)]
-            for inner in [attribute.g, *attribute.graphs]:
-                if inner.node or inner.initializer:
-                    found += _tensors(inner)
-    return found
-
-
-def _session(model_id: str, data: bytes, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

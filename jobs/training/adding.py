@@ -27,9 +27,11 @@ import numpy as np
 from almanac.clock import format_time
 from almanac.errors import FeatureError, ModelError, UsageError
 from almanac.manifest import Description, Reference
+from almanac.model_graph import check_graph
+from almanac.model_trial import need_harmless
 from almanac.pipeline import Pipeline
 from almanac.registry import FILE_BYTES_MAX, GOLDEN_FILE, MODEL_FILE, ModelVersion, Registry
-from almanac.scoring import COLUMNS_KEY, DTYPES_KEY, INPUT_NAME, Scorer, check_self_contained
+from almanac.scoring import COLUMNS_KEY, DTYPES_KEY, INPUT_NAME, Scorer
 from almanac.settings import Settings
 from features.store import service_columns
 from jobs.plan import check_columns
@@ -74,9 +76,11 @@ def add_onnx(
     """
     _need_numbers(pipeline)
     given = _read(file)
-    check_self_contained(file.name, given)
+    check_graph(file.name, given)
     doubles = doubles_of(pipeline, settings, service_columns(pipeline, settings))
     data = own_form(file.name, given, pipeline, inputs, doubles)
+    progress("trying the model in a process of its own")
+    need_harmless(file.name, data)
     scorer = Scorer.open(data, file.name, entity=pipeline.entity)
     rows = newest_rows(pipeline, settings, scorer.inputs, now=now, progress=progress)
     answers = scorer.score(rows)  # refuses what is not finite

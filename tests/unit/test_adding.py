@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from almanac.errors import ModelError, UsageError
+from almanac.model_graph import check_graph
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Output, Pipeline, hours
-from almanac.scoring import Scorer, check_self_contained
+from almanac.scoring import Scorer
 from jobs.training.adding import _booster, _fitted, own_form
 from jobs.training.convert import Recipe, to_onnx
 
@@ -183,7 +184,7 @@ def test_outputs_must_be_the_declared_ones() -> None:
 
 
 def taken(data: bytes) -> bytes:
-    check_self_contained("m.onnx", data)
+    check_graph("m.onnx", data)
     return own_form("m.onnx", data, RIDES, COLUMNS)
 
 

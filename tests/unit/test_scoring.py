@@ -206,19 +206,6 @@ def test_external_data_is_refused_before_it_is_looked_for(register: Callable[...
         Scorer.load(register(model), PIPELINE)
 
 
-def test_external_data_inside_a_nested_graph_is_refused(register: Callable[..., ModelVersion]) -> None:
-    tensor = numpy_helper.from_array(np.zeros(2, dtype=np.float32), "hidden")
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", "elsewhere.bin"
-    inner = helper.make_graph([helper.make_node("Constant", [], ["out"], value=tensor)], "inner", [], [])
-    model = graph()
-    model.graph.node.append(helper.make_node("If", ["condition"], ["x"], then_branch=inner, else_branch=inner))
-    with pytest.raises(ModelError, match="external data files, which are refused"):
-        Scorer.load(register(model), PIPELINE)
-
-
 def test_operators_of_others_are_refused(register: Callable[..., ModelVersion]) -> None:
     model = graph()
     model.opset_import.append(helper.make_opsetid("com.example.custom", 1))
