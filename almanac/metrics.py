@@ -122,6 +122,7 @@ STREAM_DEAD_LETTERS = Counter(
     ("pipeline", "reason"),
 )
 STREAM_DUPLICATES = Counter("almanac_stream_duplicates_total", "Events dropped as duplicates.", ("pipeline",))
+STREAM_UNPROVED = Counter("almanac_stream_unproved_total", "Events whose claimed place nobody proved.", ("pipeline",))
 STREAM_LATE = Counter(
     "almanac_stream_late_total",
     "Events older than their entity's features: archived, and not predicted.",

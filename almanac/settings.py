@@ -34,7 +34,7 @@ WORKING_PREFIX = ".backup-"
 """Of folders of the state directory that a backup or a restore works in; one that was killed leaves its own."""
 ENV_PREFIX = "ALMANAC_"
 FILE_SUFFIX = "_FILE"
-SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password", "alert_webhook_url")
+SECRET_SETTINGS = ("postgres_url", "redis_url", "airflow_password", "alert_webhook_url", "origin_secret")
 """Settings that bear a password, and may therefore come from a file that a variable names."""
 SECRET_BYTES_MAX = 16_384
 
@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     postgres_url: str | None = Field(None, description="postgresql:// URL of the record; unset: embedded.")
     redis_url: str | None = Field(None, description="redis:// URL of the cache; unset: embedded.")
     kafka_bootstrap: str | None = Field(None, description="host:port[,…] of the brokers; unset: embedded.")
+    origin_secret: str | None = Field(
+        None, description="Secret by which stream workers prove where an event first stood; older ones after a space."
+    )
     airflow_url: str | None = Field(None, description="Base URL of Airflow's API server; unset: embedded.")
     airflow_username: str = Field("admin", description="User for Airflow's API.")
     airflow_password: str | None = Field(None, description="Password for Airflow's API; embedded: generated.")

@@ -174,7 +174,7 @@ def redrive(
     from almanac.clock import parse_time
     from almanac.errors import UsageError
     from almanac.settings import settings
-    from streaming.redrive import Choice, find
+    from streaming.redrive import Choice, find, unproved
     from streaming.redrive import redrive as send
 
     pipeline = _streamed(name)
@@ -184,6 +184,12 @@ def redrive(
         raise UsageError(f"--since {since!r} is no time with an offset: give one such as 2026-11-21T13:00Z") from None
     chosen = find(pipeline, settings(), Choice(reason=reason, since=moment, limit=limit))
     counts = ", ".join(f"{n} {why}" for why, n in sorted(Counter(found.letter.reason for found in chosen).items()))
+    if without := unproved(chosen):
+        print(
+            f"{without} of them carry no proof of where they first stood: they count as new events, also when they "
+            "are sent a second time",
+            file=sys.stderr,
+        )
     sent = len(chosen) if dry_run else send(pipeline, settings(), chosen)
     print(
         f"{sent} dead letter{'' if sent == 1 else 's'} {'would be ' if dry_run else ''}sent again to "

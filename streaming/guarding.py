@@ -21,7 +21,7 @@ from almanac.pipeline import Pipeline
 from streaming.events import Event, parse
 from streaming.pause import Stopped
 from streaming.placement import FORWARDS_MAX
-from streaming.records import Consumed, Produced, forwarded_record
+from streaming.records import PROOF_ROOM, Consumed, Produced, forwarded_record
 from streaming.sizes import RECORD_BYTES_MAX, record_bytes
 from streaming.values import shown
 
@@ -117,7 +117,7 @@ def _forwarded(record: Consumed, partition: int) -> Produced:
             "start them, so that they agree on home partitions, and send the event again",
         )
     forward = forwarded_record(record, partition)
-    if (size := record_bytes(forward.key, forward.value, forward.headers)) > RECORD_BYTES_MAX:
+    if (size := record_bytes(forward.key, forward.value, (*forward.headers, PROOF_ROOM))) > RECORD_BYTES_MAX:
         raise EventError(
             "too-large",
             f"the event would have {size:,} bytes in its home partition, {RECORD_BYTES_MAX:,} are taken: send less",

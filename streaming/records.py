@@ -20,7 +20,14 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline
 from almanac.ranked import RankedList, Value
 from serving_cache.records import OverlayRecord, incarnate
-from streaming.event_places import INCARNATION_MAX, PLACE_DIGITS_MAX, number_in, places, source_of, whole_number
+from streaming.event_places import (
+    INCARNATION_MAX,
+    PLACE_DIGITS_MAX,
+    number_in,
+    places,
+    source_of,
+    whole_number,
+)
 from streaming.events import Event, Observed, traceparent
 from streaming.sizes import LETTER_BYTES_MAX, headers_bytes, record_bytes
 from streaming.values import shown
@@ -39,6 +46,8 @@ HEADER_ORIGIN = "almanac.origin"
 """Of a dead letter that was sent again: where it first stood, as `<topic>/<partition>/<offset>`."""
 HEADER_FORWARDED = "almanac.forwarded"
 """Of an event that was written again to its entity's home partition: where it stood before, alike; once each time."""
+HEADER_PROOF = "almanac.proof"
+"""Of what a worker wrote: that the place it says is true of the event it is; see `streaming.proofs`."""
 HEADER_INCARNATION = "almanac.incarnation"
 """Of a dead letter: the incarnation of the topic where its event first stood, as a number."""
 ERROR_HEADERS = (
@@ -56,6 +65,10 @@ ERROR_HEADERS = (
 HEADER_CUT = "almanac.cut"
 """Of a dead letter that is not all of its event: bytes of value, key and headers as they were, as `<n>/<n>/<n>`;
 names and contents of headers with their lengths, and `?` of headers that could not be read."""
+RESERVED_HEADERS = frozenset({*ERROR_HEADERS, HEADER_PROOF, HEADER_CUT})
+"""Headers that are no event's own."""
+PROOF_ROOM = (HEADER_PROOF, bytes(64))
+"""As long as the header that a worker adds to what it signs."""
 KEPT_VALUE_BYTES_MAX = 262_144
 """Bytes of a value that a dead letter keeps: as much as the events' topic takes, unless its limit was raised."""
 KEPT_OTHER_BYTES_MAX = 65_536
@@ -69,7 +82,7 @@ MESSAGE_CHARS_MAX = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Consumed:
-    """A record as Kafka delivered it.
+    """A record as Kafka delivered it; a worker's holds no claim in its headers but proved ones (`streaming.proofs`).
 
     Args:
         standing: incarnation of the topic that it stands in; 0 if that is not known.
@@ -278,7 +291,7 @@ def dead_letter_record(
     why = tuple((name, text.encode("utf-8", "backslashreplace")) for name, text in added.items())
     said = (HEADER_CUT, "/".join(map(str, sizes)).encode())
     # The place of the event is never cut; of the rest what fits, the value first.
-    room = bytes_max - record_bytes(b"", b"", (*why, said)) - _LENGTHS_BYTES
+    room = bytes_max - record_bytes(b"", b"", (*why, said, PROOF_ROOM)) - _LENGTHS_BYTES
     value = origin.value and origin.value[: min(KEPT_VALUE_BYTES_MAX, max(0, room))]
     room -= len(value or b"")
     key = origin.key and origin.key[: min(KEPT_OTHER_BYTES_MAX, max(0, room))]

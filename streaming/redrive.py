@@ -1,7 +1,7 @@
 """Redrive: send dead letters again, as the events that they still are.
 
 A dead letter that is sent again stands at a new place of the events' topic, but
-a header says where it first stood, and by that the stream and its sinks know
+a header says where it first stood, a worker's proof that this is so, and by that the stream and its sinks know
 it: one that was counted already, by an earlier redrive, is not counted again.
 One that fails again becomes a dead letter again, with its first place.
 """
@@ -26,7 +26,7 @@ from streaming.handle import (
     RETURN_WITHOUT_PURCHASE,
 )
 from streaming.publish import Outgoing, publish
-from streaming.records import ERROR_HEADERS, HEADER_INCARNATION, HEADER_ORIGIN
+from streaming.records import HEADER_INCARNATION, HEADER_ORIGIN, HEADER_PROOF, RESERVED_HEADERS
 
 LIMIT_DEFAULT = 1_000
 LIMIT_MAX = 40_000
@@ -66,13 +66,9 @@ class Choice:
 def choose(listed: Sequence[Listed], choice: Choice) -> list[Listed]:
     """The dead letters to send again, oldest first; of several of one event the newest; none that is not whole.
 
-    Where the events' topic was deleted and made again, places come again: what stood there tells events apart.
+    One that somebody else wrote takes no other's place: of one event are those that would be sent alike, proof and all.
     """
-    latest = {
-        (found.letter.topic, found.letter.partition, found.letter.offset, found.letter.key, found.letter.raw): found
-        for found in listed
-        if found.letter.whole
-    }
+    latest = {outgoing(found): found for found in listed if found.letter.whole}
     wanted = [
         found
         for found in latest.values()
@@ -101,9 +97,15 @@ def redrive(pipeline: Pipeline, settings: Settings, chosen: Sequence[Listed]) ->
 
 
 def outgoing(found: Listed) -> Outgoing:
-    """A dead letter as an event: raw bytes, key and its own headers, and where it first stood."""
+    """A dead letter as an event: raw bytes, key and its own headers, where it first stood, and the proof of that."""
     letter = found.letter
     origin = f"{letter.topic}/{letter.partition}/{letter.offset}".encode()
-    own = tuple(header for header in letter.headers if header[0] not in ERROR_HEADERS)
+    own = tuple(header for header in letter.headers if header[0] not in RESERVED_HEADERS)
     of = ((HEADER_INCARNATION, str(letter.incarnation).encode()),) if letter.incarnation else ()
-    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin), *of))
+    proof = tuple(header for header in letter.headers if header[0] == HEADER_PROOF)[-1:]
+    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin), *of, *proof))
+
+
+def unproved(chosen: Sequence[Listed]) -> int:
+    """How many of them carry no proof of where they first stood, as those from before workers signed them."""
+    return sum(all(name != HEADER_PROOF for name, _ in found.letter.headers) for found in chosen)

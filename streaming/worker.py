@@ -49,6 +49,7 @@ from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
 from streaming.models import CurrentModels
 from streaming.pause import Pause, Stopped
+from streaming.proofs import Proofs
 from streaming.records import Consumed, Produced
 from streaming.report import PAUSED, STOPPED, TOPIC_LOST, Report
 from streaming.sizes import LETTER_BYTES_MAX
@@ -89,6 +90,7 @@ class Worker:
         self._models = CurrentModels(pipeline, settings, self.report, around.answering)
         self._scored_with: set[str] = set()
         self._compared: set[str] = set()
+        self._proofs = Proofs.of(pipeline, settings, self.report)
         self._seen = Duplicates()
         self._lacks = Lacks()
         self._online: Online | None = None
@@ -225,7 +227,7 @@ class Worker:
         try:
             with self._step("write"):
                 producer.begin_transaction()
-                for record in (*written.records, *batch.forwards):  # 5
+                for record in self._proofs.signed((*written.records, *batch.forwards)):  # 5
                     producer.produce(
                         record.topic, key=record.key, value=record.value, headers=list(record.headers),
                         **self._told(record),
@@ -273,7 +275,7 @@ class Worker:
     def _consume(self, consumer: Consumer) -> list[Consumed]:
         """Step 1; a partition that was taken away while records were collected is left to its new owner."""
         messages = self._subscription.consume(consumer, BATCH_RECORDS_MAX, CONSUME_SECONDS_MAX)
-        records = consumed(messages, self._subscription.incarnation)
+        records = self._proofs.checked(consumed(messages, self._subscription.incarnation))
         if not records:
             return []
         ours = {(found.topic, found.partition) for found in consumer.assignment()}

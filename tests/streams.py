@@ -63,6 +63,7 @@ def environment(settings: Settings, name: str, declared: str = DECLARATION) -> d
         "ALMANAC_POSTGRES_URL": settings.postgres_url,
         "ALMANAC_REDIS_URL": settings.redis_url,
         "ALMANAC_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "ALMANAC_ORIGIN_SECRET": settings.origin_secret,
     }
     return {
         **kept,

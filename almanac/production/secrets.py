@@ -59,6 +59,7 @@ FILES: Mapping[str, Make] = {
     "redis_password": _password,
     "redis_conf": lambda known: f"requirepass {known['redis_password']}",
     "redis_url": lambda known: f"redis://:{known['redis_password']}@redis:6379/0",
+    "origin_secret": _password,
     "grafana_password": _password,
 }
 

@@ -223,6 +223,7 @@ def addresses(
         "postgres": {"postgres_url": postgres_url},
         "redis": {"redis_url": f"redis://:{password}@{HOST}:{ports['redis']}/0"},
         "kafka": {"kafka_bootstrap": f"{HOST}:{ports['kafka']}"},
+        "stream": {"origin_secret": secret(places.state_dir, "stream-origin")},
         "airflow-api-server": {
             "airflow_url": f"http://{HOST}:{ports['airflow']}",
             "airflow_username": airflow.USER,
@@ -234,7 +235,8 @@ def addresses(
         },
     }
     for name in METRICS_PROGRAMS:
-        known[name] = {f"{name}_url": f"http://{_reached(named.metrics_host)}:{ports[name]}"}
+        at = f"http://{_reached(named.metrics_host)}:{ports[name]}"
+        known[name] = {**known.get(name, {}), f"{name}_url": at}
     for program in programs:
         found |= known.get(program, {})
     for name in WRITTEN_DOWN:

@@ -35,8 +35,10 @@ from serving_cache.postgres import PostgresStore
 from serving_cache.records import OverlayRecord
 from serving_cache.redis import RedisStore
 from streaming.connection import open_producer
+from streaming.proofs import Proofs
 from streaming.publish import Outgoing, publish
-from streaming.records import Consumed, dead_letter_record, read_dead_letter
+from streaming.records import HEADER_ORIGIN, Consumed, dead_letter_record, read_dead_letter
+from streaming.report import Report
 from tests.generations import new_name
 from tests.lookups import unused_port
 from tests.streams import (
@@ -128,6 +130,7 @@ def settings(
         postgres_url=postgres_url,
         redis_url=urlunsplit(urlsplit(redis_url)._replace(path=REDIS_DATABASE)),
         kafka_bootstrap=kafka_bootstrap,
+        origin_secret="a-secret-that-stream-workers-share",
     )
 
 
@@ -247,6 +250,7 @@ def test_a_dead_letter_sent_again_counts_once_however_often_that_is_done(stream:
     letter = dead_letter_record(
         stream.pipeline, replace(first, value=good.value), EventError("future-time", "too early")
     )
+    (letter,) = Proofs.of(stream.pipeline, stream.settings, Report("test")).signed([letter])
     producer = open_producer(stream.settings)
     producer.produce(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
     assert producer.flush(30) == 0
@@ -265,6 +269,21 @@ def test_a_dead_letter_sent_again_counts_once_however_often_that_is_done(stream:
     reasons = [reason for reason, _ in stream.dead_letters()]
     assert reasons.count("future-time") == 4  # one was too early again, each time
     assert almanac(variables, "redrive", stream.pipeline.name, "--reason", "nonsense").returncode == 2
+
+
+def test_a_place_that_a_producer_claims_is_ignored_and_said_and_the_stream_goes_on(stream: Running) -> None:
+    producer, topic = open_producer(stream.settings), f"{stream.pipeline.name}.observations"
+    genuine = f"{topic}/3/12345".encode()
+    for cell, claim in ((18, b"a" * 200 + b"/0/0"), (17, genuine)):
+        sent = event(cell, 260.0 + cell, utc_now())
+        producer.produce(topic, key=sent.key, value=sent.value, headers=[(HEADER_ORIGIN, claim)])
+    assert producer.flush(30) == 0
+    for cell in (18, 17):
+        overlay = stream.overlay(cell, 260.0 + cell, stream.model())
+        assert (overlay.topic.rpartition("~")[2], overlay.kafka_offset != 12_345) == (topic, True)
+    stream.settle()
+    assert "claims in its headers to have stood elsewhere" in stream.log.read_text()
+    eventually(lambda: stream.metric("almanac_stream_unproved_total") == 2, stream.log.read_text)
 
 
 def test_late_events_and_duplicates_change_nothing(stream: Running) -> None:

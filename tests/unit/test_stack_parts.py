@@ -144,6 +144,7 @@ def test_addresses_written_down_are_settings_and_urls_named_win(tmp_path: Path) 
     assert found["redis_url"] == "redis://elsewhere/0"
     assert found["source_data"] == f"weather={Path.cwd() / 'data.grib'}"
     assert found["lookup_url"] == found["monitor_url"] == "http://127.0.0.1:1"
+    assert found["origin_secret"] == secret(tmp_path, "stream-origin")
     assert "metrics_port" not in found
     assert "source_seed" not in found
 
