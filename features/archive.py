@@ -48,7 +48,7 @@ from features.archive_files import (
 )
 from features.archive_lines import EVENTS, event_columns
 from features.files import locked, replacing
-from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, view_dir
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -309,7 +309,7 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
     """The archive of a pipeline with a stream.
 
     Raises:
-        FeatureError: no view of the pipeline's FeatureService has a push source.
+        FeatureError: no view of the pipeline's FeatureService has a push source, or its name is no folder's.
         Unavailable: Feast's registry does not answer.
     """
     import pyarrow as pa
@@ -329,7 +329,7 @@ def open_archive(pipeline: Pipeline, settings: Settings) -> Archive:
         raise FeatureError(f"no view of {pipeline.features} has a PushSource: declare one in its Feast file")
     view = pushed[0]
     columns = entity | {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.features}
-    return Archive(folder / view.name / FOLDER, columns)
+    return Archive(view_dir(settings.features_dir.absolute(), pipeline.name, view.name) / FOLDER, columns)
 
 
 def archived_files(view_folder: Path, earliest: datetime | None, latest: datetime | None) -> list[str]:

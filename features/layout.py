@@ -9,6 +9,7 @@ definitions that name them (`features/repo/`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from almanac.errors import FeatureError
 from almanac.settings import Settings, load_settings
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -25,11 +27,20 @@ MADE_FROM = b"almanac"
 STATIC_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 """Event time of rows that hold at all times, such as positions."""
 
+_VIEW = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 _applying: ContextVar[Settings | None] = ContextVar("_applying", default=None)
 
 
 def view_dir(features_dir: Path, pipeline: str, view: str) -> Path:
-    """The folder of one view."""
+    """The folder of one view.
+
+    Raises:
+        FeatureError: its name, as a Feast file or the registry has it, would name another folder, or several.
+    """
+    if not _VIEW.fullmatch(view):
+        raise FeatureError(
+            f"view {view[:40]!r} cannot be the name of a folder: give it letters, digits, `_`, `-` or `.`, at most 100"
+        )
     return features_dir / pipeline / view
 
 

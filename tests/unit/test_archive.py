@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from almanac.errors import Unavailable
+from almanac.errors import FeatureError, Unavailable
 from features import archive as archive_module
 from features.archive import CLOSED_AFTER, KEPT, SMALL_FILES_MAX, SUPERSEDED_KEPT, Archive, Archived, archived_files
 from features.archive_files import topic_in_names
+from features.layout import view_dir
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 21, 13, tzinfo=UTC)
@@ -276,3 +277,10 @@ def test_only_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(Archive, "_write_file", lambda *_, failed=failed: (_ for _ in ()).throw(failed))
         with pytest.raises(Unavailable, match=said):
             archive(tmp_path).write([event(7)], NOW)
+
+
+@pytest.mark.parametrize("view", ["../../outside", "/etc", "..", "", "a/b", "*", "a\x00b", "a" * 101, "\ud800", "a\n"])
+def test_a_view_whose_name_is_no_folders_is_refused(view: str, tmp_path: Path) -> None:
+    with pytest.raises(FeatureError, match="cannot be the name of a folder"):
+        view_dir(tmp_path, "weather", view)
+    assert view_dir(tmp_path, "weather", "grid_history-1.a") == tmp_path / "weather" / "grid_history-1.a"
