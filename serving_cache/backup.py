@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -25,10 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from psycopg.pq import Conninfo
@@ -36,17 +34,12 @@ from psycopg.pq import Conninfo
 from almanac.clock import format_time
 from almanac.errors import DataError, StackError, Unavailable, UsageError
 from almanac.postgres_url import postgres_address
-from almanac.settings import FEATURES, MODELS, WORKING_PREFIX, Settings
+from almanac.settings import WORKING_PREFIX, Settings
 from almanac.stack import postgres
+from serving_cache.backup_archive import DUMP, FOLDERS, MANIFEST, Manifest, unpack
 from serving_cache.migrate import VERSION_TABLE, known_versions
 from serving_cache.postgres_client import Client, described
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-DUMP = "record.dump"
-FOLDERS = (MODELS, FEATURES)
-MANIFEST_BYTES_MAX = 256 * 1024 * 1024
-COPY_BYTES = 1024 * 1024
 DUMP_SECONDS_MAX = 6 * 3600
 LINE_CHARACTERS_MAX = 300
 LEFT_SECONDS_MIN = 24 * 3600
@@ -56,42 +49,6 @@ LEFT_SECONDS_MIN = 24 * 3600
 DROPS = "SET client_min_messages = warning; DROP OWNED BY CURRENT_USER CASCADE;\n"
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a backup says of itself.
-
-    Args:
-        made_at: aware UTC.
-        almanac: version of the program that made it.
-        schema: the database's schema version; None when it had none.
-        checksums: SHA-256 of every other member, by name.
-    """
-
-    made_at: str
-    almanac: str
-    schema: str | None
-    checksums: dict[str, str]
-
-    def to_bytes(self) -> bytes:
-        """As JSON."""
-        return json.dumps({"format": FORMAT, **self.__dict__}, indent=1).encode()
-
-    @classmethod
-    def of_bytes(cls, data: bytes, path: Path) -> Manifest:
-        """Read JSON.
-
-        Raises:
-            DataError: it is none of ours, or of a newer format.
-        """
-        try:
-            found = json.loads(data)
-            if int(found.pop("format")) > FORMAT:
-                raise DataError(f"{path} was made by a newer Almanac ({found['almanac']}): restore it with that one")
-            return cls(**found)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise DataError(f"{path} is not a backup of Almanac: name another file") from None
 
 
 def backup(path: Path, settings: Settings, now: datetime) -> Manifest:
@@ -179,7 +136,7 @@ def restore(path: Path, settings: Settings, tell: Tell, *, replace: bool) -> Man
     """
     url = settings.need("postgres_url")
     with _file_errors(path), working_folder(settings.state_dir) as draft:
-        manifest = _unpack(path, draft)
+        manifest = unpack(path, draft)
         if manifest.schema not in (None, *known_versions()):
             raise DataError(f"{path} has the schema {manifest.schema} of a newer Almanac: restore it with that one")
         _check_target(url, settings, replace)
@@ -188,45 +145,6 @@ def restore(path: Path, settings: Settings, tell: Tell, *, replace: bool) -> Man
         for name in FOLDERS:
             _swap(draft / name, settings.state_dir / name, draft / f"{name}.former")
     return manifest
-
-
-def _unpack(path: Path, draft: Path) -> Manifest:
-    """Unpack into an empty folder and compare with the checksums."""
-    found: dict[str, str] = {}
-    manifest: Manifest | None = None
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for entry in tar:
-                if entry.name == MANIFEST:
-                    data = tar.extractfile(entry)
-                    manifest = Manifest.of_bytes(data.read(MANIFEST_BYTES_MAX) if data else b"", path)
-                    continue
-                found[entry.name] = _extract(tar, entry, draft, path)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is damaged or not a backup ({error}): use another backup") from None
-    if manifest is None:
-        raise DataError(f"{path} is cut off or not a backup (no {MANIFEST}): use another backup")
-    wrong = sorted(
-        name for name in found.keys() | manifest.checksums if found.get(name) != manifest.checksums.get(name)
-    )
-    if wrong:
-        raise DataError(f"{path} is damaged ({wrong[0]} is not what was written): use another backup")
-    return manifest
-
-
-def _extract(tar: tarfile.TarFile, entry: tarfile.TarInfo, draft: Path, path: Path) -> str:
-    """One member into the folder; returns its checksum. A name that leads elsewhere is refused."""
-    parts = PurePosixPath(entry.name).parts
-    known = entry.name == DUMP or (len(parts) > 1 and parts[0] in FOLDERS and ".." not in parts)
-    source = tar.extractfile(entry) if known and entry.isreg() else None
-    if source is None:
-        raise DataError(f"{path} holds {entry.name!r}, which no backup has: use another backup")
-    target = draft / entry.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(source, file, COPY_BYTES)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_target(url: str, settings: Settings, replace: bool) -> None:

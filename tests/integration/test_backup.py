@@ -236,7 +236,7 @@ def test_what_is_no_good_backup_changes_nothing(world: World) -> None:
     flipped = bytearray(file.read_bytes())
     flipped[flipped.index(b"PGDMP") + 2000] ^= 1
     other.write_bytes(flipped)
-    refused(other, DataError, r"record\.dump is not what was written")
+    refused(other, DataError, r"'record\.dump' is not what was written")
 
     def newer(name: str, data: bytes) -> bytes:
         return data.replace(f'"schema": "{SCHEMA_VERSION}"'.encode(), b'"schema": "9999"')
