@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from almanac.errors import AlmanacError, UsageError
 from almanac.metrics import STREAM_TOPIC_DIFFERENCES
@@ -29,7 +37,7 @@ CLIENT_SECONDS_MAX = 3.0
 """Time that one client is asked whether new topics have leaders."""
 LEADER_SECONDS_MAX = 30.0
 """Time that a busy broker may take until a topic it has just created can be written to."""
-UNCOMPRESSED = "uncompressed"
+COMPRESSION, UNCOMPRESSED = "compression.type", "uncompressed"
 BROKER_DEFAULT = -1
 """Replication factor: the broker's own default, which fits one node and many."""
 
@@ -65,7 +73,7 @@ class Topic:
             "max.message.bytes": str(self.record_bytes_max),
             # The broker unpacks what comes compressed, so that the limit holds for what readers get: else a batch of
             # 255 KB becomes 250 MB for each of them.
-            "compression.type": UNCOMPRESSED,
+            COMPRESSION: UNCOMPRESSED,
         }
 
 
@@ -145,6 +153,28 @@ def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str | 
     }
 
 
+def unpack_batches(pipeline: Pipeline, settings: Settings) -> list[str]:
+    """Have the broker unpack batches of topics for which nobody chose that it does not, such as older ones.
+
+    Returns:
+        The names of topics that were changed. Where it is not allowed, or somebody chose otherwise, none is.
+    """
+    names = [topic.name for topic in topics(pipeline)]
+    with suppress(AlmanacError), kafka_errors(f"topics of pipeline {pipeline.name} cannot be changed", settings):
+        admin = open_admin(settings)
+        asked = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        answers = admin.describe_configs(asked, request_timeout=REQUEST_SECONDS_MAX)
+        found = {of.name: answer.result(SILENCE_SECONDS_MAX).get(COMPRESSION) for of, answer in answers.items()}
+        left = [name for name, entry in found.items() if entry and entry.is_default and entry.value != UNCOMPRESSED]
+        change = ConfigEntry(COMPRESSION, UNCOMPRESSED, incremental_operation=AlterConfigOpType.SET)
+        changes = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=[change]) for name in left]
+        pending = admin.incremental_alter_configs(changes, request_timeout=REQUEST_SECONDS_MAX) if changes else {}
+        for answer in pending.values():
+            answer.result(SILENCE_SECONDS_MAX)
+        return left
+    return []
+
+
 def letter_bytes_max(pipeline: Pipeline, settings: Settings) -> int:
     """Size of a dead letter that its topic takes, in bytes: less than declared where somebody else made the topic.
 
@@ -194,9 +224,9 @@ def worse(topic: Topic, partitions: int, config: Mapping[str, str | None]) -> li
         said.append(f"retention.ms is {retention}, not {declared['retention.ms']}: records go sooner")
     if most < int(declared["max.message.bytes"]):
         said.append(f"max.message.bytes is {most}, not {declared['max.message.bytes']}: large records are refused")
-    if (packed := config.get("compression.type") or UNCOMPRESSED) != UNCOMPRESSED:
+    if (packed := config.get(COMPRESSION) or UNCOMPRESSED) != UNCOMPRESSED:
         said.append(
-            f"compression.type is {packed}, not {UNCOMPRESSED}: a compressed batch may unpack to a thousand times "
+            f"{COMPRESSION} is {packed}, not {UNCOMPRESSED}: a compressed batch may unpack to a thousand times "
             "max.message.bytes in whoever reads it"
         )
     if partitions < topic.partitions:

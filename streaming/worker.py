@@ -56,7 +56,7 @@ from streaming.sizes import LETTER_BYTES_MAX
 from streaming.subscription import Subscription
 from streaming.surroundings import Online
 from streaming.surroundings import Surroundings as Surroundings
-from streaming.topics import ensure_topics, letter_bytes_max, say_differing, topics
+from streaming.topics import ensure_topics, letter_bytes_max, say_differing, topics, unpack_batches
 
 BATCH_RECORDS_MAX = 500
 CONSUME_SECONDS_MAX = 0.2
@@ -167,6 +167,8 @@ class Worker:
         except UsageError as error:
             raise Unavailable(str(error)) from error
         self._subscription.opened()
+        for name in unpack_batches(self._pipeline, self._settings):
+            self.report.warn(f"the broker unpacks compressed batches of topic {name} from now on, as it is declared")
         say_differing(self._pipeline, self._settings, self.report, self._compared)
         self._letter_bytes_max = letter_bytes_max(self._pipeline, self._settings)
 

@@ -23,6 +23,7 @@ from streaming.connection import open_admin, open_producer
 from streaming.guarding import HANDLING_FAILED, HEADERS_UNREADABLE
 from streaming.publish import Outgoing
 from streaming.records import HEADER_CUT, read_dead_letter
+from streaming.report import RUNNING
 from streaming.sizes import RECORD_BYTES_MAX
 from streaming.topics import differing, topics
 from tests.generations import new_name
@@ -116,8 +117,12 @@ def test_a_batch_that_unpacks_to_a_thousand_times_its_size_is_refused_by_the_bro
 ) -> None:
     settings = of(tmp_path, postgres_url, redis_url, kafka_bootstrap)
     topic, now = f"{tiny.name}.observations", utc_now()
+    admin = open_admin(settings)  # somebody made it, and did not say how its batches are kept
+    for future in admin.create_topics([NewTopic(topic, 4, -1, config={"max.message.bytes": "262144"})]).values():
+        future.result(30)
     bombs = [record(b"{", None, (), at) for at in range(60_000)]
     with stream(settings, tiny) as on:
+        eventually(lambda: on.worker.report.state == RUNNING)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for cell, codec in enumerate(CODECS):
             large = 4_000_000 if codec in ("snappy", "lz4") else 40_000_000
