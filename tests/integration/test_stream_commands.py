@@ -144,3 +144,13 @@ def test_dead_letters_are_listed_newest_last_with_why_and_where(tiny: Pipeline, 
         }
     ]
     assert "not-json" in almanac(environment(found, tiny.name), "dead-letters", tiny.name).stdout
+    acting = {"almanac.reason": "[/b]\x1b[2J", "__streams.errors.offset": "9" * 5_000}
+    producer.produce(tiny.dead_letter_topic, value=b'{"a":"[/b]"} \x1b]8;;https://example.com\x1b\\', headers=acting)
+    assert producer.flush(10) == 0
+    plainly = almanac(environment(found, tiny.name), "dead-letters", tiny.name)
+    assert (plainly.returncode, plainly.stderr) == (0, "")
+    assert "[/b]" in plainly.stdout
+    assert all(line.isprintable() for line in plainly.stdout.splitlines())
+    again = almanac(environment(found, tiny.name), "redrive", tiny.name, "--dry-run")
+    assert again.stderr.startswith("7 of them carry no proof of where they first stood")
+    assert again.stdout.startswith("7 dead letters would be sent again")
