@@ -44,7 +44,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 HEADERS: dict[str, Headers] = {
     "a name of 60,000 emoji": (("🛒" * 60_000, b""),),
     "65,536 headers named a": (("a", None),) * 65_536,
-    "65,536 empty names": (("", b""),) * 65_536,
+    "1,000 empty names": (("", b""),) * 1_000,
     "one content": (("a", b"x" * 250_000),),
     "few": (("a", b"x"), ("b", None)),
     "none": (),
