@@ -52,7 +52,8 @@ class Stream:
 
     Args:
         topic: the events' topic.
-        future_tolerance: how far ahead of our clock an event's time may lie.
+        future_tolerance: how far ahead of our clock an event's time may lie. Such an event is one of the moment at
+            which it arrives; where events carry lines and it is more than 5 s ahead, it is archived and not predicted.
         values: for a pipeline without a source: the columns of the pushed feature view that every event
             carries, each with what is true of it: `(least, greatest)`, `bool`, or None for any number.
         lines: for a pipeline whose entities' state is what their events amount to: what a line of an event carries.

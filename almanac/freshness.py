@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from almanac.pipeline import Freshness, Output
+
+CLOCK_TOLERANCE = timedelta(seconds=5)
+"""How far clocks differ without anything being wrong."""
+AHEAD_MAX = timedelta(minutes=15)
+"""How far an as_of may lie in the future and still be answered with, as of age 0 and with a remark: beyond it no age
+can be told."""
 
 
 class Verdict(StrEnum):
@@ -22,9 +28,17 @@ def age_of(as_of: datetime, now: datetime) -> timedelta:
     return max(now - as_of, timedelta(0))
 
 
+def too_far_ahead(as_of: datetime, now: datetime) -> bool:
+    """Whether an as_of lies so far in the future that nobody can say how old it is."""
+    return as_of - now > AHEAD_MAX
+
+
 def valid_at(output: Output, as_of: datetime) -> datetime | None:
-    """The moment a forecast speaks about; None for an output without a horizon."""
-    return None if output.horizon is None else as_of + output.horizon
+    """The moment a forecast speaks about, at most the last that there is; None for an output without a horizon."""
+    if output.horizon is None:
+        return None
+    last = datetime.max.replace(tzinfo=UTC)
+    return as_of + output.horizon if output.horizon <= last - as_of else last
 
 
 def output_verdict(output: Output, as_of: datetime, freshness: Freshness, now: datetime) -> Verdict:

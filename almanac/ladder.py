@@ -24,7 +24,8 @@ A fresh computation answers only if it speaks from newer data than everything
 on rung 1: computing the same again would give the same age.
 
 An as_of that lies in the future counts as age 0 (see `age_of`); beyond
-`CLOCK_TOLERANCE` the answer's reason says so.
+`CLOCK_TOLERANCE` the answer's reason says so, and beyond `AHEAD_MAX` it answers
+nothing and hides nothing, for its age cannot be told.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from almanac.clock import format_time
-from almanac.freshness import Verdict, age_of, age_verdict, output_verdict, valid_at, verdict
+from almanac.freshness import (
+    CLOCK_TOLERANCE,
+    Verdict,
+    age_of,
+    age_verdict,
+    output_verdict,
+    too_far_ahead,
+    valid_at,
+    verdict,
+)
 from almanac.pipeline import Output
 from almanac.ranked import Value, is_value
 from almanac.rungs import (
@@ -70,8 +80,6 @@ __all__ = [
     "span",
 ]
 
-CLOCK_TOLERANCE = timedelta(seconds=5)
-
 
 @dataclass
 class _Climb:
@@ -86,6 +94,10 @@ class _Climb:
         """Answer with a dated candidate, or note why it cannot."""
         if candidate.as_of is None:
             self.reasons.append(f"{name} carries no as_of")
+            return None
+        if too_far_ahead(candidate.as_of, self.now):
+            ahead = span(candidate.as_of - self.now)
+            self.reasons.append(f"{name} is as of a moment {ahead} in the future, so that its age is not known")
             return None
         given = _outputs(candidate.values, candidate.as_of, self.terms, self.now)
         valued = tuple(o.output for o in given if o.verdict is not Verdict.MISSING)
@@ -133,7 +145,7 @@ def climb(
         if answer is not None:
             return answer
     if terms.fresh:
-        wish = Compute(model=candidates.model, newer_than=_newest(first, terms))
+        wish = Compute(model=candidates.model, newer_than=_newest(first, terms, now))
         if fresh is None:
             return wish
         answer = _second_rung(fresh, wish, way)
@@ -153,12 +165,14 @@ def climb(
     return Refusal(reasons=tuple(way.reasons), best_age=min(way.ages, default=None), passing=passing)
 
 
-def _newest(candidates: Iterable[Candidate], terms: Terms) -> datetime | None:
-    """The newest as_of of candidates that hold any value."""
+def _newest(candidates: Iterable[Candidate], terms: Terms, now: datetime) -> datetime | None:
+    """The newest as_of of candidates that hold any value, and whose age can be told."""
     known = [
         candidate.as_of
         for candidate in candidates
-        if candidate.as_of is not None and any(_known(candidate.values, output) for output in terms.outputs)
+        if candidate.as_of is not None
+        and not too_far_ahead(candidate.as_of, now)
+        and any(_known(candidate.values, output) for output in terms.outputs)
     ]
     return max(known, default=None)
 
@@ -217,7 +231,7 @@ def _ignored(candidates: Candidates, believed: Iterable[Candidate], way: _Climb)
 def _usable(candidate: Candidate, terms: Terms, now: datetime) -> bool:
     """Whether a dated candidate has a value that is not expired, however old the caller takes it."""
     valued = tuple(output for output in terms.outputs if _known(candidate.values, output))
-    if not valued or candidate.as_of is None:
+    if not valued or candidate.as_of is None or too_far_ahead(candidate.as_of, now):
         return False
     return verdict(valued, candidate.as_of, terms.freshness, now) is not Verdict.EXPIRED
 

@@ -125,7 +125,7 @@ STREAM_DUPLICATES = Counter("almanac_stream_duplicates_total", "Events dropped a
 STREAM_UNPROVED = Counter("almanac_stream_unproved_total", "Events whose claimed place nobody proved.", ("pipeline",))
 STREAM_LATE = Counter(
     "almanac_stream_late_total",
-    "Events older than their entity's features: archived, and not predicted.",
+    "Events older than their entity's features, or further ahead than a history takes in: archived, not predicted.",
     ("pipeline",),
 )
 STREAM_BATCH_SECONDS = Histogram(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
-from almanac.freshness import Verdict, age_of, verdict
+from almanac.freshness import Verdict, age_of, too_far_ahead, verdict
 from almanac.pipeline import Freshness, Output, Pipeline
 from almanac.ranked import Value
 
@@ -174,6 +174,8 @@ class Compute:
 
     def why_not(self, as_of: datetime, terms: Terms, now: datetime) -> str | None:
         """Why a prediction from data of `as_of` would not help; None if it may."""
+        if too_far_ahead(as_of, now):
+            return f"the online features are as of a moment {span(as_of - now)} in the future: a clock was wrong"
         if self.newer_than is not None and as_of <= self.newer_than:
             return f"the online features, {span(age_of(as_of, now))} old, are no newer than what there is"
         if verdict(terms.outputs, as_of, terms.freshness, now) is Verdict.EXPIRED:

@@ -76,7 +76,9 @@ class Archiving:
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Write the observations that are not archived yet; when this returns, all of them are on disk."""
-        found, foreign = read_all(records, lambda record: read_feature_row(self._pipeline, record), self._report)
+        found, foreign = read_all(
+            records, lambda record: read_feature_row(self._pipeline, record, self._now()), self._report
+        )
         files = self._opened()
         before = files.files_finished
         written = files.write([self._archived(row) for row in found], self._now()) if found else 0

@@ -86,6 +86,7 @@ class Event:
         value: what was observed, finite; of a pipeline with a source, its variable in the source's unit. Empty
             where events carry lines.
         lines: these, where the declaration has them.
+        claimed_at: when the event says that it was, if that is later than we could know: its sender's clock is fast.
         event_id: a CloudEvent's source, id and entity, by which a duplicate is known; None for a plain event.
         trace: W3C traceparent, to be passed on; None when absent or malformed.
     """
@@ -94,13 +95,14 @@ class Event:
     observed_at: datetime
     value: Observed
     lines: tuple[Line, ...] = ()
+    claimed_at: datetime | None = None
     event_id: Identity | None = None
     trace: str | None = None
 
     @property
     def said(self) -> tuple[datetime, Observed | tuple[Line, ...]]:
         """When, and what: by which an event that comes again is known."""
-        return self.observed_at, self.lines or self.value
+        return self.claimed_at or self.observed_at, self.lines or self.value
 
 
 def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipeline: Pipeline, now: datetime) -> Event:
@@ -143,9 +145,12 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
             f"{OBSERVED_AT} {format_time(observed_at)} is longer ago than "
             f"usable_for ({pipeline.freshness.usable_for}): send it to the offline source instead",
         )
+    # Else it would hide what is observed from now on until its own time. A history takes it in later: see `folding`.
+    fast = observed_at > now and stream.lines is None
     return Event(
         entity=entity,
-        observed_at=observed_at,
+        observed_at=now if fast else observed_at,
+        claimed_at=observed_at if fast else None,
         value=observed,
         lines=lines,
         event_id=source_and_id and (*source_and_id, entity),

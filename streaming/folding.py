@@ -15,8 +15,9 @@ What keeps a history right:
   its row was evicted or deleted: a history begun anew would be another's, so the event is a dead letter, and the
   next materialization sends that partition whole.
 
-An event that is older than all that a history remembers is late: whether it was folded in cannot be told any more. It
-gets no list, and is archived as it is: the next ingest, which has all lines, folds it in where it belongs, and once.
+An event that is older than all that a history remembers is late: whether it was folded in cannot be told any more. One
+from further ahead than clocks differ would push out what is true until then. Both get no list, and are archived as they
+are: the next ingest, which has all lines, folds them in where they belong, and once.
 
 An item that the range does not have is kept in the history, for it was bought; no list holds it, for items come from
 the items' own features. A return of what a history does not have is a dead letter.
@@ -33,8 +34,9 @@ from typing import Any, Protocol
 import numpy as np
 from confluent_kafka import Message
 
-from almanac.clock import at_micros, micros_of
+from almanac.clock import MICROSECOND, at_micros, micros_of
 from almanac.errors import DeclarationError, EventError, PredictionError, Unavailable
+from almanac.freshness import CLOCK_TOLERANCE
 from almanac.interactions import Interactions
 from almanac.list_scoring import Scores, rank_each
 from almanac.partitioning import EntityKey
@@ -46,7 +48,7 @@ from almanac.ranking_declared import ANY_ITEM
 from almanac.settings import Settings
 from features.interactions.fold import Event as Basket
 from features.interactions.fold import advance, hashes
-from features.interactions.history import DAY_SUM_MAX
+from features.interactions.history import DAY_SUM_MAX, empty_history
 from features.rankable import Range, entities_of, history_lists, placed
 from features.sources.gates import normalised
 from streaming.applied import Applied, Progress
@@ -68,6 +70,8 @@ from streaming.sizes import RECORD_BYTES_MAX
 QUANTITY, PRICE = "quantity", "price"
 """Fields of a line that a history is made of, beside the item."""
 BEYOND = f"would have taken more on one day than is counted, {DAY_SUM_MAX:.3g} units or hundredths of spend"
+NOTHING = Folded(row=empty_history(), at=0, created=0)
+"""The history of an entity of which nothing is known: older than any other."""
 HISTORY_BYTES_MAX = RECORD_BYTES_MAX - 4_096
 """Size of a history as a record, in bytes: what its topic takes, less its key, its headers and what is around it."""
 APPLIED_SECONDS = 1.0
@@ -79,15 +83,12 @@ class Histories(Protocol):
 
     def read(self, entities: Sequence[Any]) -> Mapping[Any, tuple[dict[str, Any], int, int] | None]:
         """Each entity's history, the moment of its newest event and when it was made; None of one that is new."""
-        ...
 
     def items(self, histories: Ragged, at: datetime) -> Range:
         """The items that lists of entities with these own items may hold."""
-        ...
 
     def lost(self, entities: Sequence[Any]) -> None:
         """Have the next materialization send the rows of these entities again, for they are gone."""
-        ...
 
 
 Predictions = Callable[[Pipeline, Sequence[Any]], Collection[Any]]
@@ -291,15 +292,16 @@ class Folding:
                 f"`almanac redrive {self._pipeline.name} --reason {HISTORY_LOST}`",
             )
         found = advance(None if held is None else held.row, basket)
-        if not found.folded and held is not None:
-            if basket.hash in held.row["seen"]:
+        early = basket.at - made > CLOCK_TOLERANCE // MICROSECOND
+        if early or (not found.folded and held is not None):
+            if held is not None and basket.hash in held.row["seen"]:
                 if origin.redriven:  # it was folded in, but the model had no list for it then
                     done.folded.append((origin, event, held))
                 else:
                     done.duplicates += 1
             else:
                 done.late += 1
-                self._write(done, origin, event, replace(held, lines=basket.lines))
+                self._write(done, origin, event, replace(held or NOTHING, lines=basket.lines))
             return
         if found.unmatched and found.unmatched == len({line[0] for line in basket.lines}):
             raise EventError(

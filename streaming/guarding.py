@@ -104,7 +104,7 @@ def read_event(record: Consumed, pipeline: Pipeline, now: datetime, home: Home |
     if home is not None and (partition := home(event.entity)) != record.partition:
         return event, _forwarded(record, partition)
     if record.redriven:  # known by where it first stood, for it may have been sent again before
-        place = (record.incarnation, *record.origin, event.entity, event.observed_at.isoformat())
+        place = (record.incarnation, *record.origin, event.entity, event.said[0].isoformat())
         event = replace(event, event_id=place)
     return event, None
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -102,12 +103,19 @@ def recruit(
 
     answering = follow(pipeline, found, crew)
     steady = clock or SystemClock()  # a step of the wall clock must not make events of now look like the future's
+
+    one_at_a_time = threading.Lock()
+
+    def now() -> datetime:
+        with one_at_a_time:  # worker and sinks ask
+            return steady.now().now
+
     around = Surroundings(
         online=partial(OnlineFeatures, dated=True),
         observation_row=observation_row,
         histories=OnlineHistories if pipeline.lines is not None else None,
         predicted=PostgresStore(found.need("postgres_url")).predicted,  # not the sinks': nobody waits for their writes
-        now=lambda: steady.now().now,
+        now=now,
         answering=answering,
     )
     worker = Worker(pipeline, found, around, instance)
@@ -123,16 +131,16 @@ def recruit(
         crew.reports.append(report)
 
     record, copy = PostgresStore(found.need("postgres_url")), RedisStore(found.need("redis_url"))
-    sink("overlays", pipeline.predictions_topic, lambda report: Overlays(pipeline, record, copy, report))
+    sink("overlays", pipeline.predictions_topic, lambda report: Overlays(pipeline, record, copy, report, now))
     sink(
         "features",
         pipeline.features_topic,
-        lambda report: Features(pipeline, lambda: OnlineFeatures(pipeline, found), observation_row, report),
+        lambda report: Features(pipeline, lambda: OnlineFeatures(pipeline, found), observation_row, report, now),
     )
     sink(
         "archive",
         pipeline.features_topic,
-        lambda report: Archiving(pipeline, lambda: open_archive(pipeline, found), observation_row, report),
+        lambda report: Archiving(pipeline, lambda: open_archive(pipeline, found), observation_row, report, now),
         HOLD,
     )
 

@@ -17,8 +17,8 @@ from almanac.clock import format_time, parse_time
 from almanac.errors import AlmanacError, DataError, EventError
 from almanac.freshness import valid_at
 from almanac.partitioning import EntityKey
-from almanac.pipeline import GridObservations, Pipeline
-from almanac.ranked import RankedList, Value
+from almanac.pipeline import Pipeline
+from almanac.ranked import Value
 from serving_cache.records import OverlayRecord, incarnate
 from streaming.event_places import (
     INCARNATION_MAX,
@@ -29,6 +29,14 @@ from streaming.event_places import (
     whole_number,
 )
 from streaming.events import Event, Observed, traceparent
+from streaming.record_checks import (
+    body_of,
+    need_history,
+    need_written_by_now,
+    observed_of,
+    tolerance_of,
+    value_of,
+)
 from streaming.sizes import LETTER_BYTES_MAX, headers_bytes, record_bytes
 from streaming.values import shown
 
@@ -322,71 +330,66 @@ def read_dead_letter(record: Consumed) -> DeadLetter:
     )
 
 
-def read_prediction(pipeline: Pipeline, record: Consumed) -> OverlayRecord:
+def read_prediction(pipeline: Pipeline, record: Consumed, now: datetime | None = None) -> OverlayRecord:
     """Read a record of the predictions topic as the overlay that it becomes.
+
+    Args:
+        now: who applies it to a store gives the time, and no record from the future is read.
 
     Raises:
         DataError: it was not written by a stream worker of this pipeline.
     """
     try:
-        body = _body(pipeline, record)
+        body = body_of(pipeline, record.value, record.unreadable)
         topic, partition, offset = source_of(body)
+        as_of, computed_at = parse_time(body["as_of"]), parse_time(body["computed_at"])
+        if now is not None:
+            need_written_by_now("as_of", as_of, now)
+            need_written_by_now("computed_at", computed_at, now)
         return OverlayRecord(
             entity=str(pipeline.partitions.check(body["entity"])),
-            as_of=parse_time(body["as_of"]),
-            values={name: _value(pipeline, body["values"][name]) for name in pipeline.output_names},
+            as_of=as_of,
+            values={name: value_of(pipeline, body["values"][name]) for name in pipeline.output_names},
             model=str(body["model"]),
             topic=incarnate(topic, whole_number(body.get("incarnation", 0), INCARNATION_MAX)),
             kafka_partition=partition,
             kafka_offset=offset,
-            computed_at=parse_time(body["computed_at"]),
+            computed_at=computed_at,
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
         raise foreign_record(record, error) from None
 
 
-def read_feature_row(pipeline: Pipeline, record: Consumed) -> FeatureRow:
+def read_feature_row(pipeline: Pipeline, record: Consumed, now: datetime | None = None) -> FeatureRow:
     """Read a record of the features topic.
+
+    Args:
+        now: as `read_prediction`.
 
     Raises:
         DataError: it was not written by a stream worker of this pipeline.
     """
     try:
-        body = _body(pipeline, record)
+        body = body_of(pipeline, record.value, record.unreadable)
         topic, partition, offset = source_of(body)
+        observed_at = parse_time(body["observed_at"])
+        folded = msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None
+        if now is not None:
+            need_written_by_now("observed_at", observed_at, now, tolerance_of(pipeline))
+            if folded is not None:
+                need_history(folded.row, folded.at, folded.created, now)
         return FeatureRow(
             entity=pipeline.partitions.check(body["entity"]),
-            observed_at=parse_time(body["observed_at"]),
-            value=_observed(pipeline, body["value"]),
+            observed_at=observed_at,
+            value=observed_of(pipeline, body["value"]),
             topic=topic,
             kafka_partition=partition,
             kafka_offset=offset,
             trace=traceparent(record.headers),
-            folded=msgspec.convert(body["folded"], Folded) if pipeline.lines is not None else None,
+            folded=folded,
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AlmanacError) as error:
         raise foreign_record(record, error) from None
-
-
-def _value(pipeline: Pipeline, found: Any) -> Value:
-    return msgspec.convert(found, RankedList) if pipeline.ranking is not None else float(found)
-
-
-def _observed(pipeline: Pipeline, found: Any) -> Observed:
-    if isinstance(pipeline.source, GridObservations):
-        return float(found)
-    return {
-        name: found[name] if isinstance(found[name], bool) else float(found[name]) for name in pipeline.event_values
-    }
-
-
-def _body(pipeline: Pipeline, record: Consumed) -> dict[str, Any]:
-    if record.unreadable:
-        raise ValueError(record.unreadable)
-    body = msgspec.json.decode(record.value or b"", type=dict[str, Any])
-    if body["pipeline"] != pipeline.name:
-        raise ValueError(f"it is of pipeline {body['pipeline']!r}")
-    return body
 
 
 def foreign_record(record: Consumed, error: Exception) -> DataError:

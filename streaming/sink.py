@@ -22,13 +22,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from almanac import metrics
-from almanac.clock import at_micros
+from almanac.clock import at_micros, utc_now
 from almanac.decisions import is_newer, newest
 from almanac.errors import DataError, FeatureError, Unavailable
 from almanac.pipeline import Pipeline
@@ -120,10 +121,18 @@ class OnlineRows(Protocol):
 
 
 class Overlays:
-    """Predictions to the overlay, in Postgres and then in Redis."""
+    """Predictions to the overlay, in Postgres and then in Redis; none from the future."""
 
-    def __init__(self, pipeline: Pipeline, record: OverlayStore, copy: OverlayStore, report: Report) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        record: OverlayStore,
+        copy: OverlayStore,
+        report: Report,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._pipeline = pipeline
+        self._now = now
         self._record = record
         self._copy = copy
         self._report = report
@@ -132,7 +141,9 @@ class Overlays:
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Put the newest overlay of each entity and model."""
-        found, foreign = read_all(records, lambda record: read_prediction(self._pipeline, record), self._report)
+        found, foreign = read_all(
+            records, lambda record: read_prediction(self._pipeline, record, self._now()), self._report
+        )
         newest_found = newest(found)
         put = self._record.put_overlays(self._pipeline.name, newest_found) if newest_found else 0
         for overlay in newest_found:
@@ -172,7 +183,7 @@ class Overlays:
 
 
 class Features:
-    """Feature rows to the online store."""
+    """Feature rows to the online store; none from the future."""
 
     def __init__(
         self,
@@ -180,8 +191,10 @@ class Features:
         online: Callable[[], OnlineRows],
         observation_row: ObservationRow,
         report: Report,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._pipeline = pipeline
+        self._now = now
         self._open = online
         self._online: OnlineRows | None = None
         self._observation_row = observation_row
@@ -198,7 +211,9 @@ class Features:
 
     def apply(self, records: Sequence[Consumed]) -> Mapping[str, int]:
         """Push the latest observation of each entity."""
-        found, foreign = read_all(records, lambda record: read_feature_row(self._pipeline, record), self._report)
+        found, foreign = read_all(
+            records, lambda record: read_feature_row(self._pipeline, record, self._now()), self._report
+        )
         latest: dict[Any, FeatureRow] = {}
         for row in found:  # in offset order, so that of two with one time the later wins
             if row.entity not in latest or row.folded or latest[row.entity].observed_at <= row.observed_at:

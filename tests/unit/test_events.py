@@ -131,7 +131,9 @@ def test_what_cannot_be_believed_is_refused_with_its_reason(value: Any, reason: 
 
 def test_the_future_begins_after_the_declared_tolerance() -> None:
     last = NOW + TINY.stream.future_tolerance  # type: ignore[union-attr]
-    assert read({**GOOD, "observed_at": last.isoformat()}).observed_at == last
+    event = read({**GOOD, "observed_at": last.isoformat()})
+    assert (event.observed_at, event.claimed_at) == (NOW, last)  # as of its arrival: it hides nothing of what comes
+    assert event.said[0] == last
     assert refused({**GOOD, "observed_at": (last + timedelta(microseconds=1)).isoformat()}) == "future-time"
 
 
