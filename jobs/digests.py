@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from types import FunctionType
+from functools import partial
+from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 PARTITION = "_partition"
 UNCOUNTED = frozenset({PARTITION, "event_timestamp"})
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of an object, such as a lock; it is another in each process."""
 STEPS = ("jobs.plan", "jobs.check", "jobs.score")
 """Where the steps begin that a prediction comes from; what these import is found, and all that that imports."""
 UNCOUNTED_FIELDS = frozenset(
@@ -61,8 +65,36 @@ def said(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(json.dumps(said(one), sort_keys=True) for one in value)
     if isinstance(value, FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"  # what it does is in the modules' code
+        return _function(value)
+    if isinstance(value, partial):
+        return ["partial", said(value.func), said(value.args), said(value.keywords)]
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:  # whose text leaves out what is in the middle
+        digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).hexdigest()
+        return ["array", str(value.dtype), value.shape, digest]
+    if isinstance(value, re.Pattern):  # whose text is cut off
+        return ["pattern", said(value.pattern), value.flags]
     return repr(value)
+
+
+def _function(value: FunctionType, around: tuple[FunctionType, ...] = ()) -> Any:
+    """A function's name and what it was made with; what it does is in the modules' code.
+
+    Args:
+        around: the functions that hold it; one of those is not looked into again.
+    """
+    name = f"{value.__module__}.{value.__qualname__}"
+    if value in around:
+        return name
+    closed = [_in_cell(cell, (*around, value)) for cell in value.__closure__ or ()]
+    return [name, *(said(one) for one in (closed, value.__defaults__, value.__kwdefaults__) if one)]
+
+
+def _in_cell(cell: CellType, around: tuple[FunctionType, ...]) -> Any:
+    try:
+        inside = cell.cell_contents
+    except ValueError:  # nothing yet
+        return None
+    return _function(inside, around) if isinstance(inside, FunctionType) else _ADDRESS.sub("", str(said(inside)))
 
 
 def partition_digests(table: pa.Table, partitions: Iterable[int]) -> dict[int, str]:

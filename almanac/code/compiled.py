@@ -23,7 +23,10 @@ _CONSTANTS, _NAMES, _JUMPS = frozenset(dis.hasconst), frozenset(dis.hasname), fr
 _BACKWARD = frozenset(number for name, number in dis.opmap.items() if "BACKWARD" in name)
 _IF_FALSE = frozenset(number for name, number in dis.opmap.items() if "JUMP" in name and name.endswith("IF_FALSE"))
 _GLOBAL, _CONST = dis.opmap["LOAD_GLOBAL"], dis.opmap["LOAD_CONST"]
+_NAME, _OWN_NAME = dis.opmap["LOAD_NAME"], "__name__"
 _IMPORT, _STORE = dis.opmap["IMPORT_NAME"], dis.opmap["STORE_NAME"]
+_CHANGES = frozenset({dis.opmap["STORE_ATTR"], dis.opmap["STORE_SUBSCR"], dis.opmap["DELETE_ATTR"]})
+_CALL, _UNUSED = dis.opmap["CALL"], dis.opmap["POP_TOP"]
 _GOES = dis.opmap["JUMP_FORWARD"]
 _UNNAMED = frozenset({"<module>", "<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>"})
 
@@ -40,7 +43,7 @@ class Compiled:
         digest: 32 hex digits.
         imports: module, level and names of each import, those inside functions too; not those for type checkers.
         texts: every text among its constants; docstrings are not.
-        has_code: whether it defines a function, a class or a lambda.
+        has_code: whether it defines a function, a class or a lambda, or does more than give values names.
         names: of those that tell how it loads modules or finds files (`computed.TELLING`), the ones that it uses.
     """
 
@@ -57,18 +60,21 @@ def compiled(code: CodeType) -> Compiled:
 
     imports: list[tuple[str, int, tuple[str, ...]]] = []
     texts: set[str] = set()
-    nested: list[CodeType] = []
+    nested: list[tuple[str, set[str]]] = []
     digest = _digest(code, imports, texts, nested)
-    has_code = any(one.co_name not in _UNNAMED for one in nested)
-    names = frozenset(name for one in nested for name in one.co_names) & TELLING
+    has_code = any(name not in _UNNAMED for name, _ in nested) or _does_more(_instructions(code)[0])
+    names = frozenset(name for _, used in nested for name in used) & TELLING
     return Compiled(digest, tuple(dict.fromkeys(imports)), frozenset(texts), has_code, names)
 
 
 def _digest(
-    code: CodeType, imports: list[tuple[str, int, tuple[str, ...]]], texts: set[str], nested: list[CodeType]
+    code: CodeType,
+    imports: list[tuple[str, int, tuple[str, ...]]],
+    texts: set[str],
+    nested: list[tuple[str, set[str]]],
 ) -> str:
-    nested.append(code)
     instructions, places = _instructions(code)
+    nested.append((code.co_name, _names_used(code, instructions)))
     imports += _imports(instructions)
     said: dict[int, str] = {}
     parts = [
@@ -95,6 +101,24 @@ def _digest(
             of = said[id(of)]
         parts.append(f"{operation} {of}")
     return hashlib.blake2b("\n".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _does_more(instructions: list[_Instruction]) -> bool:
+    """Whether a module does more than give values names: changes another's, or calls what gives it nothing."""
+    called = False
+    for operation, _ in instructions:
+        if operation in _CHANGES or (called and operation == _UNUSED):
+            return True
+        called = operation == _CALL
+    return False
+
+
+def _names_used(code: CodeType, instructions: list[_Instruction]) -> set[str]:
+    """The names that code uses; `__name__` only where it is the module's own, and no attribute of something else."""
+    of_class = code.co_names[:2] == ("__name__", "__module__")  # the body of a class begins so, whatever stands in it
+    own = [(_GLOBAL, _OWN_NAME)] if of_class else [(_GLOBAL, _OWN_NAME), (_NAME, _OWN_NAME)]
+    loads = ((operation, of[0] if operation == _GLOBAL else of) for operation, of in instructions)
+    return set(code.co_names) - (set() if any(load in own for load in loads) else {_OWN_NAME})
 
 
 def _instructions(code: CodeType) -> tuple[list[_Instruction], list[int]]:

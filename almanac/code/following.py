@@ -24,16 +24,25 @@ from pathlib import Path
 from almanac.code import cached
 from almanac.code.cached import compiled_module
 from almanac.code.compiled import Compiled
-from almanac.code.computed import is_listed, prefixes
-from almanac.code.libraries import is_installed, own_modules, versions
+from almanac.code.computed import ENTRY_POINTS, OWN_PLACES, is_listed, prefixes, reads_packages
+from almanac.code.libraries import is_installed, offered, own_modules, versions
 from almanac.errors import UsageError
 
+INITIAL = "__init__.py"
 FILES_MAX = 10_000
 """Files below one package that are looked through for those that its code names."""
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _NAMING = re.compile(r"\.*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\.?")
 """A text that may name a module, one relative to its package, or with a point at the end all modules of a package."""
-_MACHINE_CODE = (".pyc", ".so", ".pyi")
+_FILE = re.compile(r"(?:[\w. -]{1,100}/){0,8}[\w. -]{0,100}\.[A-Za-z0-9_]{1,20}")
+_FOLDER = re.compile(r"[A-Za-z_][\w-]{0,60}")
+_NEVER_RUN = (".pyc", ".pyi")
+READ_BYTES_MAX = 64_000_000
+"""Of a larger file that code names, size and time of change count, for a process must not wait for reading it."""
+NAMES_BYTES_MAX = 1_000_000
+"""A larger file is no settings, and is not looked through for names of modules."""
+ANCESTORS_MAX = 3
+"""Folders above a module in which files count that it names from its own place, such as `data/rates.csv`."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,9 @@ def _module(name: str) -> _Module | None:
     folders = _folders(spec)
     files, named = _files(spec, folders, known)
     by_name = any(imported.partition(".")[0] == "importlib" for imported, _, _ in known.imports)
-    named |= {text for text in known.texts if (by_name or "." in text[:-1]) and _NAMING.fullmatch(text)}
+    texts = {text.partition(":")[0] for text in known.texts}  # a class may be named as `package.module:Class`
+    named |= {text for text in texts if (by_name or "." in text[:-1]) and _NAMING.fullmatch(text)}
+    named |= offered(frozenset(known.texts)) if known.names & ENTRY_POINTS else set()
     return _Module(name, bool(folders), known, files, frozenset(named))
 
 
@@ -236,22 +247,71 @@ def _is_foreign(top: str) -> bool:
 
 
 def _files(spec: ModuleSpec, folders: list[str], code: Compiled) -> tuple[dict[str, str], set[str]]:
-    """Files of the module's package that its code names or may list, with digests; and the dotted names in them."""
+    """Files that the module's code names or may list, with digests; and the dotted names in them.
+
+    Looked through are its own package and those that it imports or names; for a name with an end also the folders
+    around the module, if it asks where it is.
+    """
     if not spec.origin or not os.path.isfile(spec.origin):
         return {}, set()
-    top = spec.name.partition(".")[0]
-    outer = _spec(top)
-    roots = [Path(place) for place in _folders(outer)]
-    known = _beside(tuple(roots))
+    own = spec.name.partition(".")[0]
+    tops = _packages_looked_through(own, code)
+    found = {f"{own}/{place}": path for place, path in _around(spec.origin, code, tops[own])}
+    for top, roots in tops.items():
+        known = _beside(roots)
+        names = {os.path.basename(text) for text in code.texts} | {name for name in known if is_listed(code, name)}
+        names.discard(INITIAL)  # it counts as a module
+        found.update({f"{top}/{place}": path for name in names for path, place in known.get(name, ())})
+        found.update({f"{top}/{place}": path for path, place in _absent_modules(code, known)})
     files, named = dict[str, str](), set[str]()
-    for text in sorted({*code.texts, *(name for name in known if is_listed(code, name))}):
-        name = os.path.basename(text)
-        beside = Path(spec.origin).with_name(name) if not roots and "." in name and "\0" not in name else None
-        places = [(beside, name)] if beside is not None and beside.is_file() else []
-        for path, place in [*places, *known.get(name, ())]:
-            files[f"{top}/{place}"] = _digest_of(path)
+    for place, path in sorted(found.items()):
+        files[place] = _digest_of(path)
+        if path.stat().st_size <= NAMES_BYTES_MAX:
             named |= set(_DOTTED.findall(path.read_text(errors="replace")))
     return files, named
+
+
+def _packages_looked_through(own: str, code: Compiled) -> dict[str, tuple[Path, ...]]:
+    """Top-level packages with their folders: a module's own, and where it finds files in packages, others it says."""
+    said = {name.partition(".")[0] for name, level, _ in code.imports if name and not level}
+    if reads_packages(code):
+        said |= {text.partition(".")[0] for text in code.texts if _NAMING.fullmatch(text)}
+    elif not code.names & OWN_PLACES:
+        said = set()
+    others = sorted(one for one in said - {own, ""} if one not in sys.stdlib_module_names)
+    found = {own: tuple(Path(place) for place in _folders(_spec(own)))}
+    for one in others:
+        spec = _spec(one)
+        if spec is not None and _is_followed(one, spec):
+            found[one] = tuple(Path(place) for place in _folders(spec))
+    return found
+
+
+def _absent_modules(code: Compiled, known: dict[str, list[tuple[Path, str]]]) -> Iterator[tuple[Path, str]]:
+    """Files of modules that are imported and nowhere on the path: whoever extends the path may mean these."""
+    tops = {name.partition(".")[0] for name, level, _ in code.imports if name and not level}
+    absent = {top for top in tops if (f"{top}.py" in known or INITIAL in known) and _spec(top) is None}
+    for top in absent:
+        yield from known.get(f"{top}.py", ())
+        for initial, _ in known.get(INITIAL, ()):
+            if initial.parent.name == top:
+                yield from (one for ones in known.values() for one in ones if one[0].is_relative_to(initial.parent))
+
+
+def _around(origin: str, code: Compiled, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    """Files that a module names from its own place and that its package has not, each with its place from there."""
+    folder = Path(origin).parent
+    ancestors = [folder, *folder.parents][: ANCESTORS_MAX + 1] if code.names & OWN_PLACES else [] if roots else [folder]
+    names = [text for text in code.texts if _FILE.fullmatch(text)] if ancestors else []
+    between = ["", *(text for text in code.texts if _FOLDER.fullmatch(text))] if names else []
+    for ancestor in ancestors:
+        for inside in between:
+            if inside and not os.path.isdir(ancestor / inside):
+                continue
+            for name in names:
+                path = Path(os.path.normpath(ancestor / inside / name))
+                if os.path.isfile(path) and not any(path.is_relative_to(root) for root in roots):
+                    yield Path(os.path.relpath(path, folder)).as_posix(), path
 
 
 @cache
@@ -266,11 +326,17 @@ def _beside(roots: tuple[Path, ...]) -> dict[str, list[tuple[Path, str]]]:
             if count > FILES_MAX:
                 return found
             for name in sorted(names):
-                if not name.endswith(_MACHINE_CODE):
+                if not name.endswith(_NEVER_RUN):
                     path = Path(folder, name)
                     found.setdefault(name, []).append((path, path.relative_to(root).as_posix()))
     return found
 
 
 def _digest_of(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
+    """Of a file's bytes; of a larger one by what the file system says of it, so that nobody waits for it."""
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    if stat.st_size > READ_BYTES_MAX:
+        return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -42,7 +43,7 @@ def versions(modules: Iterable[str]) -> dict[str, str]:
             continue
         asked.setdefault(name, set()).update(extras)
         distribution = _installed().get(name)
-        found[name] = ABSENT if distribution is None else _heading(distribution, "Version")[0]
+        found[name] = ABSENT if distribution is None else _version(distribution)
         todo += _required(name, frozenset(asked[name]))
     return dict(sorted(found.items()))
 
@@ -55,6 +56,11 @@ def owners() -> dict[str, tuple[str, ...]]:
         for module in _top_levels(distribution):
             found.setdefault(module, set()).add(name)
     return {module: tuple(sorted(names)) for module, names in found.items()}
+
+
+def offered(groups: frozenset[str]) -> set[str]:
+    """The modules that installed distributions offer as entry points under some groups."""
+    return {entry.module for one in _installed().values() for entry in one.entry_points if entry.group in groups}
 
 
 @cache
@@ -84,6 +90,19 @@ def _installed() -> dict[str, Distribution]:
         name = canonicalize_name(_heading(distribution, "Name")[0])
         found.setdefault(name, distribution)  # the first of a name is what is imported
     return found
+
+
+def _version(distribution: Distribution) -> str:
+    """Its version; where it was installed from a folder, a file or a repository, with a digest of its modules.
+
+    A version of a package registry never changes what it stands for; a folder's author may leave it as it is.
+    """
+    version = _heading(distribution, "Version")[0]
+    if distribution.read_text("direct_url.json") is None:
+        return version
+    lines = (distribution.read_text("RECORD") or "").splitlines()
+    modules = sorted(line for line in lines if not line.startswith("..") and ".dist-info/" not in line and "=" in line)
+    return f"{version} {hashlib.blake2b(chr(10).join(modules).encode(), digest_size=16).hexdigest()}"
 
 
 def _heading(distribution: Distribution, name: str) -> list[str]:

@@ -155,7 +155,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _as_a_new_process() -> None:
-    for one in (code_of, own_code_of, following._module, following._spec, following._beside):
+    for one in (code_of, own_code_of, following._module, following._spec, following._beside, libraries._installed):
         one.cache_clear()
     cached.forget()
 
@@ -203,6 +203,13 @@ IMPORTS = {
     "as a class by its dotted path": "KIND = 'own.far.Kind'",
     "in a file that is read": "from pathlib import Path\nTEXT = Path(__file__).with_name('settings.yaml').read_text()",
     "through another": "import own.middle",
+    "as a class by its path and a colon": "KIND = 'own.far:Kind'",
+    "by parts that are added up": "import importlib\nA, B = 'own', 'far'\nM = importlib.import_module(A + '.' + B)",
+    "by its own name": "import importlib\ndef f(n): importlib.import_module(__name__.rpartition('.')[0] + '.' + n)",
+    "as an attribute that its package loads": "import own.loading as l\nX = l.far",
+    "as what a distribution offers": "from importlib import metadata\nE = metadata.entry_points(group='own.things')",
+    "on a path that the code extends": "import sys\nsys.path.append(__file__[:-7] + 'vendored')\nimport vendored_far",
+    "in a package on such a path": "import sys\nsys.path.append(__file__[:-7] + 'vendored')\nimport vendored_deep",
 }
 
 
@@ -213,6 +220,11 @@ def test_a_module_is_followed_however_it_is_imported(world: Path, code: str) -> 
         "own/exporting/__init__.py": "__all__ = ['inner']", "own/exporting/inner.py": "from .. import far",
         "own/lazy/__init__.py": "import importlib\ndef __getattr__(n): return importlib.import_module('own.' + n)",
         "own/plain/deep.py": "from own import far",
+        "own/loading/__init__.py": "import importlib as i\ndef __getattr__(n): i.import_module(f'{__name__}.{n}')",
+        "own/loading/far.py": "from own import far", "own/vendored/vendored_far.py": "import own.far",
+        "own/vendored/vendored_deep/__init__.py": "", "own/vendored/vendored_deep/inner.py": "import own.far",
+        "plug-1.0.dist-info/METADATA": "Name: plug\nVersion: 1.0\n",
+        "plug-1.0.dist-info/entry_points.txt": "[own.things]\nfar = own.far:X\n",
         "own/middle.py": "def f():\n    from . import far", "own/settings.yaml": "type: own.far.Kind\n",
     }  # fmt: skip
     put(world, files)
@@ -247,28 +259,6 @@ def test_packages_on_the_way_to_a_module_count_and_files_that_code_names(world: 
         after = code_of(("own.deep.root",))
         assert after.digest != before.digest
         before = after
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "F = Path(__file__).parent / 'sql' / 'query.sql'",
-        "def f(name): return Path(__file__).with_name(f'{name}.sql')",
-        "def f(): return sorted(Path(__file__).parent.glob('sql/*.sql'))",
-        "def f(): return list((Path(__file__).parent / 'sql').iterdir())",
-    ],
-    ids=["named", "by its end", "by a pattern", "in a folder"],
-)
-def test_a_file_that_code_finds_from_its_own_place_counts(world: Path, code: str) -> None:
-    put(
-        world,
-        {"own/__init__.py": "", "own/root.py": f"from pathlib import Path\n{code}", "own/sql/query.sql": "SELECT 1"},
-    )
-    before = code_of(("own.root",))
-    assert "own/sql/query.sql" in before.files
-    (world / "own/sql/query.sql").write_text("SELECT 2")
-    _as_a_new_process()
-    assert code_of(("own.root",)).digest != before.digest
 
 
 def test_a_single_file_counts_with_the_files_beside_it_and_what_it_imports(world: Path) -> None:

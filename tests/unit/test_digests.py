@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from msgspec import structs
@@ -128,6 +134,42 @@ class ExpectColumnValuesToBeOurs:
     def judge(self, value):
         return value < MOST
 """
+
+
+def _limit(most: float, *, least: float = 0.0) -> Any:
+    def inner(value: float) -> bool:
+        return least <= value <= most
+
+    return inner
+
+
+def _around(function: Any) -> Any:
+    def outer(value: float) -> bool:
+        return not function(value) or outer(0.0)
+
+    return outer
+
+
+def test_what_a_function_was_made_with_counts_and_long_values_to_their_middle() -> None:
+    numbers = np.arange(5000.0)
+    others = numbers.copy()
+    others[2500] = 0.5
+    pairs: list[tuple[Any, Any]] = [
+        (_limit(3), _limit(4)),
+        (_limit(3, least=1), _limit(3, least=2)),
+        (_around(_limit(3)), _around(_limit(4))),
+        (partial(_limit, 3), partial(_limit, 4)),
+        (partial(_limit, 3, least=1), partial(_limit, 3, least=2)),
+        (lambda value, most=3: value < most, lambda value, most=4: value < most),
+        (numbers, others),
+        (re.compile("a" * 500 + "b"), re.compile("a" * 500 + "c")),
+        (re.compile("a"), re.compile("a", re.IGNORECASE)),
+    ]
+    for one, other in pairs:
+        assert json.dumps(said(one)) != json.dumps(said(other))
+    assert said(_around(_limit(3))) == said(_around(_limit(3)))
+    assert said(partial(_limit, 3)) == said(partial(_limit, 3))
+    assert said(_around(threading.Lock())) == said(_around(threading.Lock()))  # which has another address
 
 
 def test_code_that_a_declaration_s_module_brings_along_counts_with_what_it_imports(
