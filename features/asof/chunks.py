@@ -18,6 +18,7 @@ from almanac.errors import FeatureError, FilesChanged
 from features.asof.footers import Footer, footer_of, paths_of
 from features.asof.times import GREATEST, to_moment
 from features.asof.view import Files, Rows, View, Wanted
+from features.parquet_budget import over_budget
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -257,6 +258,8 @@ def _decoded(footer: Footer, filesystem: object, span: Span, columns: list[str])
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if why := over_budget(footer.metadata, columns, whole=False):
+        raise FeatureError(f"{footer.path}: {why}")
     with pq.ParquetFile(footer.path, metadata=footer.metadata, filesystem=filesystem) as file:
         if span.rows <= BATCH_ROWS_MAX:
             yield file.read_row_groups(list(span.groups), columns=columns)

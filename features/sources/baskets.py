@@ -18,6 +18,7 @@ from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
 from almanac.settings import Settings
+from features.parquet_budget import TEXT_BYTES_MAX, long_text, over_budget
 from features.sources.gates import REASONS, Believed, described, pass_gates
 from features.sources.recorded import CLOCK_FILE, Replayed, settle_clock
 
@@ -72,7 +73,7 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: dat
 
     if not path.is_file():
         raise SourceError(f"{path} is not a file: correct ALMANAC_SOURCE_DATA, or leave it out for a simulated source")
-    names = declared.columns
+    names, names_read = declared.columns, _ordered(declared)
     try:
         # ParquetFile reads this one file; a hive-style folder above it adds no column.
         file = pq.ParquetFile(path)
@@ -87,7 +88,15 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: dat
             raise SourceError(f"{path} has more than one column {', '.join(again)}: give each once")
         if file.metadata.num_rows > ROWS_MAX:
             raise SourceError(f"{path} has {file.metadata.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
-        raw = file.read()
+        if why := over_budget(file.metadata, names_read, whole=True):
+            raise SourceError(f"{path}: {why}")
+        # Texts as dictionaries: one that stands in each of many rows takes its memory once.
+        raw = pq.ParquetFile(path, read_dictionary=[names.entity, names.item]).read(columns=names_read)
+        for name in (names.entity, names.item):
+            if (size := long_text(raw[name])) is not None:
+                raise SourceError(
+                    f"{path}: {name} has a text of {size:,} bytes, more than {TEXT_BYTES_MAX:,}: correct it"
+                )
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0][:200]
         raise SourceError(f"{path} is not a whole Parquet file ({reason}): replace it; make Parquet of a CSV") from None

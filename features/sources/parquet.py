@@ -10,6 +10,7 @@ import numpy as np
 from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations
+from features.parquet_budget import over_budget
 from features.sources import WINDOW_VALUES_MAX
 
 
@@ -41,6 +42,8 @@ def read_parquet(
         _check_types(path, [schema.field(name) for name in names])
         if (rows := pq.read_metadata(path).num_rows) > WINDOW_VALUES_MAX:
             raise SourceError(f"{path} has {rows:,} rows, more than {WINDOW_VALUES_MAX:,}: cut it")
+        if why := over_budget(pq.read_metadata(path), names, whole=True):
+            raise SourceError(f"{path}: {why}")
         # ParquetFile reads this one file; a hive-style folder above it adds no column.
         table = pq.ParquetFile(path).read(columns=names)
         cells = table[entity].cast(pa.int64())
