@@ -50,8 +50,18 @@ def _sizes(metadata: Any, columns: Collection[str]) -> Iterator[int]:
         yield sum(group.column(at).total_uncompressed_size for at in wanted)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be read as dictionaries of texts."""
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(
+        types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind) or types.is_large_binary(kind)
+    )
+
+
 def long_text(column: pa.ChunkedArray) -> int | None:
-    """The size of a column's longest text, in bytes, if it is above `TEXT_BYTES_MAX`; None if not, or without texts.
+    """The size of a text column's longest text, in bytes, if it is above `TEXT_BYTES_MAX`; None if not.
 
     Args:
         column: read as dictionaries (`read_dictionary`), so that a text that repeats takes its memory once.
@@ -62,7 +72,5 @@ def long_text(column: pa.ChunkedArray) -> int | None:
     longest = 0
     for chunk in column.chunks:
         values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-        if not (pa.types.is_string(values.type) or pa.types.is_binary(values.type)):
-            return None
         longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
     return longest if longest > TEXT_BYTES_MAX else None

@@ -85,11 +85,20 @@ async def _ended(server: asyncio.Server) -> None:
 
 
 async def _served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
-    behind, before = await asyncio.open_connection("127.0.0.1", port)
-    with suppress(OSError, asyncio.CancelledError):
+    ends = [writer]
+    try:
+        behind, before = await asyncio.open_connection("127.0.0.1", port)
+        ends.append(before)
         await asyncio.gather(_copied(reader, before), _copied(behind, writer))
-    for one in (writer, before):
+    except OSError:
+        pass
+    except asyncio.CancelledError:  # the proxy ends: nobody waits for what is on its way
+        for one in ends:
+            one.transport.abort()
+    for one in ends:
         one.close()
+        with suppress(OSError):
+            await one.wait_closed()  # so that no connection outlives the loop
 
 
 async def _copied(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

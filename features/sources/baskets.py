@@ -18,7 +18,7 @@ from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
 from almanac.settings import Settings
-from features.parquet_budget import TEXT_BYTES_MAX, long_text, over_budget
+from features.parquet_budget import TEXT_BYTES_MAX, is_text, long_text, over_budget
 from features.sources.gates import REASONS, Believed, described, pass_gates
 from features.sources.recorded import CLOCK_FILE, Replayed, settle_clock
 
@@ -90,9 +90,10 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: dat
             raise SourceError(f"{path} has {file.metadata.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
         if why := over_budget(file.metadata, names_read, whole=True):
             raise SourceError(f"{path}: {why}")
+        texts = [name for name in (names.entity, names.item) if is_text(file.schema_arrow.field(name).type)]
         # Texts as dictionaries: one that stands in each of many rows takes its memory once.
-        raw = pq.ParquetFile(path, read_dictionary=[names.entity, names.item]).read(columns=names_read)
-        for name in (names.entity, names.item):
+        raw = pq.ParquetFile(path, read_dictionary=texts).read(columns=names_read)
+        for name in texts:
             if (size := long_text(raw[name])) is not None:
                 raise SourceError(
                     f"{path}: {name} has a text of {size:,} bytes, more than {TEXT_BYTES_MAX:,}: correct it"

@@ -88,3 +88,9 @@ def test_checks_pass(command: list[str]) -> None:
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=CHECK_SECONDS_MAX, check=False
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Two would be one module for pytest, and the second is not run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in names if names.count(name) > 1] == []
