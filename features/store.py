@@ -108,8 +108,9 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
         Unavailable: the registry's Postgres does not answer.
     """
     import yaml  # type: ignore[import-untyped]
-    from feast import FeatureStore, RepoConfig
+    from feast import RepoConfig
 
+    from features.registry_guard import guarded_store
     from features.store_pool import SparingPool
 
     # ibis calls a method that this DuckDB deprecates; nobody who reads the log can change that.
@@ -121,7 +122,7 @@ def feature_store(settings: Settings, *, ties_replace: bool = False, create: boo
         config["registry"]["sqlalchemy_config_kwargs"] = {"poolclass": SparingPool}
     settings.features_dir.mkdir(parents=True, exist_ok=True)
     with registry_errors():
-        return FeatureStore(config=RepoConfig(**config, repo_path=REPO))
+        return guarded_store(RepoConfig(**config, repo_path=REPO))
 
 
 @contextmanager
@@ -223,11 +224,15 @@ def service_kinds(pipeline: Pipeline, settings: Settings, service: str | None = 
 @contextmanager
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""
-    from feast.errors import FeastObjectNotFoundException
+    from feast.errors import FeastModuleImportError, FeastObjectNotFoundException
     from sqlalchemy.exc import OperationalError, ProgrammingError
 
     try:
         yield
+    except FeastModuleImportError as error:
+        if isinstance(error.__cause__, FeatureError):
+            raise error.__cause__ from error
+        raise
     except OperationalError as error:
         reason = (str(error.orig).splitlines() or ["no answer"])[0]
         raise Unavailable(f"Feast's registry in Postgres did not answer ({reason}): see `almanac status`") from error
