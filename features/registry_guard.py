@@ -73,11 +73,11 @@ def _guard_feast() -> None:
     """Stand before each place at which Feast runs or imports what a row says; for others nothing changes."""
     import importlib
 
-    import dill  # type: ignore[import-untyped]
-    from feast import importer
+    from feast import importer, stream_feature_view
     from feast.transformation import udf_rehydrate
 
-    dill.loads = _refusing(dill.loads)
+    pickling = stream_feature_view.dill  # one module for all of Feast
+    pickling.loads = _refusing(pickling.loads)
     udf_rehydrate.rehydrate_udf_from_source = _refusing(udf_rehydrate.rehydrate_udf_from_source)
 
     def import_module(name: str, package: str | None = None) -> Any:
