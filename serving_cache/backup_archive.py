@@ -146,7 +146,7 @@ def _sizes(path: Path) -> Mapping[str, int]:
             if entry.name in found:
                 raise DataError(f"{path} holds {_shown(entry.name)} twice: use another backup")
             left -= tarfile.BLOCKSIZE + entry.size
-            if left < 0:
+            if left < 0 or entry.size < 0:  # GNU's numbers have a sign: a reader would go back and unpack bytes again
                 raise DataError(
                     f"{path} is damaged or cut off ({_shown(entry.name)} says that it has {entry.size:,} bytes, and "
                     "they are not there): use another backup"

@@ -92,6 +92,24 @@ def claimed_size(path: Path) -> Path:
     return path
 
 
+def sized(name: str, size: int) -> bytes:
+    """A header whose size is one of GNU's numbers, which have a sign."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True) if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def going_back(path: Path) -> Path:
+    """Each member takes all headers up to one of negative size, which leads back to the member behind it."""
+    count = 50
+    front = [sized(f"models/a{number}", 512 * (count - 1)) for number in range(count)]
+    back = [sized(f"models/b{number}", -512 * count if number < count - 1 else 0) for number in range(count)]
+    path.write_bytes(b"".join([*front, *back]) + b"\0" * 1_024)
+    return path
+
+
 def test_a_good_backup_is_unpacked(tmp_path: Path) -> None:
     long = f"features/{'é' * 120}/{'p' * 200}.parquet"  # which needs a PAX header
     files = FILES | {long: b"l"}
@@ -105,6 +123,7 @@ def test_a_good_backup_is_unpacked(tmp_path: Path) -> None:
         (sparse_gnu, "'models/sparse', which no backup has"),
         (cut_off, "is damaged or cut off .'models/a/model.onnx' says that it has 700 bytes"),
         (claimed_size, "'models/large' says that it has 7,516,192,768 bytes, and they are not there"),
+        (going_back, "'models/b0' says that it has -25,600 bytes, and they are not there"),
         (lambda at: written(at, member("models//a", b"m")), "'models//a', which no backup has"),
         (lambda at: written(at, member("models/a/model.onnx", b"m")), "'models/a/model.onnx' twice"),
         (lambda at: written(at, member("models/a", b"m")), "'models/a' as a file and as a folder"),

@@ -118,7 +118,8 @@ def _backup(random: Random) -> bytes:
 def _another_size(data: bytes, random: Random) -> bytes:
     """The first header says another size or type, with a checksum that is right."""
     header = bytearray(data[:512])
-    header[124:136] = b"%011o\0" % random.choice((0, 1, 511, 1 << 20, (1 << 33) - 1))
+    size = random.choice((0, 1, 511, 1 << 20, (1 << 33) - 1, -512, -1_024))
+    header[124:136] = b"%011o\0" % size if size >= 0 else size.to_bytes(12, "big", signed=True)
     header[156:157] = random.choice((b"0", b"S", b"x", b"g", b"L", b"K", b"7"))
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
