@@ -25,6 +25,8 @@ from features.sources.units import same_unit
 
 MESSAGES_MAX = 1_000_000
 TAIL_BYTES_MAX = 1_000_000
+POINTS_ANY_GRID_MAX = 1_000_000
+"""A message may say so many points on any grid, and is told how its axes differ; more only on a grid that has more."""
 DEGREES_TOLERANCE = 1e-4  # GRIB 1 stores millidegrees
 REMEDY = "replace the file, or download it again"
 ALIKE = ("paramId", "dataType", "number", "typeOfLevel", "level", "stepType", "startStep", "endStep")
@@ -246,6 +248,7 @@ def _field(
             f"{path}: message {number} has {observed.variable} in {unit}, declared is {observed.unit}: declare the "
             "file's unit and send events in it, or give a file in the declared one"
         )
+    _check_points(path, (number, message), grid)
     if _said(message, "alternativeRowScanning") == "1":  # eccodes gives coordinates as if each row began at one end
         eccodes.codes_set(message, "swapScanningAlternativeRows", 1)
     eccodes.codes_set(message, "missingValue", NO_VALUE)
@@ -259,6 +262,29 @@ def _field(
         values[places] = np.where(given == NO_VALUE, np.nan, given)
     keys = (*ALIKE, RELEASE, *([observed.prefer[0]] if observed.prefer else ()))
     return _Field(number=number, hour=_moment(message), values=values, keys={key: _said(message, key) for key in keys})
+
+
+def _check_points(path: Path, numbered: tuple[int, Any], grid: Grid) -> None:
+    """Refuse by its header a message whose values would need more memory than the grid has points.
+
+    A few hundred bytes may say billions of points, all of one value.
+    """
+    import eccodes
+
+    number, message = numbered
+    sizes = [int(eccodes.codes_get_size(message, "values"))]
+    sizes += [
+        int(size) for key in ("numberOfDataPoints", "numberOfValues") if (size := _said(message, key)) is not None
+    ]
+    sides = [_said(message, key) for key in ("Ni", "Nj")]
+    if all(side is not None and side.isdecimal() for side in sides):
+        sizes.append(int(sides[0] or 0) * int(sides[1] or 0))
+    most = max(grid.cells, POINTS_ANY_GRID_MAX)
+    if max(sizes) > most:
+        raise SourceError(
+            f"{path}: message {number} says that it has {max(sizes):,} points, more than {most:,}; the declared grid "
+            f"has {grid.cells:,}: {REMEDY}"
+        )
 
 
 def _moment(message: Any) -> np.datetime64:

@@ -287,6 +287,29 @@ def test_units_are_compared_however_they_are_written(one: str, other: str, same:
     assert same_unit(one, other) is same
 
 
+def saying(points_a_side: int) -> bytes:
+    """A message of a few hundred bytes that says so many points a side, all of one value."""
+    data, at = bytearray(message_of(0)), 16
+    while data[at : at + 4] != b"7777":
+        size, section = int.from_bytes(data[at : at + 4], "big"), data[at + 4]
+        if section == 3:
+            data[at + 6 : at + 10] = (points_a_side**2).to_bytes(4, "big")
+            data[at + 30 : at + 38] = points_a_side.to_bytes(4, "big") * 2
+        if section == 5:
+            data[at + 5 : at + 9] = (points_a_side**2).to_bytes(4, "big")
+            data[at + 19] = 0
+        at += size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_message_that_says_far_more_points_is_refused_before_it_is_unpacked(side: int, tmp_path: Path) -> None:
+    data = saying(side)
+    assert len(data) < 1_000
+    with pytest.raises(SourceError, match=rf"message 1 says that it has {side**2:,} points, more than 1,000,000"):
+        read_back(tmp_path, data)
+
+
 @needs_real
 def test_the_real_file_is_read(tmp_path: Path) -> None:
     source = open_source(weather, found(tmp_path, REAL), now=NOON)
