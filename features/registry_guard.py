@@ -19,8 +19,8 @@ from almanac.errors import FeatureError
 if TYPE_CHECKING:
     from feast import FeatureStore, RepoConfig
 
-MODULES = ("feast", "features")
-"""Packages of which a row may name a class, such as a data source's."""
+PACKAGE = "feast"
+"""Of whose modules a row may name a class, such as a data source's."""
 _reading: ContextVar[bool] = ContextVar("reading a registry", default=False)
 
 
@@ -81,7 +81,7 @@ def _guard_feast() -> None:
     udf_rehydrate.rehydrate_udf_from_source = _refusing(udf_rehydrate.rehydrate_udf_from_source)
 
     def import_module(name: str, package: str | None = None) -> Any:
-        if _reading.get() and name.partition(".")[0] not in MODULES:
+        if _reading.get() and not name.startswith(f"{PACKAGE}."):
             raise _refusal(f"names the module {ascii(name)[:80]}")
         return importlib.import_module(name, package)
 
