@@ -34,8 +34,6 @@ TREES = frozenset({"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegres
 NODES_MAX = 100_000
 TREE_NODES_MAX = 10_000_000
 DIMENSIONS_MAX = 8
-NESTED_MAX = 64
-"""How deeply messages may lie within each other in the file."""
 
 
 def check_graph(model_id: str, data: bytes) -> None:

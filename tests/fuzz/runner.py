@@ -6,6 +6,7 @@ import os
 import resource
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -42,6 +43,22 @@ class Session(Protocol):
 
     def memory_bytes(self) -> int:
         """What processes other than this one and its children need now, if the door has any; otherwise 0."""
+
+
+class OneByOne(ABC):
+    """A session without servers, whose inputs are sent one after the other."""
+
+    @abstractmethod
+    def send(self, random: Random) -> Verdict:
+        """Send one input, another one each time; it raises where something is wrong."""
+
+    def round(self, random: Random, count: int) -> Sequence[Verdict]:
+        """See `Session`."""
+        return [self.send(random) for _ in range(count)]
+
+    def memory_bytes(self) -> int:
+        """There are no other processes."""
+        return 0
 
 
 class Door(Protocol):

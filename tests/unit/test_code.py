@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -145,13 +146,19 @@ def test_more_constants_than_an_instruction_can_count_are_told_apart_and_a_docst
 # --- what is followed
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@contextmanager
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path in which nothing is installed, such as a user's own; caches are as of a new process."""
     monkeypatch.syspath_prepend(tmp_path)
     _as_a_new_process()
     yield tmp_path
     _as_a_new_process()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with own_folder(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def _as_a_new_process() -> None:

@@ -10,16 +10,13 @@ import pytest
 
 from almanac.code import libraries
 from almanac.code.following import code_of, own_code_of
-from tests.unit.test_code import _as_a_new_process, put
+from tests.unit.test_code import _as_a_new_process, own_folder, put
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the path in which nothing is installed; caches are as of a new process."""
-    monkeypatch.syspath_prepend(tmp_path)
-    _as_a_new_process()
-    yield tmp_path
-    _as_a_new_process()
+    with own_folder(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(

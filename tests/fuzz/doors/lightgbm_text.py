@@ -9,7 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before LightGBM is loaded: threads of its
 import re
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -23,7 +23,7 @@ from jobs.training.tree_rewriting import rewritten
 from jobs.training.tree_text import read_text
 from jobs.training.trees import trees_of
 from tests.fuzz.reasons import Raises
-from tests.fuzz.runner import ACCEPTED, MEBIBYTE, Verdict
+from tests.fuzz.runner import ACCEPTED, MEBIBYTE, OneByOne, Verdict
 
 CHILD_SECONDS_MAX = 10
 CHILD_BYTES_MAX = 4 << 30
@@ -57,7 +57,7 @@ ROWS = np.random.default_rng(1).normal(size=(300, 4))
 ROWS[:, 3] = np.random.default_rng(2).integers(0, 40, 300)
 
 
-class LightGbmText:
+class LightGbmText(OneByOne):
     """The door."""
 
     reasons = RAISES.names | {"refused by LightGBM", "refused by trees_of"}
@@ -78,15 +78,8 @@ class LightGbmText:
         ]
         yield self
 
-    def memory_bytes(self) -> int:
-        """There are no other processes."""
-        return 0
-
-    def round(self, random: Random, count: int) -> Sequence[Verdict]:
-        """Each text is another one."""
-        return [self._sent(random) for _ in range(count)]
-
-    def _sent(self, random: Random) -> Verdict:
+    def send(self, random: Random) -> Verdict:
+        """Another one each time."""
         text = random.choice(self._others if random.random() < 0.03 else self._valid)
         for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
             text = _mutated(text, random)

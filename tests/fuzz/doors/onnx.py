@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -19,14 +19,14 @@ from almanac.errors import ModelError
 from almanac.model_graph import OPERATORS, check_graph
 from almanac.scoring import INPUT_NAME
 from tests.fuzz.reasons import Raises
-from tests.fuzz.runner import ACCEPTED, MEBIBYTE, Verdict
+from tests.fuzz.runner import ACCEPTED, MEBIBYTE, OneByOne, Verdict
 
 RAISES = Raises((model_graph,), ("ModelError",))
 NUMBERS = (0, 1, -1, 2, 7, 2**31 - 1, 2**31, -(2**31), 2**62, 10**6, 10**9)
 OTHERS = ("If", "Loop", "Scan", "ConstantOfShape", "Tile", "Expand", "Range", "NonZero", "Einsum", "\x1b[2J", "é" * 90)
 
 
-class Onnx:
+class Onnx(OneByOne):
     """The door."""
 
     reasons = RAISES.names | {"refused by its trial"}
@@ -40,15 +40,8 @@ class Onnx:
         self._valid = [_trees(), _pipeline(), _network(), _newer_trees()]
         yield self
 
-    def memory_bytes(self) -> int:
-        """There are no other processes."""
-        return 0
-
-    def round(self, random: Random, count: int) -> Sequence[Verdict]:
-        """Each graph is another one."""
-        return [self._sent(random) for _ in range(count)]
-
-    def _sent(self, random: Random) -> Verdict:
+    def send(self, random: Random) -> Verdict:
+        """Another one each time."""
         model = onnx.ModelProto()
         model.CopyFrom(random.choice(self._valid))
         for _ in range(random.choice((0, 1, 1, 1, 2, 3))):

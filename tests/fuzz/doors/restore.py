@@ -6,7 +6,7 @@ import hashlib
 import io
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ from almanac.errors import DataError
 from serving_cache import backup_archive
 from serving_cache.backup_archive import unpack
 from tests.fuzz.reasons import Raises
-from tests.fuzz.runner import ACCEPTED, MEBIBYTE, Verdict
+from tests.fuzz.runner import ACCEPTED, MEBIBYTE, OneByOne, Verdict
 
 RAISES = Raises((backup_archive,), ("DataError",))
 RARE = {
@@ -40,7 +40,7 @@ WRITTEN_TIMES_MAX = 2
 """How many bytes may be unpacked for each of the file's."""
 
 
-class Restore:
+class Restore(OneByOne):
     """The door."""
 
     reasons = RAISES.names - RARE
@@ -52,15 +52,8 @@ class Restore:
         self._path, self._into = folder / "backup.tar", folder / "into"
         yield self
 
-    def memory_bytes(self) -> int:
-        """There are no other processes."""
-        return 0
-
-    def round(self, random: Random, count: int) -> Sequence[Verdict]:
-        """Each backup is another one."""
-        return [self._sent(random) for _ in range(count)]
-
-    def _sent(self, random: Random) -> Verdict:
+    def send(self, random: Random) -> Verdict:
+        """Another one each time."""
         data = _backup(random)
         self._path.write_bytes(data)
         self._into.mkdir()
