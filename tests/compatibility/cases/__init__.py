@@ -1,0 +1,1 @@
+"""A module for each table of docs/compatibility.md, with its `TABLE`."""
