@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from operator import index
 from typing import SupportsIndex
@@ -12,6 +13,13 @@ MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 DAY_MICROSECONDS = DAY // MICROSECOND
+_WRITTEN = re.compile(
+    r"(?:\d{4}-\d\d-\d\d|\d{8}|\d{4}-W\d\d-\d|\d{4}W\d{3})[Tt ]"
+    r"(?P<clock>\d\d(?::\d\d(?::\d\d(?:[.,]\d{1,30})?)?|\d\d(?:\d\d(?:[.,]\d{1,30})?)?)?)"
+    r"(?P<offset>[Zz]|[+-]\d\d(?::?[0-5]\d)?)?",
+    re.ASCII,
+)
+"""A day, one letter or space, a time, an offset: `datetime.fromisoformat` takes any sign between day and time."""
 PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
 """How an Airflow run's partition key names its moment, in UTC."""
 
@@ -54,12 +62,25 @@ def at_micros(micros: SupportsIndex) -> datetime:
 
 
 def parse_time(text: str) -> datetime:
-    """Parse ISO 8601 (RFC 3339) with an offset; refuses a naive time.
+    """Parse ISO 8601 (RFC 3339) with an offset, its letters of either case; refuses a naive time.
+
+    What is finer than a microsecond is cut.
 
     Raises:
-        ValueError: not a time, or without an offset.
+        ValueError: not a time, or without an offset; the message says which, in a few words.
     """
-    return need_utc(datetime.fromisoformat(text))
+    written = _WRITTEN.fullmatch(text)
+    if written is None:
+        raise ValueError("is no time")
+    if written["offset"] is None:
+        raise ValueError("has no offset from UTC")
+    digits = re.sub(r"\D", "", written["clock"])
+    if digits[:2] == "24" or digits[4:6] == "60":
+        raise ValueError("names the end of a day, or a leap second, which most clocks and stores do not have")
+    try:
+        return need_utc(datetime.fromisoformat(text.upper()))
+    except (ValueError, OverflowError):
+        raise ValueError("is no time of any calendar") from None
 
 
 def format_time(when: datetime) -> str:

@@ -6,8 +6,9 @@ An event is a JSON object with the entity, the time of observation and the value
 
 or, for a pipeline without a source, with the columns of its pushed view, as `Stream.values` declares them,
 or with a list of lines, as `Stream.lines` does (`streaming.values`); plain, or as the data of a CloudEvent
-(binary mode: `ce_*` headers; structured mode: content-type `application/cloudevents+json`). Other fields are
-ignored, so that producers may add some. The message's key is the entity; it may be absent, unless events carry lines.
+(binary mode: `ce_*` headers; structured mode: content-type `application/cloudevents+json`, or an object without the
+entity that has `specversion`). Other fields are ignored, so that producers may add some. The message's key is the
+entity; it may be absent or empty, unless events carry lines. What else producers send is named: `streaming.encodings`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from almanac.entity_keys import NotAKey, WrittenFloat, entity_key
 from almanac.errors import EventError, UnknownEntity, UsageError
 from almanac.partitioning import EntityKey
 from almanac.pipeline import GridObservations, Pipeline, Stream
+from streaming import encodings
 from streaming.values import Line, lines_of, need, number, shown
 
 EVENT_BYTES_MAX = 65_536
@@ -126,14 +128,19 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
         raise EventError(
             "too-large", f"the event has {len(headers or ()):,} headers, at most {HEADERS_MAX:,} are read: send fewer"
         )
-    fields, source_and_id = _fields(value, {name.lower(): content or b"" for name, content in headers or ()})
+    said = {name.lower(): content or b"" for name, content in headers or ()}
+    fields, source_and_id = _fields(value, said, pipeline.entity)
     entity = _entity(need(fields, pipeline.entity), pipeline)
-    if key is None and stream.lines is not None:
+    if not key and stream.lines is not None:
         # What an entity's events amount to is kept by whoever reads its partition: all must come to the same.
         raise EventError("key-missing", f"the event has no key: send {pipeline.entity} as the message's key")
-    if key is not None and key != str(entity).encode():
+    if key and key != str(entity).encode():  # some clients send an empty key where others send none
+        how = encodings.framed(key)
         raise EventError(
-            "key-mismatch", f"key {shown(key)} is not the event's {pipeline.entity} {entity}: use it as key"
+            "key-mismatch",
+            f"key {shown(key)} {how}: send {pipeline.entity} {entity} as plain text"
+            if how
+            else f"key {shown(key)} is not the event's {pipeline.entity} {entity}: use it as key",
         )
     observed_at = _observed_at(need(fields, OBSERVED_AT), now, stream)
     observed = _observed(fields, pipeline)
@@ -179,9 +186,11 @@ def traceparent(headers: Headers | None) -> str | None:
     return None
 
 
-def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], tuple[str, str] | None]:
-    """The event's fields and its source and id, whichever way it came."""
+def _fields(value: bytes, headers: dict[str, bytes], entity: str) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """The event's fields and its source and id, whichever way it came; `entity` is a field that each event has."""
     content_type = headers.get("content-type", b"").decode("latin-1").strip()
+    if (why := encodings.of_content_type(content_type)) is not None:
+        raise EventError("bad-envelope", why)
     if any(name.startswith(ce_kafka.CE_PREFIX) and name != "ce_traceparent" for name in headers):
         if content_type and not _JSON_TYPE.fullmatch(content_type):
             raise EventError("not-json", f"content-type is {shown(content_type)}: send application/json")
@@ -192,18 +201,23 @@ def _fields(value: bytes, headers: dict[str, bytes]) -> tuple[dict[str, Any], tu
             )
         fields = _object(value)  # the library's own reader takes NaN and repeated names
         return fields, _identity(_cloud_event(ce_kafka.KafkaMessage(headers=attributes, key=None, value=value)))
-    if _STRUCTURED_TYPE.fullmatch(content_type):
-        envelope = _object(value)
-        if "id" not in envelope:
-            raise EventError("bad-envelope", "the CloudEvent has no id: send id, source, type and specversion")
-        event = _cloud_event(ce_kafka.KafkaMessage(headers={}, key=None, value=value))
-        data = envelope["data"] if "data" in envelope else event.get_data()  # numbers as they were written
-        if isinstance(data, bytes):  # the envelope's data_base64
-            data = _object(data)
-        if not isinstance(data, dict):
-            raise EventError("not-an-object", f"the CloudEvent's data is {shown(data)}: send a JSON object")
-        return data, _identity(event)
-    return _object(value), None
+    found = _object(value)
+    if _STRUCTURED_TYPE.fullmatch(content_type) or ("specversion" in found and entity not in found):
+        return _structured(value, found)
+    return found, None
+
+
+def _structured(value: bytes, envelope: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+    """The fields, source and id of a CloudEvent that is one JSON object."""
+    if "id" not in envelope:
+        raise EventError("bad-envelope", "the CloudEvent has no id: send id, source, type and specversion")
+    event = _cloud_event(ce_kafka.KafkaMessage(headers={}, key=None, value=value))
+    data = envelope["data"] if "data" in envelope else event.get_data()  # numbers as they were written
+    if isinstance(data, bytes):  # the envelope's data_base64
+        data = _object(data)
+    if not isinstance(data, dict):
+        raise EventError("not-an-object", f"the CloudEvent's data is {shown(data)}: send a JSON object")
+    return data, _identity(event)
 
 
 def _cloud_event(message: ce_kafka.KafkaMessage) -> BaseCloudEvent:
@@ -225,6 +239,8 @@ def _identity(event: BaseCloudEvent) -> tuple[str, str]:
 
 def _object(value: bytes) -> dict[str, Any]:
     """Strict JSON (RFC 8259, with each name once): the object, or an EventError."""
+    if (why := encodings.of_bytes(value)) is not None:
+        raise EventError("not-json", why)
     try:
         text = value.decode("utf-8")
         found = json.loads(text, object_pairs_hook=_once, parse_float=WrittenFloat, parse_constant=_no_constant)
@@ -233,8 +249,16 @@ def _object(value: bytes) -> dict[str, Any]:
         raise EventError("not-json", f"the event is not UTF-8 ({where}): send a JSON object in UTF-8") from None
     except RecursionError:
         raise EventError("not-json", "the event is nested too deeply: send a flat JSON object") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise EventError(
+                "not-json", f"more stands behind the event's JSON object ({shown(str(error))}): {encodings.ONE_EACH}"
+            ) from None
         raise EventError("not-json", f"the event is not JSON ({shown(str(error))}): send a JSON object") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise EventError("not-json", f"the event is not JSON ({shown(str(error))}): send a JSON object") from None
+    if isinstance(found, list):
+        raise EventError("not-an-object", encodings.of_list(found, shown(found)))
     if not isinstance(found, dict):
         raise EventError("not-an-object", f"the event is {shown(found)}: send a JSON object")
     return found
@@ -266,10 +290,9 @@ def _observed_at(found: Any, now: datetime, stream: Stream) -> datetime:
         raise EventError("wrong-type", f"{OBSERVED_AT} is {shown(found)}: send a string such as 2026-11-21T13:20:00Z")
     try:
         moment = parse_time(found)
-    except (ValueError, OverflowError):
+    except ValueError as error:
         raise EventError(
-            "bad-time",
-            f"{OBSERVED_AT} {shown(found)} is no time with an offset: send RFC 3339, such as 2026-11-21T13:20:00Z",
+            "bad-time", f"{OBSERVED_AT} {shown(found)} {error}: send RFC 3339, such as 2026-11-21T13:20:00Z"
         ) from None
     if moment < OBSERVED_AT_MIN:
         raise EventError(

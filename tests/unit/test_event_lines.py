@@ -125,6 +125,7 @@ def test_another_encoding_is_said() -> None:
 
 def test_an_event_that_names_no_key_is_refused_for_its_entity_may_be_elsewhere() -> None:
     assert refused(GOOD, None) == "key-missing"
+    assert refused(GOOD, b"") == "key-missing"
     assert refused(GOOD, b"17851") == "key-mismatch"
 
 

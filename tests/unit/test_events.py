@@ -150,8 +150,11 @@ def test_the_ends_of_the_valid_range_are_valid() -> None:
 
 def test_another_key_than_the_entity_is_refused() -> None:
     assert refused(GOOD, b"18") == "key-mismatch"
-    assert refused(GOOD, b"") == "key-mismatch"
     assert refused(GOOD, b"017") == "key-mismatch"
+
+
+def test_an_empty_key_is_none() -> None:
+    assert read(GOOD, b"") == read(GOOD)
 
 
 def test_a_cloud_event_in_binary_mode_is_read_with_its_identity() -> None:
