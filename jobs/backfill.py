@@ -165,12 +165,19 @@ def run(pipeline: Pipeline, settings: Settings, airflow: AirflowApi, asked: Back
 def _follow(
     pipeline: Pipeline, settings: Settings, airflow: AirflowApi, number: int, waited: set[datetime]
 ) -> Iterator[Tick]:
+    from almanac.airflow_api import AWAY_SECONDS_MAX
     from serving_cache.postgres import PostgresStore
 
-    left, moved = set(waited), time.monotonic()
+    left, moved, answered = set(waited), time.monotonic(), time.monotonic()
     with PostgresStore(settings.need("postgres_url")) as store:
         while True:
-            ended: Any = airflow.call("GET", f"/backfills/{number}")["completed_at"]
+            ended: Any = None
+            try:
+                ended = airflow.call("GET", f"/backfills/{number}")["completed_at"]
+                answered = time.monotonic()
+            except Unavailable:  # it is started again, and the backfill goes on
+                if time.monotonic() - answered > AWAY_SECONDS_MAX:
+                    raise
             published = store.published(pipeline.name, min(waited), max(waited))
             for moment in sorted(left & published.keys()):
                 generation, state = published[moment]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from almanac.airflow_api import RUN_FINISHED, TASK_INSTANCES_MAX, AirflowApi
+from almanac.airflow_api import RUN_FINISHED, AirflowApi
 from almanac.clock import parse_time, utc_now
 from almanac.errors import AlmanacError, Unavailable
 from serving_cache.redis import RedisStore
@@ -165,9 +165,7 @@ class Run:
             return None
 
     def _tasks(self) -> list[dict[str, Any]]:
-        path = f"/dags/{NAME}/dagRuns/{self._run}/taskInstances"
-        found = self._safely(lambda: self._api.call("GET", path, params={"limit": TASK_INSTANCES_MAX}))
-        return [] if found is None else list(found["task_instances"])
+        return list(self._safely(lambda: self._api.task_instances(NAME, self._run)) or [])
 
     def _kill_task(self, task: dict[str, Any]) -> None:
         time.sleep(self._chance.uniform(0, TASK_SECONDS_MAX))

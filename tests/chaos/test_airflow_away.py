@@ -26,7 +26,11 @@ class _Airflow(BaseHTTPRequestHandler):
         self._answer(b'{"access_token": "t"}')
 
     def do_GET(self) -> None:
-        self._answer(b'{"task_instances": []}' if self.path.split("?")[0].endswith("s") else b'{"state": "success"}')
+        self._answer(
+            b'{"task_instances": [], "total_entries": 0}'
+            if self.path.split("?")[0].endswith("s")
+            else b'{"state": "success"}'
+        )
 
     def _answer(self, body: bytes) -> None:
         self.send_response(200)

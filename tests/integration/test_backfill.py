@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from almanac.airflow_api import AirflowApi
 from almanac.clock import HOUR
 from almanac.errors import UsageError
 from almanac.settings import load_settings
+from jobs import backfill
 from jobs.backfill import TICKS_MAX, Tick, look, run, spans, ticks_between
 from jobs.moments import moment_of
 from serving_cache.postgres import PostgresStore
+from tests.airflows import PASSWORD, serving
 from tests.generations import NOON, grid_pipeline, migrated, staged_parts, start_of
 
 
@@ -101,3 +104,24 @@ def test_what_was_published_is_not_missing_and_what_fails_stays_so(postgres_url:
         assert store.pointer(pipeline.name) is None
         none = look(replace(pipeline, schedule="0 12 * * *"), at, first=NOON, last=NOON, now=NOON)
         assert none.missing == (NOON,)
+
+
+def test_a_token_of_20_seconds_ends_while_a_backfill_is_followed(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "POLL_SECONDS", 0.01)
+    pipeline = migrated(postgres_url, grid_pipeline())
+    with serving() as airflow, PostgresStore(postgres_url) as store:
+
+        def publish() -> None:
+            attempt = store.begin_generation(pipeline, start_of(pipeline, "backfill", NOON, backfill=True), now=NOON)
+            store.stage(attempt, staged_parts(pipeline, 1.0, NOON))
+            store.publish(attempt, pipeline, now=NOON)
+
+        airflow.after_request = lambda count: publish() if count == 8 else None
+        at = load_settings(postgres_url=postgres_url, airflow_url=airflow.url, airflow_password=PASSWORD)
+        asked = look(pipeline, at, first=NOON, last=NOON, now=NOON + HOUR)
+        with AirflowApi(at) as api:
+            assert [tick.at for tick in run(pipeline, at, api, asked)] == [NOON]
+        assert [body["from_date"] for body in airflow.started] == ["2026-03-01T12:00:00Z"]
+        assert airflow.logins > 1
