@@ -140,10 +140,12 @@ def _key(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _number(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
 
+    from features.declared_types import nearest
+
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise SourceError(f"{path}: {name} is {kind}: give numbers")
-    return column.cast(pa.float64(), safe=False)
+    return nearest(column, pa.float64())
 
 
 def _time(path: Path, name: str, column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from almanac.errors import FeatureError
@@ -180,6 +180,17 @@ def test_what_is_refused_says_the_row_and_the_value(column: pa.Array, kind: str,
     with pytest.raises(Misfit) as caught:
         declared(halves, kind)
     assert caught.value.row == row
+
+
+@given(st.integers(-(10**18) + 1, 10**18 - 1), st.integers(0, 18), st.sampled_from(["DOUBLE", "FLOAT"]))
+@example(-567_800, 5, "DOUBLE")
+@example(7, 2, "DOUBLE")
+def test_a_decimal_becomes_the_nearest_number(digits: int, scale: int, kind: str) -> None:
+    value = Decimal(digits).scaleb(-scale)
+    column = pa.array([value, None], pa.decimal128(38, scale))
+    number = float(value) if kind == "DOUBLE" else float(np.float32(str(value)))
+    assert declared(column, kind).to_pylist() == [number, None]
+    assert declared(pa.array([[value]], pa.list_(column.type)), f"{kind}_LIST").to_pylist() == [[number]]
 
 
 @given(st.lists(st.none() | st.floats() | st.integers(-(2**60), 2**60).map(float), max_size=5))

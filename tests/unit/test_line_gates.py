@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def test_a_file_is_replayed_up_to_now_with_its_zone_and_whole_days(tmp_path: Pat
     assert "replayed with the clock shifted" in source.describe()
     with pytest.raises(SourceError, match="has nothing at or before"):
         source.latest(NOON - timedelta(days=400))
+
+
+def test_a_price_in_decimals_is_the_number_that_an_event_with_it_has(tmp_path: Path, written: Path) -> None:
+    prices = pa.array([Decimal(price) for price in ("0.35", "1.00", "0.41")], pa.decimal128(18, 2))
+    pq.write_table(pq.read_table(written).set_column(3, "UnitPrice", prices), written)
+    source = opened(tmp_path, written)
+    assert source.lines(source.earliest, NOON)["price"].to_pylist() == json.loads("[0.35, 0.41]")
 
 
 def test_what_was_set_aside_is_printed_and_kept_for_whoever_looks(
