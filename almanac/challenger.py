@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from almanac.checking import need_number
-from almanac.errors import DeclarationError
+from almanac.schedule import check_schedule
 
 if TYPE_CHECKING:
     from almanac.manifest import Measure
@@ -42,10 +42,8 @@ class Challenger:
     rows_min: int = 100
 
     def __post_init__(self) -> None:
-        if self.schedule is not None and (not isinstance(self.schedule, str) or len(self.schedule.split()) != 5):
-            raise DeclarationError(
-                f"Challenger.schedule is {self.schedule!r}: give a cron expression of five fields, in UTC, or None"
-            )
+        if self.schedule is not None:
+            check_schedule("Challenger.schedule", self.schedule)
         for name in ("champion_max", "baseline_max"):
             need_number(f"Challenger.{name}", getattr(self, name), FACTOR_LEAST, FACTOR_MOST)
         need_number("Challenger.rows_min", self.rows_min, 1, math.inf, whole=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from almanac.checking import need_a, need_duration, need_number
+from almanac.checking import need_duration, need_number
 from almanac.errors import DeclarationError
+from almanac.schedule import check_schedule
 
 SAMPLE_MAX = 100_000
 
@@ -31,14 +32,11 @@ class Integrity:
     drift_max: float = 0.25
 
     def __post_init__(self) -> None:
-        need_a("Integrity.schedule", self.schedule, (str, type(None)), "give a cron expression, or None")
+        if self.schedule is not None:
+            check_schedule("Integrity.schedule", self.schedule)
         need_number("Integrity.sample", self.sample, 1, SAMPLE_MAX, whole=True)
         need_number("Integrity.skew_max", self.skew_max, 0, 1)
         need_number("Integrity.drift_max", self.drift_max, 0, 1_000)
         need_duration("Integrity.recent", self.recent)
         if self.recent <= timedelta(0):
             raise DeclarationError(f"Integrity.recent is {self.recent}: give a duration above 0")
-        if self.schedule is not None and len(self.schedule.split()) != 5:
-            raise DeclarationError(
-                f"Integrity.schedule is {self.schedule!r}: give a cron expression of five fields, in UTC, or None"
-            )

@@ -17,11 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
 
-from almanac.clock import format_time, need_utc
-from almanac.errors import DeclarationError
+from almanac.clock import format_time
+from almanac.schedule import ticks_back
 
 ALLOWANCE_MIN = timedelta(minutes=10)
 """Time that a run is given in any case, unless half the interval between two ticks is less."""
@@ -78,30 +77,10 @@ def due_ticks(schedule: str, fresh_for: timedelta, now: datetime) -> Iterator[Ti
     Raises:
         DeclarationError: the schedule is no cron expression.
     """
-    for tick, before in pairwise(_ticks_back(schedule, now)):
+    for tick, before in pairwise(islice(ticks_back(schedule, now), TICKS_BACK_MAX)):
         due_at = tick + allowance(tick - before, fresh_for)
         if due_at <= now:
             yield Tick(at=tick, due_at=due_at)
-
-
-def _ticks_back(schedule: str, now: datetime) -> Iterator[datetime]:
-    from croniter import croniter
-    from croniter.croniter import CroniterError
-
-    start = need_utc(now)
-    try:
-        # What croniter goes back from is left out, so a tick at this very second must lie before it.
-        ticks: Any = croniter(schedule, start + timedelta(seconds=1))
-        for _ in range(TICKS_BACK_MAX):
-            tick = need_utc(ticks.get_prev(datetime))
-            if tick <= start:
-                yield tick
-    except CroniterError as error:
-        if "failed to find prev date" in str(error):
-            return
-        raise DeclarationError(
-            f"schedule {schedule!r} is no cron expression ({error}): give five fields, in UTC"
-        ) from None
 
 
 def decide_lateness(

@@ -27,6 +27,7 @@ from almanac.jumps import Jump as Jump
 from almanac.partitioning import Buckets, Grid, Partitioning
 from almanac.ranking_declared import Ranking as Ranking
 from almanac.ranking_declared import check_default, check_ranking
+from almanac.schedule import check_schedule
 from almanac.training import Training as Training
 
 if TYPE_CHECKING:
@@ -223,9 +224,7 @@ class Pipeline:
             raise DeclarationError(f"outputs repeats a name ({', '.join(names)}): name each once")
         if self.entity in names:
             raise DeclarationError(f"output {self.entity!r} is also the entity: rename one")
-        fields = self.schedule.split()
-        if len(fields) != 5:
-            raise DeclarationError(f"schedule is {self.schedule!r}: give a cron expression of five fields, in UTC")
+        check_schedule("schedule", self.schedule)
         if not 0 < self.coverage_min <= 1:
             raise DeclarationError(f"coverage_min is {self.coverage_min}: give a share above 0 and up to 1")
         check_ranking(self)
@@ -257,7 +256,7 @@ class Pipeline:
         need_all("outputs", self.outputs, Output, "give a tuple of Output(…), or horizons(…)")
         need_all("gates", self.gates, Gate, "give a tuple of Gate(…)")
         need_all("tags", self.tags, str, "give a tuple of words, such as ('grid',)")
-        for name, text in (("schedule", self.schedule), ("owner", self.owner), ("description", self.description)):
+        for name, text in (("owner", self.owner), ("description", self.description)):
             need_a(name, text, str, "give text")
         need_a("freshness", self.freshness, Freshness, "give Freshness(fresh_for=…, usable_for=…)")
         sources = (GridObservations, Interactions, type(None))

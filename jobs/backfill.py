@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from almanac.clock import format_time
-from almanac.errors import DeclarationError, Unavailable, UsageError
+from almanac.errors import Unavailable, UsageError
 from almanac.pipeline import Pipeline
+from almanac.schedule import ticks_between as schedule_ticks
 from almanac.settings import Settings
 from jobs.costs import STAGES_LOOKED_AT_MAX, measured
 from jobs.preview import rows_in
@@ -74,9 +75,6 @@ def ticks_between(schedule: str, first: datetime, last: datetime, now: datetime)
         UsageError: the times make no sense, reach into the future, or hold no tick or too many.
         DeclarationError: the schedule is no cron expression.
     """
-    from croniter import croniter_range
-    from croniter.croniter import CroniterError
-
     if first > last:
         raise UsageError(f"--from {format_time(first)} is later than --to {format_time(last)}: swap them")
     if last > now:
@@ -85,16 +83,13 @@ def ticks_between(schedule: str, first: datetime, last: datetime, now: datetime)
             "the schedule brings what is to come"
         )
     found: list[datetime] = []
-    try:
-        for tick in croniter_range(first, last, schedule):
-            if len(found) == TICKS_MAX:
-                raise UsageError(
-                    f"more than {TICKS_MAX} ticks of {schedule!r} lie between {format_time(first)} and "
-                    f"{format_time(last)}: backfill a shorter time at once"
-                )
-            found.append(tick)
-    except CroniterError as error:
-        raise DeclarationError(f"schedule {schedule!r} is no cron expression ({error}): give five fields") from None
+    for tick in schedule_ticks(schedule, first, last):
+        if len(found) == TICKS_MAX:
+            raise UsageError(
+                f"more than {TICKS_MAX} ticks of {schedule!r} lie between {format_time(first)} and "
+                f"{format_time(last)}: backfill a shorter time at once"
+            )
+        found.append(tick)
     if not found:
         raise UsageError(
             f"no tick of {schedule!r} lies between {format_time(first)} and {format_time(last)}: widen the time"
