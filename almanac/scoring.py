@@ -115,7 +115,7 @@ class Scorer:
 
         Raises:
             FeatureError: a column is missing, not numeric, of another length, or has nulls or NaN.
-            PredictionError: a prediction is NaN or infinite.
+            PredictionError: a prediction is NaN or infinite, or there is not one a row.
         """
         columns = _columns(features)
         return self._run(self._matrix(columns), lambda bad: self._entities(columns, bad))
@@ -125,7 +125,7 @@ class Scorer:
 
         Raises:
             FeatureError: it has another shape, or a number that is NaN or infinite.
-            PredictionError: a prediction is NaN or infinite.
+            PredictionError: a prediction is NaN or infinite, or there is not one a row.
         """
         if matrix.dtype != self.dtype or matrix.ndim != 2 or matrix.shape[1] != len(self.inputs):
             raise FeatureError(
@@ -144,6 +144,11 @@ class Scorer:
         for index, output in enumerate(self.outputs):
             parts = [np.asarray(batch[index], dtype=np.float32) for batch in batches]
             found[output] = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+            if len(found[output]) != len(matrix):
+                raise PredictionError(
+                    f"model {self.model_id} answered {len(found[output]):,} numbers in {output} for {len(matrix):,} "
+                    "rows: convert it to give one number a row, or roll the model's alias back"
+                )
             bad = ~np.isfinite(found[output])
             if bad.any():
                 raise PredictionError(

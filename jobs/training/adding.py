@@ -39,6 +39,7 @@ from jobs.training.convert import Fitted, Link, Recipe
 from jobs.training.declared import as_read, doubles_of
 from jobs.training.evaluate import EXPECTED, GOLDEN_ROWS
 from jobs.training.fitting import Made, Progress, inputs_of, libraries, make, proved
+from jobs.training.row_by_row import answers_of
 from jobs.training.tree_rewriting import rewritten
 from jobs.training.tree_text import read_text
 from jobs.training.trees import trees_of
@@ -83,7 +84,7 @@ def add_onnx(
     need_harmless(file.name, data)
     scorer = Scorer.open(data, file.name, entity=pipeline.entity)
     rows = newest_rows(pipeline, settings, scorer.inputs, now=now, progress=progress)
-    answers = scorer.score(rows)  # refuses what is not finite
+    answers = answers_of(file.name, scorer, rows)  # refuses what is not finite
     for output, values in answers.items():
         rows = rows.append_column(EXPECTED + output, _doubles(values))
     files = {MODEL_FILE: data, GOLDEN_FILE: _parquet(rows)}
