@@ -84,14 +84,14 @@ def due_ticks(schedule: str, fresh_for: timedelta, now: datetime) -> Iterator[Ti
 
 
 def decide_lateness(
-    schedule: str, fresh_for: timedelta, *, cutoff: datetime | None, watched_since: datetime, now: datetime
+    schedule: str, fresh_for: timedelta, *, cutoff: datetime | None, expected_since: datetime, now: datetime
 ) -> Lateness:
     """Decide whether the generation that the schedule asks for is late.
 
     Args:
         schedule: cron expression in UTC.
         cutoff: of the current generation; None if nothing is published.
-        watched_since: ticks before this moment are expected of nobody while nothing is published.
+        expected_since: ticks before this moment are expected of nobody: the pipeline was not there yet.
 
     Raises:
         DeclarationError: the schedule is no cron expression.
@@ -99,7 +99,7 @@ def decide_lateness(
     missed: Tick | None = None
     expected: Tick | None = None
     for tick in due_ticks(schedule, fresh_for, now):
-        if cutoff is None and tick.at < watched_since:
+        if tick.at < expected_since:
             break
         expected = expected or tick
         if cutoff is not None and cutoff >= tick.at:

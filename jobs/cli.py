@@ -54,7 +54,9 @@ def list_pipelines(as_json: bool = typer.Option(False, "--json", help="Machine-r
 
 def trigger(
     pipeline: str,
-    as_of: str = typer.Option("", help="Partition key in UTC, such as 2026-03-31T06:00Z; default: the last full hour."),
+    as_of: str = typer.Option(
+        "", help="Partition key in UTC, such as 2026-03-31T06:00Z; default: the last full hour, or a later tick."
+    ),
     anew: bool = typer.Option(False, "--anew", help="Score everything, what did not change too."),
     follow: bool = typer.Option(True, help="Wait and print each task as it ends."),
 ) -> None:
@@ -65,8 +67,9 @@ def trigger(
     from almanac.errors import AlmanacError
     from almanac.settings import settings
 
-    name = declared(pipeline).name
-    key = partition_key(as_of, utc_now())
+    found = declared(pipeline)
+    name = found.name
+    key = partition_key(as_of, found.schedule, utc_now())
     with AirflowApi(settings()) as airflow:
         params = {"anew": True} if anew else {}
         run = airflow.trigger(name, partition_key=key, note="almanac trigger", params=params)
@@ -90,18 +93,22 @@ def trigger(
         raise AlmanacError(f"run {run} of {pipeline} ended {state}: {told}")
 
 
-def partition_key(as_of: str, now: datetime) -> str:
-    """The partition key of a run: `as_of` as it was typed, or the last full hour.
+def partition_key(as_of: str, schedule: str, now: datetime) -> str:
+    """The partition key of a run: `as_of` as it was typed, or the later of the last full hour and the last tick.
+
+    So a run by hand always does for the tick that the schedule asks for.
 
     Raises:
         UsageError: not a time of that form, or one that is still to come.
     """
     from almanac.clock import floor_hour
     from almanac.errors import UsageError
+    from almanac.schedule import tick_before
     from jobs.moments import moment_of
 
     if not as_of:
-        return floor_hour(now).strftime(PARTITION_KEY_FORMAT)
+        hour, tick = floor_hour(now), tick_before(schedule, now)
+        return max(hour, tick or hour).strftime(PARTITION_KEY_FORMAT)
     moment = moment_of("--as-of", as_of)
     if moment > now:
         raise UsageError(f"--as-of {as_of} lies in the future: give a past hour")

@@ -61,6 +61,7 @@ class Monitor:
         self._alerts = alerts
         self._since = now
         self._pointers: dict[str, Pointer | None] = {}
+        self._begun: dict[str, datetime] = {}
         self._states: dict[tuple[str, str], str] = {}
         self._found_at = steady
         self._stepped_at = steady
@@ -97,6 +98,8 @@ class Monitor:
         known = self._pointers.get(name)
         if found.place == "postgres" or known is None or (found.pointer and found.pointer.epoch >= known.epoch):
             self._pointers[name] = found.pointer
+        if found.begun_at is not None:
+            self._begun[name] = found.begun_at
 
     def _judge(self, pipeline: Pipeline, now: datetime) -> None:
         """Decide from the last pointer that was read: what cannot be read now has not been published either."""
@@ -104,12 +107,14 @@ class Monitor:
         if name not in self._pointers:
             return
         pointer = self._pointers[name]
+        # What was published is of a pipeline that was there before this process; since when, the record knows.
+        begun = self._since if pointer is None else self._begun.get(name, pointer.generation.cutoff)
         try:
             found = decide_lateness(
                 pipeline.schedule,
                 pipeline.freshness.fresh_for,
                 cutoff=None if pointer is None else pointer.generation.cutoff,
-                watched_since=self._since,
+                expected_since=min(self._since, begun),
                 now=now,
             )
         except AlmanacError as error:

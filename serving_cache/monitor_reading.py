@@ -34,6 +34,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         place: `postgres`, or `redis`, which knows the pointer alone.
         pointer: None if nothing is published.
+        begun_at: when the oldest generation that the record has was begun; None if there is none, or of Redis.
         generations: number of generations by state.
         partitions: number of partitions of the newest run by state.
         stage_seconds: time of the newest run's stages, by stage.
@@ -45,6 +46,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
 
     place: str
     pointer: Pointer | None
+    begun_at: datetime | None = None
     generations: Mapping[str, int] = {}
     partitions: Mapping[str, int] = {}
     stage_seconds: Mapping[str, float] = {}
@@ -104,13 +106,16 @@ class Eyes:
         generations = self._client.query(
             "SELECT state, count(*) FROM generations WHERE pipeline = %s GROUP BY state", (name,)
         )
-        newest = self._client.query("SELECT max(generation) FROM generations WHERE pipeline = %s", (name,))[0][0]
+        newest, begun_at = self._client.query(
+            "SELECT max(generation), min(created_at) FROM generations WHERE pipeline = %s", (name,)
+        )[0]
         partitions = self._client.query(
             "SELECT state, count(*) FROM ledger WHERE pipeline = %s AND generation = %s GROUP BY state", (name, newest)
         )
         return PipelineState(
             place="postgres",
             pointer=pointer,
+            begun_at=None if begun_at is None else need_utc(begun_at),
             generations=dict(generations),
             partitions=dict(partitions),
             stage_seconds={} if newest is None else seconds_by_stage(self._client, name, newest),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from almanac import metrics
-from almanac.clock import floor_hour, utc_now
+from almanac.clock import HOUR, floor_hour, utc_now
 from almanac.errors import GateError
 from almanac.pipeline import Pipeline
 from almanac.settings import load_settings
@@ -36,7 +37,7 @@ from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from serving_cache.stage_times import StageTime, record
 from serving_cache.sync import sync_redis
-from tests.generations import grid_pipeline, migrated, published_generation, staged_generation
+from tests.generations import grid_pipeline, migrated, published_generation, staged_generation, staged_parts, start_of
 from tests.streams import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,26 @@ def test_the_gauge_goes_to_late_when_no_generation_came_and_back(
     assert sample("almanac_generation_late_seconds", pipeline=pipeline.name) == 0
     said = [entry.getMessage().split(pipeline.name)[0] for entry in caplog.records]
     assert said == ["generation late pipeline=", "generation no longer late pipeline="]
+
+
+def test_first_triggered_at_20_40_nothing_is_late_since_20_35(
+    pipeline: Pipeline, store: PostgresStore, eyes: Eyes
+) -> None:
+    hourly = replace(pipeline, schedule="5 * * * *")
+    first = NOON + 8 * HOUR + 40 * MINUTE
+    start = replace(start_of(hourly, "by hand", NOON + 8 * HOUR), as_of=NOON + 8 * HOUR)
+    attempt = store.begin_generation(hourly, start, now=first)
+    store.stage(attempt, staged_parts(hourly, 1.0, NOON + 8 * HOUR))
+    store.publish(attempt, hourly, now=first)
+    alerts = Alerts()
+    monitor = Monitor([hourly], eyes, alerts, now=first - 2 * MINUTE, steady=time.monotonic())
+    again = Monitor([hourly], eyes, alerts, now=first + 30 * MINUTE, steady=time.monotonic())
+    for monitored in (monitor, again):
+        monitored.step(first + 54 * MINUTE, time.monotonic())
+        assert alerts.lasting() == []
+        monitored.step(first + 56 * MINUTE, time.monotonic())
+        assert [alert.starts_at for alert in alerts.lasting()] == [first + 55 * MINUTE]
+        alerts.set(hourly.name, None, "", first)
 
 
 def test_what_a_look_shows(pipeline: Pipeline, store: PostgresStore, eyes: Eyes, postgres_url: str) -> None:

@@ -32,14 +32,14 @@ def at(text: str) -> datetime:
     ],
 )
 def test_an_hourly_pipeline(cutoff: datetime, now: datetime, since: datetime | None) -> None:
-    found = decide_lateness(HOURLY, FRESH, cutoff=cutoff, watched_since=LONG_AGO, now=now)
+    found = decide_lateness(HOURLY, FRESH, cutoff=cutoff, expected_since=LONG_AGO, now=now)
     assert found.since == since
     assert found.late is (since is not None)
     assert found.late_for(now) == (timedelta(0) if since is None else now - since)
 
 
 def test_the_reason_names_the_generation_that_is_missing_and_the_one_there_is() -> None:
-    found = decide_lateness(HOURLY, FRESH, cutoff=at("12:00"), watched_since=LONG_AGO, now=at("15:45"))
+    found = decide_lateness(HOURLY, FRESH, cutoff=at("12:00"), expected_since=LONG_AGO, now=at("15:45"))
     assert found.reason == (
         "the generation for 2026-03-10T15:00:00Z was due at 2026-03-10T15:30:00Z; "
         "the current one is for 2026-03-10T12:00:00Z"
@@ -47,11 +47,21 @@ def test_the_reason_names_the_generation_that_is_missing_and_the_one_there_is() 
 
 
 def test_nothing_published_is_late_only_for_ticks_that_were_watched() -> None:
-    early = decide_lateness(HOURLY, FRESH, cutoff=None, watched_since=at("13:05"), now=at("14:29"))
+    early = decide_lateness(HOURLY, FRESH, cutoff=None, expected_since=at("13:05"), now=at("14:29"))
     assert not early.late
-    late = decide_lateness(HOURLY, FRESH, cutoff=None, watched_since=at("13:05"), now=at("14:31"))
+    late = decide_lateness(HOURLY, FRESH, cutoff=None, expected_since=at("13:05"), now=at("14:31"))
     assert late.since == at("14:30")
     assert "nothing is published" in late.reason
+
+
+def test_first_triggered_between_two_ticks_nothing_is_late_before_the_next_one() -> None:
+    """Triggered first at 20:40 for the last full hour: nobody was there at 20:05 to make a generation for it."""
+    hourly, begun = "5 * * * *", at("20:40")
+    for now, since in ((at("20:41"), None), (at("21:34"), None), (at("21:36"), at("21:35"))):
+        found = decide_lateness(hourly, FRESH, cutoff=at("20:00"), expected_since=begun, now=now)
+        assert found.since == since
+    restarted = decide_lateness(hourly, FRESH, cutoff=at("20:00"), expected_since=at("20:00"), now=at("20:41"))
+    assert restarted.since == at("20:35")  # somebody was there: it was late
 
 
 @pytest.mark.parametrize(
@@ -69,11 +79,11 @@ def test_the_allowance(interval: timedelta, fresh_for: timedelta, expected: time
 
 def test_a_schedule_that_is_none_is_named() -> None:
     with pytest.raises(DeclarationError, match="99"):
-        decide_lateness("99 * * * *", FRESH, cutoff=None, watched_since=LONG_AGO, now=at("12:00"))
+        decide_lateness("99 * * * *", FRESH, cutoff=None, expected_since=LONG_AGO, now=at("12:00"))
 
 
 def test_a_schedule_that_never_comes_makes_nothing_late() -> None:
-    assert not decide_lateness("0 0 31 2 *", FRESH, cutoff=None, watched_since=LONG_AGO, now=at("12:00")).late
+    assert not decide_lateness("0 0 31 2 *", FRESH, cutoff=None, expected_since=LONG_AGO, now=at("12:00")).late
 
 
 schedules = st.sampled_from(
@@ -91,8 +101,8 @@ def test_what_is_late_stays_late_until_a_newer_generation_comes(
     schedule: str, fresh_for: timedelta, now: datetime, old: timedelta | None, later: timedelta
 ) -> None:
     cutoff = None if old is None else now - old
-    first = decide_lateness(schedule, fresh_for, cutoff=cutoff, watched_since=LONG_AGO, now=now)
-    after = decide_lateness(schedule, fresh_for, cutoff=cutoff, watched_since=LONG_AGO, now=now + later)
+    first = decide_lateness(schedule, fresh_for, cutoff=cutoff, expected_since=LONG_AGO, now=now)
+    after = decide_lateness(schedule, fresh_for, cutoff=cutoff, expected_since=LONG_AGO, now=now + later)
     if first.late:
         assert after.late
         assert first.since is not None
@@ -108,9 +118,9 @@ def test_a_generation_for_the_newest_due_tick_or_later_is_never_late(
     if newest is not None:
         assert newest.due_at <= now
         for cutoff in (newest.at, now):
-            assert not decide_lateness(schedule, fresh_for, cutoff=cutoff, watched_since=LONG_AGO, now=now).late
+            assert not decide_lateness(schedule, fresh_for, cutoff=cutoff, expected_since=LONG_AGO, now=now).late
         just_before = newest.at - timedelta(seconds=1)
-        assert decide_lateness(schedule, fresh_for, cutoff=just_before, watched_since=LONG_AGO, now=now).late
+        assert decide_lateness(schedule, fresh_for, cutoff=just_before, expected_since=LONG_AGO, now=now).late
 
 
 @few
