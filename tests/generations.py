@@ -6,15 +6,16 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
 from almanac.blocks import Block
 from almanac.list_blocks import AnyBlock, ListBlock
 from almanac.partitioning import Buckets, Grid
-from almanac.pipeline import Freshness, Output, Pipeline, Ranking, horizons, hours, minutes
+from almanac.pipeline import Freshness, Output, Pipeline, Ranking, days, horizons, hours, minutes
 from almanac.ranked import RankedList
-from serving_cache.migrate import migrate
+from almanac.ranking_declared import ANY_ITEM
 from serving_cache.postgres import PostgresStore
 from serving_cache.records import Attempt, GenerationStart, OverlayRecord, Publication, StagedPartition
 
@@ -55,6 +56,33 @@ def list_pipeline(name: str | None = None, **changes: object) -> Pipeline:
     return bucket_pipeline(name, **{"outputs": (Output(name="score"),), "ranking": ranking, **changes})
 
 
+def library(name: str | None = None, **changes: Any) -> Pipeline:
+    """Lists of three of at most twelve books that are scored, in 4 buckets."""
+    name = name or new_name()
+    ranking = Ranking(
+        item="book",
+        features=f"books_{name}",
+        length=3,
+        kept=5,
+        candidates_max=12,
+        available="available",
+        attributes=("price",),
+    )
+    fields: dict[str, Any] = {
+        "name": name,
+        "entity": "member",
+        "partitions": Buckets(count=4),
+        "outputs": (Output(name="score"),),
+        "features": f"members_{name}",
+        "model": f"{name}@champion",
+        "schedule": "0 3 * * *",
+        "freshness": Freshness(fresh_for=hours(36), usable_for=days(3650)),
+        "ranking": ranking,
+        "default": ANY_ITEM,
+    }
+    return Pipeline(**{**fields, **changes})
+
+
 def lists_of(keys: np.ndarray, lists: Sequence[RankedList]) -> ListBlock:
     """Lists as a block: what each item's attributes are, the first list says that has it."""
     known: dict[str, dict[str, float]] = {}
@@ -84,6 +112,8 @@ def list_of(user: str, value: float) -> RankedList:
 
 def migrated(url: str, pipeline: Pipeline, *others: Pipeline) -> Pipeline:
     """The pipeline, once its tables and those of the others are made."""
+    from serving_cache.migrate import migrate  # here: a lookup's process reads declarations of this file
+
     migrate(url, (pipeline, *others))
     return pipeline
 

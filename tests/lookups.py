@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from almanac.pipeline import Pipeline
+from tests.lookup_alone import others
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS_MAX = 30
@@ -64,7 +65,7 @@ def running_lookup(variables: dict[str, str], log: Path) -> Iterator[httpx.Clien
     port = unused_port()
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving_cache.lookup"],
+            [sys.executable, "-m", "tests.lookup_alone", ",".join(sorted(others()))],
             cwd=log.parent,
             env={**variables, "ALMANAC_LOOKUP_PORT": str(port)},
             stdout=output,

@@ -12,10 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from almanac.clock import DAY_MICROSECONDS, micros_of
-from almanac.partitioning import Buckets
-from almanac.pipeline import Freshness, Output, Pipeline, Ranking, days, hours
 from almanac.ranking_declared import ANY_ITEM
-from tests.generations import new_name
 
 MOMENT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BOOKS = [f"book {number:02d} é" for number in range(30)]
@@ -54,33 +51,6 @@ together = FeatureView(
 members_{name} = FeatureService(name="members_{name}", features=[history])
 books_{name} = FeatureService(name="books_{name}", features=[stats, together])
 """
-
-
-def library(name: str | None = None, **changes: Any) -> Pipeline:
-    """Lists of three of at most twelve books that are scored, in 4 buckets."""
-    name = name or new_name()
-    ranking = Ranking(
-        item="book",
-        features=f"books_{name}",
-        length=3,
-        kept=5,
-        candidates_max=12,
-        available="available",
-        attributes=("price",),
-    )
-    fields: dict[str, Any] = {
-        "name": name,
-        "entity": "member",
-        "partitions": Buckets(count=4),
-        "outputs": (Output(name="score"),),
-        "features": f"members_{name}",
-        "model": f"{name}@champion",
-        "schedule": "0 3 * * *",
-        "freshness": Freshness(fresh_for=hours(36), usable_for=days(3650)),
-        "ranking": ranking,
-        "default": ANY_ITEM,
-    }
-    return Pipeline(**{**fields, **changes})
 
 
 def history_of(member: str, moment: datetime, borrowed: Sequence[str]) -> dict[str, Any]:

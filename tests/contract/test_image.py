@@ -117,6 +117,14 @@ def test_the_images_lock_is_the_tested_lock_without_what_it_does_not_run() -> No
     assert {re.split(r"[\[><=]", name)[0] for name in wanted} - LEFT_OUT <= set(image)
 
 
+def test_the_lookups_lock_is_the_part_of_the_tested_lock_that_its_group_names() -> None:
+    tested, own = pins(ROOT / "requirements/lock.txt"), pins(ROOT / "requirements/lookup.txt")
+    assert not [name for name, pin in own.items() if tested.get(name) != pin], "run `make lock`"
+    assert not {"apache-airflow", "feast", "pandas", "pyarrow", "lightgbm", "great-expectations"} & set(own)
+    group = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["lookup"]
+    assert {re.split(r"[\[><=]", name)[0] for name in group} <= set(own)
+
+
 # Prometheus and Grafana
 
 

@@ -33,6 +33,7 @@ from serving_cache.migrate import migrate
 from serving_cache.postgres import PostgresStore
 from serving_cache.redis import RedisStore
 from tests.fresh import register_model
+from tests.generations import library
 from tests.lookups import environment, eventually, running_lookup
 from tests.members import (
     BOOKS,
@@ -41,7 +42,6 @@ from tests.members import (
     MOMENT,
     WEIGHTS,
     history_of,
-    library,
     together_rows,
     write_library,
     write_rows,
@@ -233,7 +233,7 @@ def test_a_lookup_answers_with_the_list_or_says_that_it_is_the_default(
         lists = served(made, cache)
     member, expected = next(iter(lists.items()))
     path = tmp_path / "declarations.py"
-    path.write_text(f"from tests.members import library\nmine = library({made.pipeline.name!r})\n")
+    path.write_text(f"from tests.generations import library\nmine = library({made.pipeline.name!r})\n")
     base = f"/v1/{made.pipeline.name}/entities"
     for redis, place in ((redis_url, "redis"), ("redis://127.0.0.1:1", "postgres")):
         variables = environment(tmp_path, path, postgres=postgres_url, redis=redis)

@@ -31,8 +31,8 @@ from jobs.listing import Listed
 from jobs.plan import Plan
 from serving_cache.postgres_entities import KnownBlock
 from serving_cache.records import StagedPartition
-from tests.generations import NOON, bucket_pipeline
-from tests.members import BOOKS, library
+from tests.generations import NOON, bucket_pipeline, library
+from tests.members import BOOKS
 from tests.parity import trees
 
 LISTS, NUMBERS = library("changed_lists", changed_only=True), bucket_pipeline("changed_numbers", changed_only=True)
