@@ -66,7 +66,7 @@ class Source:
                 return own
         if name not in self.schema.names:
             raise FeatureError(
-                f"source {self.name} has no column {name} (it has {', '.join(self.schema.names)}): "
+                f"source {self.name} has no column {name} (it has {', '.join(self.schema.names) or 'none'}): "
                 "write the column, or correct the view or the source's field_mapping"
             )
         return name

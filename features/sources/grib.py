@@ -29,7 +29,11 @@ POINTS_ANY_GRID_MAX = 1_000_000
 """A message may say so many points on any grid, and is told how its axes differ; more only on a grid that has more."""
 DEGREES_TOLERANCE = 1e-4  # GRIB 1 stores millidegrees
 REMEDY = "replace the file, or download it again"
-ALIKE = ("paramId", "dataType", "number", "typeOfLevel", "level", "stepType", "startStep", "endStep")
+ALIKE = (
+    "paramId", "dataType", "number", "typeOfLevel", "level", "stepType", "startStep", "endStep",
+    "derivedForecast", "percentileValue", "probabilityType", "scaledValueOfLowerLimit", "scaledValueOfUpperLimit",
+    "constituentType", "wavelength", "directionNumber", "frequencyNumber",
+)  # fmt: skip
 """Keys by which two fields of one variable mean different things: a file has one value of each."""
 RELEASE = "expver"
 """The key by which ECMWF tells releases of one field apart."""
@@ -141,7 +145,7 @@ def _check_alike(path: Path, fields: list[_Field]) -> None:
                 raise SourceError(
                     f"{path} has {key} {first.keys[key]} at {_hour(first)} (message {first.number}) and "
                     f"{field.keys[key]} at {_hour(field)} (message {field.number}): give one value per hour and cell "
-                    "(no ensemble members, levels or forecast steps)"
+                    "(no ensemble members, levels, forecast steps or percentiles)"
                 )
 
 
@@ -178,7 +182,7 @@ def _messages(path: Path) -> Iterator[tuple[int, Any]]:
                 if start > end and _bytes(path, end, min(start - end, TAIL_BYTES_MAX)).strip(b"\0"):
                     raise SourceError(
                         f"{path} has {start - end:,} bytes that are no GRIB before message {number}, from byte "
-                        f"{end:,} on: {REMEDY}"
+                        f"{end:,} on: take them off (grib_copy leaves a bulletin's header out), or {REMEDY}"
                     )
                 end = max(end, start + _size(path, start, int(eccodes.codes_get_message_size(message))))
                 yield number, message
@@ -332,8 +336,10 @@ def _check_axis(
     if apart <= DEGREES_TOLERANCE and len(used) == count and used[0] == 0 and used[-1] == count - 1:
         return
     found = list(dict.fromkeys(degrees.tolist()))
+    worst = int(np.abs((degrees - meant + 180) % 360 - 180).argmax())
+    beside = f", {degrees[worst]:.9g} beside {meant[worst]:.9g}" if apart > DEGREES_TOLERANCE else ""
     raise SourceError(
         f"{path} has other coordinates: {axis}s expected {count} from {first:g} to {first + (count - 1) * step:g}, "
-        f"found {len(found)} from {found[0]:g} to {found[-1]:g}: give a file on the declared Grid, or declare the "
-        "file's"
+        f"found {len(found)} from {found[0]:g} to {found[-1]:g}{beside}: give a file on the declared Grid, which has "
+        "one step for both axes, or declare the file's"
     )

@@ -180,6 +180,22 @@ MIXED = {
     ),
     "a forecast step": ({"dataTime": 0, "step": 1}, "startStep 0 at .* and 1 at 2019-03-01 01:00"),
     "another member": ({"productDefinitionTemplateNumber": 1, "number": 3}, "number None at .* and 3 at 2019-03-01"),
+    "an ensemble's spread": (
+        {"productDefinitionTemplateNumber": 2, "derivedForecast": 2},
+        "derivedForecast None at .* and 2 at 2019-03-01",
+    ),
+    "a percentile": (
+        {"productDefinitionTemplateNumber": 6, "percentileValue": 90},
+        "percentileValue None at .* and 90 at 2019-03-01",
+    ),
+    "a probability": (
+        {"productDefinitionTemplateNumber": 5, "probabilityType": 1},
+        "probabilityType None at .* and 1 at 2019-03-01",
+    ),
+    "a constituent": (
+        {"productDefinitionTemplateNumber": 40, "constituentType": 5},
+        "constituentType None at .* and carbonMonoxide at 2019-03-01",
+    ),
 }
 
 
@@ -188,6 +204,21 @@ def test_fields_of_other_kinds_are_refused_though_each_hour_is_there_once(tmp_pa
     keys, says = MIXED[name]
     with pytest.raises(SourceError, match=says):
         read_back(tmp_path, message_of(0), message_of(1, keys=keys))
+
+
+def test_two_percentiles_are_told_apart_by_theirs(tmp_path: Path) -> None:
+    tenth, ninetieth = (
+        message_of(hour, value=281.0 + hour, keys={"productDefinitionTemplateNumber": 6, "percentileValue": share})
+        for hour, share in ((0, 10), (1, 90))
+    )
+    with pytest.raises(SourceError, match=r"percentileValue 10 at .* and 90 at"):
+        read_back(tmp_path, tenth, ninetieth)
+
+
+def test_a_grid_whose_inner_points_lie_elsewhere_is_refused_by_one_of_them(tmp_path: Path) -> None:
+    grid = Grid(rows=6, cols=7, tile=4, north=58.0004, step=0.2499)
+    with pytest.raises(SourceError, match=r"found 6 from 58.0004 to 56.7509, 56.7509 beside 56.75: give a file"):
+        read_back(tmp_path, message_of(0, grid=grid))
 
 
 def test_a_member_may_be_preferred(tmp_path: Path) -> None:
