@@ -33,6 +33,7 @@ from almanac.clock import floor_hour, need_utc
 from almanac.errors import FeatureError, Unavailable
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
+from features import parquet_files
 from features.archive_files import (
     FOLDER,
     HOUR_FORMAT,
@@ -358,12 +359,11 @@ def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: da
         until: included.
     """
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     found: dict[Any, datetime] = {}
     for folder in sorted(pipeline_folder.glob(f"*/{FOLDER}")):
         for path in archived_files(folder.parent, after, until):
-            table = pq.ParquetFile(path).read(columns=[entity, EVENT_TIMESTAMP])
+            table = parquet_files.read(path, [entity, EVENT_TIMESTAMP])
             moments = table[EVENT_TIMESTAMP]
             table = table.filter(pc.and_(pc.greater(moments, after), pc.less_equal(moments, until)))
             for row in table.group_by(entity).aggregate([(EVENT_TIMESTAMP, "max")]).to_pylist():

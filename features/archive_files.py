@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features import parquet_files
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -84,10 +86,9 @@ def at_once(group: list[ArchiveFile]) -> list[ArchiveFile]:
 def read(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     """A file of the archive; one that is damaged is put aside under another name, and said."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read(columns=columns)
+        return parquet_files.read(path, columns)
     except pa.ArrowInvalid as error:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
@@ -103,10 +104,9 @@ def written_at(path: Path) -> datetime:
 def replaced_by(path: Path) -> set[str]:
     """Names of the files that a merged one replaces."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        return set(json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"[]")))
+        return set(json.loads((parquet_files.schema(path).metadata or {}).get(METADATA_KEY, b"[]")))
     except (pa.ArrowInvalid, ValueError):
         return set()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from almanac.clock import need_utc
+from features import parquet_files
 from features.layout import EVENT_TIMESTAMP
 
 FOLDER = "archive"
@@ -42,12 +43,11 @@ def newest_events(pipeline_folder: Path, entity: str, after: datetime, until: da
         until: included.
     """
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     found: dict[Any, datetime] = {}
     for folder in sorted(pipeline_folder.glob(f"*/{FOLDER}")):
         for path in archived_files(folder.parent, after, until):
-            table = pq.ParquetFile(path).read(columns=[entity, EVENT_TIMESTAMP])
+            table = parquet_files.read(path, [entity, EVENT_TIMESTAMP])
             moments = table[EVENT_TIMESTAMP]
             table = table.filter(pc.and_(pc.greater(moments, after), pc.less_equal(moments, until)))
             for row in table.group_by(entity).aggregate([(EVENT_TIMESTAMP, "max")]).to_pylist():

@@ -19,6 +19,7 @@ from typing import Any
 
 from almanac.errors import FeatureError
 from almanac.settings import Settings, load_settings
+from features import parquet_files
 
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
@@ -67,10 +68,9 @@ def definitions_for(settings: Settings) -> Iterator[None]:
 def made_from(path: Path) -> dict[str, Any]:
     """What a feature file says it was made from; nothing when it is absent or damaged, so that it is made again."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[MADE_FROM])
+        found: dict[str, Any] = json.loads((parquet_files.schema(path).metadata or {})[MADE_FROM])
     except (FileNotFoundError, KeyError, ValueError, pa.ArrowException):
         return {}
     return found

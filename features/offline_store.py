@@ -38,6 +38,7 @@ from feast.utils import compute_non_entity_date_range
 from typing_extensions import override
 
 from almanac.errors import FeatureError
+from features import parquet_files
 from features.asof import Files, View, latest, paths_of
 from features.offline.job import ArrowRetrievalJob, metadata_of
 from features.offline.kinds import agreed, as_declared, kinds_of, typed
@@ -51,7 +52,7 @@ from features.offline.retrieval import (
     views_of,
     widened,
 )
-from features.offline.sources import append, opened, rows
+from features.offline.sources import append, opened, readable, rows
 from features.schemas import as_declared as as_declared_rows
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         place = FileSource.get_uri_for_file_path(config.repo_path, destination.path)
         filesystem, path = FileSource.create_filesystem_and_path(place, destination.s3_endpoint_override)
         ds.write_dataset(
-            ds.dataset(str(data), format="parquet") if isinstance(data, Path) else data,
+            parquet_files.dataset(_written(data)) if isinstance(data, Path) else data,
             path,
             filesystem=filesystem,
             format="parquet",
@@ -265,7 +266,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         Raises:
             NotImplementedError: of other sources; Feast then computes them from what `pull_all…` gives.
         """
-        _monitored_by_duckdb(config, data_source)
+        _need_monitored_by_duckdb(config, data_source)
         return DuckDBOfflineStore.compute_monitoring_metrics(config, data_source, *asked, **options)
 
     @staticmethod
@@ -275,7 +276,7 @@ class AlmanacOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         Raises:
             NotImplementedError: of other sources; Feast then looks for it in what `pull_all…` gives.
         """
-        _monitored_by_duckdb(config, data_source)
+        _need_monitored_by_duckdb(config, data_source)
         return DuckDBOfflineStore.get_monitoring_max_timestamp(config, data_source, timestamp_field)
 
     def get_table_column_names_and_types_from_data_source(
@@ -300,10 +301,21 @@ def explained(view: View) -> str:
     return f"{view.name}: {len(view.features)} columns of {what}, joined on {keys}, {ttl}"
 
 
-def _monitored_by_duckdb(config: RepoConfig, source: DataSource) -> None:
+def _written(data: Path) -> list[str]:
+    """The Parquet files of a path."""
+    return sorted(map(str, data.rglob("*.parquet"))) if data.is_dir() else [str(data)]
+
+
+def _need_monitored_by_duckdb(config: RepoConfig, source: DataSource) -> None:
+    """Refuse a source that Feast's code over DuckDB cannot read, or that takes too much memory."""
     path = FileSource.get_uri_for_file_path(config.repo_path, source.path) if isinstance(source, FileSource) else ""
     if not path or Path(path).is_dir():
         raise NotImplementedError(f"source {source.name} is not one Parquet file or a pattern of them")
+    files = opened(config, source).rows
+    assert isinstance(files, Files)  # noqa: S101  it is a FileSource
+    what = f"source {source.name}"
+    with readable(source.name):
+        parquet_files.need_room(paths_of(files, what), None, filesystem=files.filesystem)
 
 
 def _aware(moment: datetime) -> datetime:

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from almanac.errors import FeatureError
+from features import parquet_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from features.declared_types import Misfit
+
+
+ROWS_AT_ONCE = 1 << 16
+"""How many rows are looked through at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,9 @@ def check_schema(file: str, needed: Needed) -> None:
         FeatureError: names file and column, and says what to write instead.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(file)
+        schema = parquet_files.schema(file)
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise FeatureError(f"{file} of view {needed.view} is not a Parquet file ({reason}): write it again") from None
@@ -171,15 +175,13 @@ def _look_through(path: str, name: str, kind: str, filesystem: Any) -> None:
     Raises:
         Misfit: with the file's row.
     """
-    import pyarrow.parquet as pq
 
     from features.declared_types import Misfit, declared
 
     first = 0
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        for batch in file.iter_batches(columns=[name]):
-            try:
-                declared(batch.column(0), kind)
-            except Misfit as misfit:
-                raise Misfit(misfit.found, misfit.remedy, None if misfit.row is None else first + misfit.row) from None
-            first += batch.num_rows
+    for table in parquet_files.tables(path, [name], ROWS_AT_ONCE, filesystem=filesystem):
+        try:
+            declared(table.column(0), kind)
+        except Misfit as misfit:
+            raise Misfit(misfit.found, misfit.remedy, None if misfit.row is None else first + misfit.row) from None
+        first += table.num_rows

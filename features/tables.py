@@ -20,6 +20,7 @@ from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import tables_footers
+from features.parquet_files import relation
 from features.schemas import Needed, as_declared, check_schema
 
 if TYPE_CHECKING:
@@ -93,11 +94,10 @@ class Table:
         names = [f"{quoted(self.key)}", f"{quoted(self.moment)} AS event_timestamp", *map(quoted, columns)]
         whole = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in (self.key, *columns))
         when = f"{quoted(self.moment)} BETWEEN {literal(since)} AND {literal(until)}"
-        with opened(self) as (connection, rows):
+        with opened(self, columns) as (connection, rows):
             found: pa.Table = connection.sql(
                 f"SELECT {', '.join(names)} FROM {rows} WHERE {whole} AND {when} "  # noqa: S608
                 f"ORDER BY event_timestamp, {quoted(self.key)} LIMIT {rows_max + 1}",
-                params=[self.files],
             ).to_arrow_table()
         if len(found) > rows_max:
             many = f"view {self.view} has more than {rows_max:,} rows since {format_time(since)}"
@@ -294,10 +294,8 @@ def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> 
             continue
         with opened(table) as (connection, rows):
             moment = quoted(table.moment)
-            found = connection.execute(
-                f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(cutoff)}",  # noqa: S608
-                [table.files],
-            ).fetchone()
+            query = f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(cutoff)}"  # noqa: S608
+            found = connection.execute(query).fetchone()
             newest += [found[0]] if found and found[0] is not None else []
     if not newest:
         views = ", ".join(table.view for table in changing)
@@ -321,10 +319,8 @@ def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
             continue
         with opened(table) as (connection, rows):
             usable, key, moment = _usable(table, as_of), quoted(table.key), quoted(table.moment)
-            nulls = connection.execute(
-                f"SELECT count(*) FROM {rows} WHERE {key} IS NULL AND {usable}",  # noqa: S608
-                [table.files],
-            ).fetchone()
+            query = f"SELECT count(*) FROM {rows} WHERE {key} IS NULL AND {usable}"  # noqa: S608
+            nulls = connection.execute(query).fetchone()
             if nulls and nulls[0]:
                 raise FeatureError(
                     f"{table.path}: {nulls[0]:,} rows of view {table.view} have no {table.key}: drop them or fill it in"
@@ -333,8 +329,7 @@ def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
                 continue
             twice = connection.execute(
                 f"SELECT {key} FROM {rows} WHERE {usable} GROUP BY {key}, {moment} "  # noqa: S608
-                f"HAVING count(*) > 1 LIMIT {KEYS_SHOWN_MAX}",
-                [table.files],
+                f"HAVING count(*) > 1 LIMIT {KEYS_SHOWN_MAX}"
             ).fetchall()
             if twice:
                 shown = ", ".join(str(row[0]) for row in twice)
@@ -353,14 +348,14 @@ def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> It
         FeatureError: a key cannot be an entity's.
     """
     first = tables[0]
-    with opened(first) as (connection, rows):
+    with opened(first) as (connection, _):
         asked = [
-            f"SELECT {quoted(table.key)} AS key FROM {rows} "  # noqa: S608
+            f"SELECT {quoted(table.key)} AS key FROM {relation(table.files, (table.key, table.moment))} "  # noqa: S608
             f"WHERE {quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
             for table in tables
         ]
-        query = f"SELECT DISTINCT key FROM ({' INTERSECT '.join(f'({part})' for part in asked)}) ORDER BY key"  # noqa: S608
-        found = connection.execute(query, [table.files for table in tables])
+        every = " INTERSECT ".join(f"({part})" for part in asked)
+        found = connection.execute(f"SELECT DISTINCT key FROM ({every}) ORDER BY key")  # noqa: S608
         while keys := found.fetchmany(KEYS_AT_ONCE):
             try:
                 yield [pipeline.partitions.check(row[0]) for row in keys]
@@ -385,14 +380,17 @@ def quoted(name: str) -> str:
 
 
 @contextmanager
-def opened(table: Table) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
-    """A DuckDB of its own, and what stands in FROM; its errors become ours."""
+def opened(
+    table: Table, columns: Sequence[str] = (), files: Sequence[str] | None = None
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """A DuckDB of its own, and what stands in FROM: key, event time and `columns` of `files`, or of the view's own."""
     import duckdb
+    import pyarrow as pa
 
     with duckdb.connect(":memory:") as connection:
         try:
-            yield connection, "read_parquet(?, union_by_name => true)"
-        except duckdb.Error as error:
+            yield connection, relation(files or table.files, (table.key, table.moment, *columns))
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise FeatureError(
                 f"{table.path} of view {table.view} cannot be read ({reason}): write it again"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from almanac.errors import FeatureError, FilesChanged
+from features import parquet_files
 from features.asof.footers import Footer, footer_of, paths_of
 from features.asof.times import GREATEST, to_moment
 from features.asof.view import Files, Rows, View, Wanted
-from features.parquet_budget import over_budget
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,14 +255,6 @@ def _runs(footer: Footer, wanted: Iterable[int], number: int, first: int) -> Ite
 
 
 def _decoded(footer: Footer, filesystem: object, span: Span, columns: list[str]) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if why := over_budget(footer.metadata, columns, whole=False):
-        raise FeatureError(f"{footer.path}: {why}")
-    with pq.ParquetFile(footer.path, metadata=footer.metadata, filesystem=filesystem) as file:
-        if span.rows <= BATCH_ROWS_MAX:
-            yield file.read_row_groups(list(span.groups), columns=columns)
-            return
-        for batch in file.iter_batches(BATCH_ROWS_MAX, row_groups=list(span.groups), columns=columns):
-            yield pa.Table.from_batches([batch])
+    return parquet_files.tables(
+        footer.path, columns, BATCH_ROWS_MAX, groups=span.groups, filesystem=filesystem, metadata=footer.metadata
+    )

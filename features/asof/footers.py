@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from almanac.errors import FeatureError
+from features import parquet_files
 from features.asof.keys import Ints
 from features.asof.times import GREATEST, LEAST, converted
 from features.asof.view import Files
@@ -102,7 +103,6 @@ def footer_of(path: str, filesystem: Any, view: str) -> Footer:
         FeatureError: it is no Parquet file, or damaged; names view and file.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         identity = None
@@ -111,7 +111,7 @@ def footer_of(path: str, filesystem: Any, view: str) -> Footer:
             if identity in _kept:
                 _kept.move_to_end(identity)
                 return _kept[identity]
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        metadata = parquet_files.footer(path, filesystem)
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]

@@ -48,10 +48,10 @@ def _newest(table: Table, entities: list[EntityKey], moment: datetime) -> dict[E
     """Event time of each entity's newest row up to a moment, whatever its age."""
     key, when = quoted(table.key), quoted(table.moment)
     files = [*table.files, *archived_files(Path(table.path).parent, None, moment)]
-    with opened(table) as (connection, rows):
+    with opened(table, files=files) as (connection, rows):
         found = connection.execute(
             f"SELECT {key}, epoch_us(max({when})) FROM {rows} WHERE {when} <= {literal(moment)} "  # noqa: S608
             f"AND {key} IN (SELECT unnest(?)) GROUP BY {key}",
-            [files, entities],
+            [entities],
         ).fetchall()
     return {entity: at_micros(micros) for entity, micros in found}

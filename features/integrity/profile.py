@@ -83,8 +83,7 @@ def newest_of(table: Table, now: datetime) -> datetime | None:
     moment = quoted(table.moment)
     with opened(table) as (connection, rows):
         found = connection.execute(
-            f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(now)}",  # noqa: S608
-            [table.files],
+            f"SELECT epoch_us(max({moment})) FROM {rows} WHERE {moment} <= {literal(now)}"  # noqa: S608
         ).fetchone()
     return None if not found or found[0] is None else at_micros(found[0])
 
@@ -102,11 +101,10 @@ def values_of(table: Table, since: datetime | None, until: datetime) -> Values:
     when = f"{quoted(table.moment)} <= {literal(until)}"
     if since is not None:
         when += f" AND {quoted(table.moment)} > {literal(since)}"
-    with opened(table) as (connection, rows):
+    with opened(table, table.features) as (connection, rows):
         found: pa.Table = connection.sql(
             f"SELECT {quoted(table.key)}, epoch_us({quoted(table.moment)}) AS {EVENT_TIMESTAMP}, {columns} "  # noqa: S608
-            f"FROM (SELECT * FROM {rows} WHERE {when}) USING SAMPLE reservoir({ROWS_MAX} ROWS) REPEATABLE ({_SEED})",
-            params=[table.files],
+            f"FROM (SELECT * FROM {rows} WHERE {when}) USING SAMPLE reservoir({ROWS_MAX} ROWS) REPEATABLE ({_SEED})"
         ).to_arrow_table()
     return Values(
         columns={name: found[name].to_numpy() for name in table.features},

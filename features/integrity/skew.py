@@ -74,8 +74,7 @@ def sample(pipeline: Pipeline, tables: Sequence[Table], now: datetime, size: int
         found = connection.execute(
             f"SELECT key FROM (SELECT DISTINCT {quoted(table.key)} AS key FROM {rows} "  # noqa: S608
             f"WHERE {quoted(table.moment)} <= {literal(as_of)}{since}) WHERE key IS NOT NULL "
-            f"ORDER BY hash(key, {int(seed)}) LIMIT {int(size)}",
-            [table.files],
+            f"ORDER BY hash(key, {int(seed)}) LIMIT {int(size)}"
         ).fetchall()
     return sorted(row[0] for row in found)
 
@@ -213,13 +212,12 @@ def _known(table: Table, entities: list[Any], moments: Sequence[datetime | None]
     )
     files = [*table.files, *archived_files(Path(table.path).parent, min(times), max(times))]
     key, moment = quoted(table.key), quoted(table.moment)
-    with opened(table) as (connection, rows):
+    with opened(table, files=files) as (connection, rows):
         connection.register("asked", asked)
         places = connection.execute(
             f"SELECT DISTINCT place FROM (SELECT {key} AS key, {moment} AS known_at FROM {rows} "  # noqa: S608
             f"WHERE {moment} BETWEEN {literal(min(times))} AND {literal(max(times))}) "
-            "JOIN asked ON asked.entity = key AND asked.moment = known_at",
-            [files],
+            "JOIN asked ON asked.entity = key AND asked.moment = known_at"
         ).fetchall()
     found[[place for (place,) in places]] = True
     return found

@@ -36,6 +36,7 @@ from features.interactions.history import HISTORY, STATS, TOGETHER
 from features.interactions.items import Nights, nights
 from features.interactions.lines import Held, Lines
 from features.layout import CREATED_TIMESTAMP, EVENT_TIMESTAMP, MADE_FROM, day_file, made_from, view_dir
+from features.parquet_files import relation
 from features.sources.lines import LineSource, declared_of, open_lines
 
 if TYPE_CHECKING:
@@ -280,10 +281,9 @@ class _Files:
         with duckdb.connect(":memory:") as connection:
             connection.register("asked", pa.table({"entity": pa.array(entities, pa.string())}))
             found: Any = connection.sql(
-                f"SELECT {key} AS entity, {columns} FROM read_parquet($1) "  # noqa: S608 - columns of our own
+                f"SELECT {key} AS entity, {columns} FROM {relation(names)} "  # noqa: S608 - columns of our own
                 f"WHERE {key} IN (SELECT entity FROM asked) QUALIFY row_number() OVER "
-                f"(PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1",
-                params=[names],
+                f"(PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP} DESC, {CREATED_TIMESTAMP} DESC) = 1"
             ).to_arrow_table()
         return found.cast(schema_of(pa.string()).remove(1))
 

@@ -16,6 +16,7 @@ from almanac.clock import DAY_MICROSECONDS, MICROSECOND, micros_of
 from almanac.interactions import Interactions
 from almanac.ranking_declared import ANY_ITEM
 from features.interactions.history import POPULAR_MAX, TOGETHER_MAX
+from features.parquet_files import relation
 
 if TYPE_CHECKING:
     import duckdb
@@ -45,10 +46,9 @@ class Nights:
         config: dict[str, str | bool | int | float | list[str]]
         config = {"memory_limit": MEMORY, "temp_directory": str(temporary), "preserve_insertion_order": False}
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:", config=config)
-        held = ", ".join(map(quoted_path, files))  # DuckDB takes no parameters in a table's definition
         # No line is of any item; one that was archived as that must not be what is popular.
         self._connection.execute(
-            f"CREATE VIEW read AS SELECT * FROM read_parquet([{held}]) "  # noqa: S608
+            f"CREATE VIEW read AS SELECT * FROM {relation(files)} "  # noqa: S608
             f"WHERE quantity > 0 AND item <> '{ANY_ITEM}'"
         )
         self._connection.execute(
@@ -154,11 +154,6 @@ class Nights:
 
     def _asked(self, query: str, parameters: list[Any]) -> pa.Table:
         return self._connection.sql(query, params=parameters).to_arrow_table()
-
-
-def quoted_path(path: Path) -> str:
-    """A path as DuckDB reads it."""
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from almanac.clock import DAY, DAY_MICROSECONDS, EPOCH, MICROSECOND, at_micros, micros_of
+from features import parquet_files
 from features.archive_lines import EVENTS, ITEMS, PRICES, QUANTITIES
 from features.archived import archived_files
 from features.files import replacing
@@ -95,11 +96,10 @@ class Lines:
         """The lines of a time: the source's, those that events brought before, and those of the archive."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         own = with_events(source.lines(*span))
-        streamed = [_streamed(pq.ParquetFile(path).read())] if path.exists() else []
-        streamed += [_exploded(pq.ParquetFile(file).read(), span) for file in archived]
+        streamed = [_streamed(parquet_files.read(path))] if path.exists() else []
+        streamed += [_exploded(parquet_files.read(file), span) for file in archived]
         parts = [own.append_column("streamed", pa.repeat(pa.scalar(False), own.num_rows))]
         parts += [_not_among(own, part) for part in streamed]
         known = pa.array([], pa.int64())
@@ -121,12 +121,11 @@ class Lines:
     def newest(self, until: datetime) -> datetime | None:
         """The moment of the newest line at or before a moment; None if there is none."""
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         for path in sorted(self.folder.glob("*.parquet"), reverse=True):
             if path.stem > f"{until:%Y-%m}":
                 continue
-            at = pq.ParquetFile(path).read(columns=["at"])["at"].cast("int64")
+            at = parquet_files.read(path, ["at"])["at"].cast("int64")
             found = pc.max(at.filter(pc.less_equal(at, micros_of(until)))).as_py()
             if found is not None:
                 return at_micros(found)
@@ -139,12 +138,11 @@ class Lines:
             items: further items that are to have a place.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         tables = []
         for path in self.files(start, end):
-            table = pq.ParquetFile(path, read_dictionary=["entity", "item"]).read(
-                columns=["entity", "item", "at", "event", "quantity", "price"]
+            table = parquet_files.read(
+                path, ["entity", "item", "at", "event", "quantity", "price"], dictionaries=("entity", "item")
             )
             at = table["at"].cast(pa.int64()).to_numpy()
             tables.append(table.filter(pa.array((at >= micros_of(start)) & (at < micros_of(end)))))

@@ -21,6 +21,7 @@ from almanac.partitioning import Grid, Partitioning
 from features import asof
 from features.archived import archived_files
 from features.materialize.plan import File, Reading
+from features.parquet_files import relation
 from features.schemas import Needed, check_schema
 from features.tables import literal, quoted
 
@@ -204,16 +205,14 @@ def examine(
         foreign, valid = f"strlen({key}) NOT BETWEEN 1 AND {KEY_BYTES_MAX}", f"1 to {KEY_BYTES_MAX} bytes"
     else:
         foreign, valid = "false", ""
-    rows = "read_parquet($1, union_by_name => true)"
     usable = f"{moment} BETWEEN {literal(reading.start)} AND {literal(reading.end)}"
     if own is not None:
         usable += f" AND {key} BETWEEN {own[0]} AND {own[1]}"
-    files = list(reading.files)
     with _asking(source), duckdb.cursor() as connection:
+        rows = relation(reading.files, (source.key_column, source.moment))
         counted: Any = connection.execute(
             f"SELECT count(*), approx_count_distinct({key}), count(*) FILTER ({key} IS NULL), "  # noqa: S608
-            f"any_value({key}) FILTER ({foreign}) FROM {rows} WHERE {usable}",
-            [files],
+            f"any_value({key}) FILTER ({foreign}) FROM {rows} WHERE {usable}"
         ).fetchone()
         count, entities, keyless, stranger = counted
         if keyless:
@@ -231,8 +230,7 @@ def examine(
             if source.created or not count
             else connection.execute(
                 f"SELECT {key} FROM {rows} WHERE {usable} GROUP BY {key}, {moment} HAVING count(*) > 1 "  # noqa: S608
-                f"LIMIT {KEYS_SHOWN_MAX}",
-                [files],
+                f"LIMIT {KEYS_SHOWN_MAX}"
             ).fetchall()
         )
     if twice:
@@ -266,10 +264,11 @@ def newest(source: Source, reading: Reading, own: Keys | None) -> Iterator[pa.Re
 @contextmanager
 def _asking(source: Source) -> Iterator[None]:
     import duckdb
+    import pyarrow as pa
 
     try:
         yield
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _unreadable(source, error) from error
 
 

@@ -26,6 +26,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
 
 from almanac.errors import FeatureError
+from features import parquet_files
 from features.asof import BATCH_ROWS_MAX, Files, Rows, Wanted, paths_of
 from features.asof.times import unit_of
 from features.files import locked, replacing
@@ -130,7 +131,8 @@ def rows(
         import pyarrow.dataset as ds
 
         paths = paths_of(source.rows, f"source {source.name}")
-        dataset = ds.dataset(paths, format="parquet", filesystem=source.rows.filesystem)
+        with readable(source.name):
+            dataset = parquet_files.dataset(paths, {*columns, timestamp}, source.rows.filesystem)
         condition = None
         for sign, moment in limits:
             one = ds.field(timestamp) >= moment if sign == ">=" else ds.field(timestamp) <= moment
@@ -178,12 +180,10 @@ def append(config: RepoConfig, source: DataSource, table: pa.Table) -> None:
         folder = path if not has_magic(path) else str(Path(path).parent)
         _write(fitting, f"{folder}/{uuid.uuid4().hex}.parquet", filesystem)
         return
-    import pyarrow.parquet as pq
-
     alone = locked(Path(path).with_name(f".{Path(path).name}.lock")) if filesystem is None else nullcontext()
     with alone:  # the file is read and written again
         with readable(source.name):
-            before = pq.read_table(path, filesystem=filesystem, schema=known.schema)
+            before = parquet_files.read(path, filesystem=filesystem).replace_schema_metadata(None)
         _write(pa.concat_tables([before, fitting]), path, filesystem)
 
 
@@ -314,10 +314,8 @@ def _files(config: RepoConfig, source: FileSource, earliest: datetime | None, la
 
 
 def _schema(files: Files, name: str) -> pa.Schema:
-    import pyarrow.parquet as pq
-
     with readable(name):
-        return pq.read_schema(paths_of(files, f"source {name}")[0], filesystem=files.filesystem).remove_metadata()
+        return parquet_files.schema(paths_of(files, f"source {name}")[0], files.filesystem).remove_metadata()
 
 
 def _is_folder(path: str, filesystem: Any) -> bool:

@@ -18,7 +18,8 @@ from almanac.errors import SourceError
 from almanac.interactions import Interactions
 from almanac.partitioning import Buckets
 from almanac.settings import Settings
-from features.parquet_budget import TEXT_BYTES_MAX, is_text, long_text, over_budget
+from features import parquet_files
+from features.parquet_budget import TEXT_BYTES_MAX, is_text, long_text
 from features.sources.gates import REASONS, Believed, described, pass_gates
 from features.sources.recorded import CLOCK_FILE, Replayed, settle_clock
 
@@ -69,15 +70,14 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: dat
         SourceError: it cannot be read, lacks a column, a column has another type, or no row passes.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise SourceError(f"{path} is not a file: correct ALMANAC_SOURCE_DATA, or leave it out for a simulated source")
     names, names_read = declared.columns, _ordered(declared)
     try:
-        # ParquetFile reads this one file; a hive-style folder above it adds no column.
-        file = pq.ParquetFile(path)
-        found = file.schema_arrow.names
+        footer = parquet_files.footer(path)
+        schema = footer.schema.to_arrow_schema()
+        found = schema.names
         absent = [name for name in _ordered(declared) if name not in found]
         if absent:
             raise SourceError(
@@ -86,13 +86,11 @@ def read_lines(path: Path, declared: Interactions, partitions: Buckets, now: dat
             )
         if again := [name for name in _ordered(declared) if found.count(name) > 1]:
             raise SourceError(f"{path} has more than one column {', '.join(again)}: give each once")
-        if file.metadata.num_rows > ROWS_MAX:
-            raise SourceError(f"{path} has {file.metadata.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
-        if why := over_budget(file.metadata, names_read, whole=True):
-            raise SourceError(f"{path}: {why}")
-        texts = [name for name in (names.entity, names.item) if is_text(file.schema_arrow.field(name).type)]
+        if footer.num_rows > ROWS_MAX:
+            raise SourceError(f"{path} has {footer.num_rows:,} rows, more than {ROWS_MAX:,}: cut it")
+        texts = [name for name in (names.entity, names.item) if is_text(schema.field(name).type)]
         # Texts as dictionaries: one that stands in each of many rows takes its memory once.
-        raw = pq.ParquetFile(path, read_dictionary=texts).read(columns=names_read)
+        raw = parquet_files.read(path, names_read, dictionaries=texts, error=SourceError)
         for name in texts:
             if (size := long_text(raw[name])) is not None:
                 raise SourceError(

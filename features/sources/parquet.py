@@ -10,7 +10,7 @@ import numpy as np
 from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations
-from features.parquet_budget import over_budget
+from features import parquet_files
 from features.sources import WINDOW_VALUES_MAX
 
 
@@ -28,11 +28,11 @@ def read_parquet(
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     names = [entity, "observed_at", observed.variable]
     try:
-        schema = pq.read_schema(path)
+        footer = parquet_files.footer(path)
+        schema = footer.schema.to_arrow_schema()
         absent = [name for name in names if name not in schema.names]
         if absent:
             raise SourceError(
@@ -40,12 +40,9 @@ def read_parquet(
                 f"give the columns {', '.join(names)}"
             )
         _check_types(path, [schema.field(name) for name in names])
-        if (rows := pq.read_metadata(path).num_rows) > WINDOW_VALUES_MAX:
+        if (rows := footer.num_rows) > WINDOW_VALUES_MAX:
             raise SourceError(f"{path} has {rows:,} rows, more than {WINDOW_VALUES_MAX:,}: cut it")
-        if why := over_budget(pq.read_metadata(path), names, whole=True):
-            raise SourceError(f"{path}: {why}")
-        # ParquetFile reads this one file; a hive-style folder above it adds no column.
-        table = pq.ParquetFile(path).read(columns=names)
+        table = parquet_files.read(path, names, error=SourceError)
         cells = table[entity].cast(pa.int64())
         moments = table["observed_at"].cast(pa.timestamp("us", tz="UTC"))
         values = table[observed.variable].cast(pa.float32(), safe=False)

@@ -13,6 +13,7 @@ from almanac.manifest import Metric, Parity
 from almanac.pipeline import Pipeline
 from almanac.scoring import Scorer
 from almanac.settings import Settings
+from features import parquet_files
 from jobs.training.boundaries import reached
 from jobs.training.convert import Fitted, Floats, Recipe
 from jobs.training.dataset import Rows, Split, Truth, every_row, features, horizon_hours
@@ -125,10 +126,7 @@ def prove(scorer: Scorer, golden: bytes) -> Parity:
     Raises:
         ModelError: some answer differs by more than is allowed; says which output, by how much, and the row.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(pa.BufferReader(golden))
+    table = parquet_files.read(golden, error=ModelError)
     predicted = scorer.score(table)
     worst, tolerance = 0.0, 0.0
     for output in scorer.outputs:
