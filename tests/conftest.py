@@ -27,6 +27,13 @@ hypothesis.settings.register_profile("almanac", deadline=None)  # how long an ex
 hypothesis.settings.load_profile("almanac")
 
 _EXIT_STATUS = pytest.StashKey[int]()
+_NAME_BYTES_MAX = 24
+"""Longer bytes are no name for a test: what packed them may write the time into them, and names must not differ."""
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their length, so that every process of one run collects tests of the same names."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) and len(val) > _NAME_BYTES_MAX else None
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
