@@ -224,7 +224,7 @@ def service_kinds(pipeline: Pipeline, settings: Settings, service: str | None = 
 @contextmanager
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""
-    from feast.errors import FeastModuleImportError, FeastObjectNotFoundException
+    from feast.errors import ConflictingFeatureViewNames, FeastModuleImportError, FeastObjectNotFoundException
     from sqlalchemy.exc import OperationalError, ProgrammingError
 
     try:
@@ -239,6 +239,11 @@ def registry_errors() -> Iterator[None]:
     except (ProgrammingError, FeastObjectNotFoundException, FileNotFoundError) as error:
         reason = (str(getattr(error, "orig", error)).splitlines() or ["empty"])[0]
         raise FeatureError(f"Feast's registry lacks the definitions ({reason}): run `almanac feast apply`") from error
+    except ConflictingFeatureViewNames as error:  # Feast asks in no fixed order, this at times before it reads a row
+        raise FeatureError(
+            f"Feast's registry has another kind of view under a name of the Feast files ({error}): find out who wrote "
+            "it, and delete its row from the registry as its owner, or name the view otherwise"
+        ) from error
 
 
 def apply(settings: Settings, *, prune: bool = False) -> None:
