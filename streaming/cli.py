@@ -15,7 +15,7 @@ from almanac.pipeline import Interactions
 
 if TYPE_CHECKING:
     from almanac.pipeline import Pipeline
-    from streaming.publish import Outgoing
+    from streaming.publish import Outgoing, Oversized
 
 RAW_CHARS_SHOWN = 60
 
@@ -57,7 +57,7 @@ def publish(
     pipeline = _streamed(name)
     settings().need("kafka_bootstrap")
     with _events(pipeline, file, hours) as found:
-        events: Iterable[Outgoing] = islice(found, limit)
+        events: Iterable[Outgoing | Oversized] = islice(found, limit)
         if check:
             events = check_all(events, pipeline, utc_now())
         with _progress(limit) as progress:
@@ -77,11 +77,11 @@ def _streamed(name: str) -> Pipeline:
 
 
 @contextmanager
-def _events(pipeline: Pipeline, file: str | None, hours: int) -> Iterator[Iterator[Outgoing]]:
+def _events(pipeline: Pipeline, file: str | None, hours: int) -> Iterator[Iterator[Outgoing | Oversized]]:
     from almanac.clock import utc_now
     from almanac.errors import UsageError
     from almanac.settings import settings
-    from streaming.publish import from_lines, replayed
+    from streaming.publish import from_lines, replayable, replayed
 
     if file is None and isinstance(pipeline.source, Interactions):
         from features.sources.lines import open_lines
@@ -91,6 +91,7 @@ def _events(pipeline: Pipeline, file: str | None, hours: int) -> Iterator[Iterat
     elif file is None:
         from features.sources import open_source
 
+        replayable(pipeline)
         yield replayed(pipeline, open_source(pipeline, settings()), utc_now(), hours)
     elif file == "-":
         yield from_lines(sys.stdin.buffer, pipeline)
@@ -182,8 +183,17 @@ def redrive(
         moment = None if since is None else parse_time(since)
     except ValueError:
         raise UsageError(f"--since {since!r} is no time with an offset: give one such as 2026-11-21T13:00Z") from None
-    chosen = find(pipeline, settings(), Choice(reason=reason, since=moment, limit=limit))
-    counts = ", ".join(f"{n} {why}" for why, n in sorted(Counter(found.letter.reason for found in chosen).items()))
+    found = find(pipeline, settings(), Choice(reason=reason, since=moment, limit=limit))
+    chosen = found.chosen
+    counts = ", ".join(f"{n} {why}" for why, n in sorted(Counter(each.letter.reason for each in chosen).items()))
+    if found.cut:
+        print(
+            f"{found.cut} more cannot be sent again: they were too large to be kept whole, or do not say where they "
+            "stood; `almanac dead-letters` shows how they begin",
+            file=sys.stderr,
+        )
+    if found.unread:
+        print(f"{found.unread} older ones were not looked at: together they are too large to be read", file=sys.stderr)
     if without := unproved(chosen):
         print(
             f"{without} of them carry no proof of where they first stood: they count as new events, also when they "

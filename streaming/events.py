@@ -69,6 +69,8 @@ REASONS = (
 
 Headers = Sequence[tuple[str, bytes | None]]
 Identity = tuple[str | int, ...]
+REPEATED_CHARS_MAX = 1_024
+"""Characters of a CloudEvent's source, and of its id, that predictions repeat."""
 """By what an event is known, part by part: parts that are joined may be cut elsewhere."""
 Observed = float | dict[str, float]
 """What was observed: the source's variable, or the pushed view's columns by name; True and False are numbers."""
@@ -90,6 +92,7 @@ class Event:
         lines: these, where the declaration has them.
         claimed_at: when the event says that it was, if that is later than we could know: its sender's clock is fast.
         event_id: a CloudEvent's source, id and entity, by which a duplicate is known; None for a plain event.
+        named: a CloudEvent's source and id; None for a plain event.
         trace: W3C traceparent, to be passed on; None when absent or malformed.
     """
 
@@ -99,7 +102,17 @@ class Event:
     lines: tuple[Line, ...] = ()
     claimed_at: datetime | None = None
     event_id: Identity | None = None
+    named: tuple[str, str] | None = None
     trace: str | None = None
+
+    @property
+    def repeated(self) -> dict[str, str] | None:
+        """Source and id as what is made of the event repeats them; None where there is none, or one is very long."""
+        if self.named is None or max(map(len, self.named)) > REPEATED_CHARS_MAX:
+            return None
+        # JSON may name half a character, which no UTF-8 has.
+        source, name = (part.encode("utf-8", "replace").decode() for part in self.named)
+        return {"source": source, "id": name} if (source, name) == self.named else None
 
     @property
     def said(self) -> tuple[datetime, Observed | tuple[Line, ...]]:
@@ -161,6 +174,7 @@ def parse(value: bytes | None, key: bytes | None, headers: Headers | None, pipel
         value=observed,
         lines=lines,
         event_id=source_and_id and (*source_and_id, entity),
+        named=source_and_id,
         trace=traceparent(headers),
     )
 

@@ -265,10 +265,15 @@ def _no_features(pipeline: Pipeline, entity: EntityKey, names: Sequence[str], vi
     """The error of an event without features: expired if a view's row is there and too old, otherwise missing."""
     expired = any(HAS_EXPIRED in view for view in views)
     said = f" ({', '.join(views)})" if views else ""
+    advice = "run the pipeline's DAG, then send the event again"
+    if not expired:  # nobody can say whether it is new or a slip of the pen
+        advice = (
+            f"correct the {pipeline.entity} if it is mistyped; if it is new, send the event again after the pipeline's "
+            "next run"
+        )
     return EventError(
         FEATURES_EXPIRED if expired else FEATURES_MISSING,
-        f"{pipeline.entity} {entity} has no usable feature {named(names)}{said}: "
-        "run the pipeline's DAG, then send the event again",
+        f"{pipeline.entity} {entity} has no usable feature {named(names)}{said}: {advice}",
     )
 
 

@@ -220,10 +220,7 @@ def prediction_record(
     pipeline: Pipeline, origin: Consumed, event: Event, values: Mapping[str, Value], model: Model[Any],
     computed_at: datetime, *, as_of: datetime | None = None,
 ) -> Produced:  # fmt: skip
-    """The record for the predictions topic: key is the entity, as_of is the event's time unless given.
-
-    Of an event that two models score there are two records; `answers` tells them apart.
-    """
+    """The record for the predictions topic (docs/predictions.md); as_of is the event's time unless given."""
     as_of = as_of or event.observed_at
     moments = {output.name: valid_at(output, as_of) for output in pipeline.outputs}
     body = {
@@ -237,6 +234,7 @@ def prediction_record(
         "generation": None,
         "source": origin.source,
         "incarnation": origin.incarnation,
+        "event": event.repeated,
         "computed_at": format_time(computed_at),
     }
     return _produced(pipeline.predictions_topic, event, body)

@@ -15,7 +15,7 @@ from datetime import datetime
 from almanac.errors import UsageError
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
-from streaming.dead_letters import Listed, dead_letters
+from streaming.dead_letters import Listed, newest_letters
 from streaming.events import REASONS
 from streaming.guarding import FORWARDED_TOO_OFTEN, HANDLING_FAILED, HEADERS_UNREADABLE
 from streaming.handle import (
@@ -62,6 +62,10 @@ class Choice:
         if self.reason is not None and self.reason not in ALL_REASONS:
             raise UsageError(f"no dead letter has the reason {self.reason!r}: give one of {', '.join(ALL_REASONS)}")
 
+    def takes(self, found: Listed) -> bool:
+        """Whether it has the reason and the time that are asked for."""
+        return self.reason in (None, found.letter.reason) and (self.since is None or found.at >= self.since)
+
 
 def choose(listed: Sequence[Listed], choice: Choice) -> list[Listed]:
     """The dead letters to send again, oldest first; of several of one event the newest; none that is not whole.
@@ -69,22 +73,37 @@ def choose(listed: Sequence[Listed], choice: Choice) -> list[Listed]:
     One that somebody else wrote takes no other's place: of one event are those that would be sent alike, proof and all.
     """
     latest = {outgoing(found): found for found in listed if found.letter.whole}
-    wanted = [
-        found
-        for found in latest.values()
-        if choice.reason in (None, found.letter.reason) and (choice.since is None or found.at >= choice.since)
+    return sorted((found for found in latest.values() if choice.takes(found)), key=lambda found: found.at)[
+        : choice.limit
     ]
-    return sorted(wanted, key=lambda found: found.at)[: choice.limit]
 
 
-def find(pipeline: Pipeline, settings: Settings, choice: Choice) -> list[Listed]:
+@dataclass(frozen=True, kw_only=True)
+class Redrivable:
+    """What of the dead letters can be sent again.
+
+    Args:
+        chosen: these, the oldest first.
+        cut: how many others were chosen and are not all of their events, or do not say where those stood.
+        unread: how many older ones were not looked at, for they are too large to be read at once.
+    """
+
+    chosen: Sequence[Listed]
+    cut: int = 0
+    unread: int = 0
+
+
+def find(pipeline: Pipeline, settings: Settings, choice: Choice) -> Redrivable:
     """The dead letters of a pipeline to send again.
 
     Raises:
         Unavailable: no broker answered.
         UsageError: there is no dead-letter topic yet.
     """
-    return choose(dead_letters(pipeline, settings, LIMIT_MAX), choice)
+    newest = newest_letters(pipeline, settings, LIMIT_MAX)
+    listed = newest.listed()
+    cut = sum(not found.letter.whole and choice.takes(found) for found in listed)
+    return Redrivable(chosen=choose(listed, choice), cut=cut, unread=newest.let_go_for_size)
 
 
 def redrive(pipeline: Pipeline, settings: Settings, chosen: Sequence[Listed]) -> int:
@@ -92,6 +111,7 @@ def redrive(pipeline: Pipeline, settings: Settings, chosen: Sequence[Listed]) ->
 
     Raises:
         Unavailable: not all were confirmed; says how many were. Sending all of them again counts none twice.
+        UsageError: some no longer fit the topic, by their names; all others are sent.
     """
     return publish((outgoing(found) for found in chosen), pipeline, settings)
 
@@ -103,7 +123,8 @@ def outgoing(found: Listed) -> Outgoing:
     own = tuple(header for header in letter.headers if header[0] not in RESERVED_HEADERS)
     of = ((HEADER_INCARNATION, str(letter.incarnation).encode()),) if letter.incarnation else ()
     proof = tuple(header for header in letter.headers if header[0] == HEADER_PROOF)[-1:]
-    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin), *of, *proof))
+    name = f"the event of {letter.topic}/{letter.partition}@{letter.offset}"
+    return Outgoing(value=letter.raw, key=letter.key, headers=(*own, (HEADER_ORIGIN, origin), *of, *proof), name=name)
 
 
 def unproved(chosen: Sequence[Listed]) -> int:

@@ -50,6 +50,15 @@ def bucket_pipeline(name: str | None = None, **changes: object) -> Pipeline:
     return grid_pipeline(name, **{"entity": "user_id", "partitions": Buckets(count=4), **changes})
 
 
+NUMBERED = (17, 2**53 + 1, 1_234_567_890_123_456_789, -1_234_567_890_123_456_789, 2**63 - 1, -(2**63))
+"""Keys of `numbered_pipeline`."""
+
+
+def numbered_pipeline(name: str | None = None, **changes: object) -> Pipeline:
+    """Users whose keys are whole numbers of up to 19 digits, in 4 buckets."""
+    return bucket_pipeline(name, **{"partitions": Buckets(count=4, keys="integer"), **changes})
+
+
 def list_pipeline(name: str | None = None, **changes: object) -> Pipeline:
     """Users in 4 buckets, each with a list of items."""
     ranking = Ranking(item="item_id", features="items_v1", length=2, kept=3, candidates_max=5, attributes=("price",))
@@ -122,6 +131,8 @@ def block_of(pipeline: Pipeline, partition: int, value: float) -> AnyBlock:
     """A block of one partition in which every prediction is `value`, or the best of every list."""
     if isinstance(pipeline.partitions, Grid):
         keys = np.array(list(pipeline.partitions.entities(partition)), dtype=np.int64)
+    elif pipeline.partitions.key_type is int:
+        keys = np.array(sorted(n for n in NUMBERED if pipeline.partitions.partition_of(n) == partition), dtype=np.int64)
     else:
         users = [f"user-{n}é" for n in range(40)]
         keys = np.array(sorted(u.encode() for u in users if pipeline.partitions.partition_of(u) == partition))

@@ -25,7 +25,7 @@ DECLARATIONS = """
 from datetime import timedelta
 
 from almanac.pipeline import Fresh
-from tests.generations import bucket_pipeline, grid_pipeline, list_pipeline
+from tests.generations import bucket_pipeline, grid_pipeline, list_pipeline, numbered_pipeline
 
 {lines}
 """

@@ -1,10 +1,10 @@
 """What callers read: the JSON of an answer, of a refusal, and the headers that let a cache be honest too.
 
-Caching (RFC 9111, 5861). `Age` is the prediction's age, and `max-age` counts on
-the same axis, so that a cache may reuse an answer for `max-age - Age` seconds:
-never past the moment that it turns stale, loses a value or breaks `max_stale`,
-and never longer than `REUSE_SECONDS_MAX`, for an event or a rollback can change
-any answer at once. `stale-if-error` reaches to the moment that it is unusable.
+Caching (RFC 9111, 5861). A cache may reuse an answer for `max-age` seconds: never past the moment that it turns stale,
+loses a value or breaks `max_stale`, and never longer than `REUSE_SECONDS_MAX`, for an event or a rollback can change
+any answer at once. That holds for caches that count from `Date` and for those that add `Age`, which is 0 where an
+answer is made: the prediction's own age is another thing, and stands in `Almanac-Age`. A reader of a cached answer
+adds the two. `stale-if-error` reaches to the moment that the answer is unusable.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from serving_cache.lookup.service import Outcome
 FLOAT32_MAX = 3.4e38
 FLOAT32_DIGITS_MIN, FLOAT32_DIGITS_MAX = 7, 9  # significant decimal digits that a float32 may need
 REUSE_SECONDS_MAX = 2
+AGE_HEADER = "almanac-age"
+"""Of the prediction, in seconds, rounded up, as it left this process; a 304 brings a cache's copy up to date."""
 RETRY_AFTER_SECONDS = 5
 TIMES_KNOWN_MAX = 4_096  # times kept as text: the cells of a generation share theirs
 
@@ -94,7 +96,7 @@ class RefusalJson(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManyJson(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers of one epoch, in the order asked; what could not be answered stands in `refusals`."""
+    """Answers of one epoch, one for each place asked, in that order; the rest stands in `refusals`, in order too."""
 
     pipeline: str
     epoch: int
@@ -172,18 +174,17 @@ def _named(entity: EntityKey) -> str:
 
 
 def cache_headers(answer: Answer, body: AnswerJson, max_stale: timedelta | None) -> tuple[tuple[str, str], ...]:
-    """Age, ETag and Cache-Control of one answer."""
+    """Age, ETag, Cache-Control and the prediction's age of one answer."""
     tag = etag(body, max_stale)
     if answer.age is None or answer.stale_in is None or answer.unusable_in is None:
         return (("etag", tag), ("cache-control", "no-cache"))
-    age = math.ceil(answer.age.total_seconds())
     reuse = max(0, min(math.floor(min(answer.stale_in, answer.unusable_in).total_seconds()), REUSE_SECONDS_MAX))
     error = max(0, math.floor(answer.unusable_in.total_seconds()) - reuse)
-    lifetime = age + reuse if reuse else 0
     return (
-        ("age", str(age)),
+        ("age", "0"),
+        (AGE_HEADER, str(math.ceil(answer.age.total_seconds()))),
         ("etag", tag),
-        ("cache-control", f"max-age={lifetime}, stale-if-error={error}"),
+        ("cache-control", f"max-age={reuse}, stale-if-error={error}"),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from almanac import __version__
 from serving_cache.lookup.answers import AnswerJson, ManyJson
 from serving_cache.lookup.choosing import CONDITIONS_MAX, EXCLUDED_MAX
+from serving_cache.lookup.parsing import DURATION_FORMS, DURATION_TEXT_MAX, MAX_STALE_LIMIT
 from serving_cache.lookup.web import BODY_BYTES_MAX, ENTITIES_MAX, PROBLEM_JSON
 
 _FIELDS = {
@@ -38,10 +39,18 @@ _FIELDS = {
     "value": "Null where the output's verdict is expired or missing.",
 }
 _TIMES = ("as_of", "computed_at", "valid_at")
-_DURATION_TEXT = "The greatest age accepted: seconds, or a duration such as 90m, 2h, 1d or PT90M."
+_DURATION_TEXT = (
+    "The greatest age accepted: seconds, or a duration such as 90m, 2h, 1d, P1D or PT90M; "
+    f"0 to {MAX_STALE_LIMIT.days:,} days in all."
+)
+_ALLOW = {"Allow": {"schema": {"type": "string"}, "description": "Methods, with commas between them."}}
 _DURATION = {
     "description": _DURATION_TEXT,
-    "examples": ["90m"],
+    "examples": [5400, "5400", "90m", "2h", "1d", "P1D", "PT90M", "1e5"],
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_STALE_LIMIT.total_seconds()},
+        *({"type": "string", "maxLength": DURATION_TEXT_MAX, "pattern": f"^{form}$"} for form in DURATION_FORMS),
+    ],
 }
 
 
@@ -74,6 +83,42 @@ _RANKING = {
 }
 
 
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _object(*required: str, **properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+_TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_PIPELINE = {
+    "name": _TEXT,
+    "description": _TEXT,
+    "entity": {**_TEXT, "description": "What a key names, such as cell_id."},
+    "grid": _nullable(_object(rows=_WHOLE, cols=_WHOLE, north=_NUMBER, west=_NUMBER, step=_NUMBER)),
+    "outputs": {"type": "array", "items": _object(name=_TEXT, unit=_TEXT, horizon_seconds=_nullable(_NUMBER))},
+    "ranking": _RANKING,
+    "fresh_for_seconds": _NUMBER,
+    "usable_for_seconds": _NUMBER,
+    "model": _TEXT,
+    "schedule": {**_TEXT, "description": "A cron expression, in UTC."},
+    "stream": {"type": "boolean", "description": "Whether events correct its predictions."},
+    "fresh": _nullable(_object(deadline_seconds=_NUMBER, concurrency=_WHOLE)),
+    "default": {
+        "description": "What is answered where nothing better may be: a number by output, or a word where lists are.",
+        "anyOf": [{"type": "object", "additionalProperties": _NUMBER}, _TEXT, {"type": "null"}],
+    },
+}
+"""As `serving_cache.lookup.summaries` gives it."""
+_STATE = {
+    "current": {**_nullable({"type": "object"}), "description": "The current generation, as far as a place knows it."},
+    "place": {**_nullable(_TEXT), "description": "Which place said so."},
+    "reason": {**_nullable(_TEXT), "description": "Why there is no current generation, or why no place knows one."},
+}
+"""Of one pipeline alone."""
+
+
 def document() -> dict[str, Any]:
     """The whole document."""
     return {
@@ -86,9 +131,23 @@ def document() -> dict[str, Any]:
             "it came from. Errors are application/problem+json (RFC 9457). No answer is older than max_stale, or "
             "older than the pipeline declares usable; a refusal (503) carries no prediction.",
         },
-        "paths": _paths(),
+        "paths": _with_options(_paths()),
         "components": {"schemas": _schemas(), "responses": _problems()},
     }
+
+
+def _with_options(paths: dict[str, Any]) -> dict[str, Any]:
+    """Each path answers OPTIONS with the methods that it has."""
+    none = {"description": "No body; Allow names the path's methods.", "headers": _ALLOW}
+    for methods in paths.values():
+        (operation,) = methods.values()
+        methods["options"] = {
+            "operationId": f"{operation['operationId']}Options",
+            "summary": "Which methods the path has",
+            "parameters": [one for one in operation["parameters"] if one["in"] == "path"],
+            "responses": {"204": none, **_errors(404)},
+        }
+    return paths
 
 
 def document_bytes() -> bytes:
@@ -120,28 +179,21 @@ def _schemas() -> dict[str, Any]:
             "status": {"type": "integer"},
             "detail": {"type": "string"},
             "trace": {"type": "string", "description": "Trace id of the request's traceparent, also in the log."},
+            "routes": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Where nothing answers at a path: the methods and paths that do.",
+            },
         },
         "required": ["type", "title", "status", "detail"],
     }
     schemas["Pipeline"] = {
         "type": "object",
         "description": "What a caller may know of a declaration; durations in seconds.",
-        "properties": {
-            "name": {"type": "string"},
-            "entity": {"type": "string"},
-            "outputs": {"type": "array"},
-            "ranking": _RANKING,
-        },
-        "required": ["name", "entity", "outputs", "fresh_for_seconds", "usable_for_seconds"],
+        "properties": {**_PIPELINE, **_STATE},
+        "required": list(_PIPELINE),
     }
-    schemas["Duration"] = {
-        **_DURATION,
-        "anyOf": [
-            {"type": "number", "minimum": 0, "maximum": 315_360_000},
-            {"type": "string", "pattern": r"^[0-9]{1,5}(s|m|min|h)?$"},
-            {"type": "string", "pattern": r"^PT[0-9]{1,5}[HMS]$"},
-        ],
-    }
+    schemas["Duration"] = _DURATION
     return dict(sorted(schemas.items()))
 
 
@@ -152,9 +204,15 @@ def _problems() -> dict[str, Any]:
         "BadRequest": {"description": "The request cannot be understood; the detail says why.", "content": content},
         "NotFound": {
             "description": "No such pipeline, entity or point on the grid; or something is wanted of lists, and the "
-            "pipeline answers numbers.",
+            "pipeline answers numbers. At a path that is not in this document: a problem with `routes`.",
             "content": content,
         },
+        "WrongMethod": {
+            "description": "The path lacks this method; Allow names those that it has. HEAD is answered as GET.",
+            "content": content,
+            "headers": _ALLOW,
+        },
+        "TooLong": {"description": "Path or query is too long: shorten it, or ask by POST.", "content": content},
         "TooLarge": {"description": f"The body is larger than {BODY_BYTES_MAX:,} bytes.", "content": content},
         "NotJson": {"description": "The body is said to be something else than JSON.", "content": content},
         "Refused": {
@@ -178,9 +236,7 @@ def _paths() -> dict[str, Any]:
     }
     looked_up = {"200": answer, "304": unchanged, **_errors(400, 404, 503)}
     return {
-        "/v1/pipelines": {
-            "get": _get("pipelines", "The declared pipelines", {"200": _ok("All of them."), **_errors(400)})
-        },
+        "/v1/pipelines": {"get": _get("pipelines", "The declared pipelines", {"200": _listed(), **_errors(400)})},
         "/v1/pipelines/{name}": {
             "get": _get(
                 "pipeline",
@@ -269,6 +325,13 @@ def _ok(text: str, schema: str | None = None) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": found}}}
 
 
+def _listed() -> dict[str, Any]:
+    found = _ok("All of them.")
+    pipelines = {"type": "array", "items": {"$ref": "#/components/schemas/Pipeline"}}
+    found["content"]["application/json"]["schema"] = _object(pipelines=pipelines)
+    return found
+
+
 def _index() -> dict[str, Any]:
     found = _ok("Pipelines with example look-ups; a page for a browser.")
     found["content"]["text/html"] = {"schema": {"type": "string"}}
@@ -283,16 +346,25 @@ def _metrics() -> dict[str, Any]:
 
 def _errors(*statuses: int) -> dict[str, Any]:
     names = {400: "BadRequest", 404: "NotFound", 413: "TooLarge", 415: "NotJson", 503: "Refused"}
-    return {str(status): {"$ref": f"#/components/responses/{names[status]}"} for status in statuses}
+    names |= {405: "WrongMethod", 414: "TooLong"}
+    every = sorted({*statuses, 405, 414})
+    return {str(status): {"$ref": f"#/components/responses/{names[status]}"} for status in every}
 
 
 def _cache_headers() -> dict[str, Any]:
     return {
-        "Age": {"schema": {"type": "integer"}, "description": "The prediction's age in seconds."},
+        "Age": {
+            "schema": {"type": "integer"},
+            "description": "Seconds in caches since the answer was made or checked.",
+        },
+        "Almanac-Age": {
+            "schema": {"type": "integer"},
+            "description": "The prediction's age in seconds, rounded up, when the answer was made or checked; add Age.",
+        },
         "ETag": {"schema": {"type": "string"}, "description": "Weak: everything in the answer but its growing age."},
         "Cache-Control": {
             "schema": {"type": "string"},
-            "description": "max-age on the axis of Age, never past the moment the answer turns stale; stale-if-error.",
+            "description": "max-age: at most 2 s, never past the moment the answer turns stale; stale-if-error.",
         },
     }
 

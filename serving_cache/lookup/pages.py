@@ -54,7 +54,8 @@ def examples(pipeline: Pipeline) -> list[str]:
     """Paths that look something of this pipeline up."""
     base = f"/v1/{quote(pipeline.name, safe='')}"
     if not isinstance(pipeline.partitions, Grid):
-        some = f"{base}/entities/some-{quote(pipeline.entity, safe='')}"
+        name = "17" if pipeline.partitions.key_type is int else f"some-{quote(pipeline.entity, safe='')}"
+        some = f"{base}/entities/{name}"
         return [some] if pipeline.ranking is None else [some, *(f"{some}?{wish}" for wish in _wishes(pipeline.ranking))]
     grid = pipeline.partitions
     middle = grid.rows // 2 * grid.cols + grid.cols // 2

@@ -14,10 +14,14 @@ MAX_STALE_LIMIT = timedelta(days=3650)
 DURATION_TEXT_MAX = 40  # characters
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = r"\d{1,12}(?:\.\d{1,30})?"
-_SECONDS = re.compile(rf"({_NUMBER})(s|m|min|h|d)?", re.ASCII)
-_EXPONENT = re.compile(r"\d{1,12}(?:\.\d{1,30})?[eE][-+]?\d{1,3}", re.ASCII)  # how programs write 0.00001
-_ISO = re.compile(rf"P(?=.)(?:({_NUMBER})D)?(?:T(?=.)(?:({_NUMBER})H)?(?:({_NUMBER})M)?(?:({_NUMBER})S)?)?", re.ASCII)
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,30})?"
+_SECONDS = re.compile(rf"({_NUMBER})(s|m|min|h|d)?")
+_EXPONENT = re.compile(rf"{_NUMBER}[eE][-+]?[0-9]{{1,3}}")  # how programs write 0.00001
+_ISO = re.compile(
+    rf"[Pp](?=.)(?:({_NUMBER})[Dd])?(?:[Tt](?=.)(?:({_NUMBER})[Hh])?(?:({_NUMBER})[Mm])?(?:({_NUMBER})[Ss])?)?"
+)
+DURATION_FORMS = tuple(form.pattern for form in (_SECONDS, _EXPONENT, _ISO))
+"""Regular expressions of every text that is a duration; JavaScript reads them alike, as JSON Schema asks."""
 _DURATION_HELP = "give seconds (5400), 90m, 2h, 1d or ISO 8601 (PT90M)"
 
 
@@ -44,7 +48,7 @@ def _seconds(value: object) -> float:
             return float(plain[1]) * _UNITS[plain[2] or "s"]
         if _EXPONENT.fullmatch(text):
             return float(text)
-        if iso := _ISO.fullmatch(text.upper()):
+        if iso := _ISO.fullmatch(text):
             return sum(
                 float(part or 0) * unit for part, unit in zip(iso.groups(), (86400.0, 3600.0, 60.0, 1.0), strict=True)
             )

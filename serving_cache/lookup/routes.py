@@ -213,15 +213,19 @@ class Routes:
         return await self._one(request, pipeline, cell, _max_stale(query.get("max_stale")))
 
     async def many(self, request: Request, name: str) -> Response:
-        """Many entities, of one epoch; those that cannot be answered stand beside those that are."""
+        """Many entities, of one epoch; those that cannot be answered stand beside those that are.
+
+        An entity that is asked for at several places is looked up once and answered at each, in the order asked.
+        """
         request.query()
         pipeline = self._pipeline(name)
         _need_json(request)
         body = _many(request.body)
         max_stale = _max_stale(body.max_stale)
         wanted_of_lists = _choice(pipeline, body.limit, body.exclude, body.filter)
-        wanted, refusals = _entities(pipeline, body.entities)
-        answers: list[AnswerJson] = []
+        asked = [_place(pipeline, value) for value in body.entities]
+        wanted = list(dict.fromkeys(place for place in asked if not isinstance(place, RefusalJson)))
+        settled: dict[EntityKey, AnswerJson | RefusalJson] = {}
         epoch = 0
         if wanted:
             outcome = await self._lookup(pipeline, wanted, max_stale)
@@ -232,9 +236,12 @@ class Routes:
                     await asyncio.sleep(0)
                 decision = outcome.settled(entity)
                 if isinstance(decision, Answer):
-                    answers.append(answer_json(pipeline, entity, decision, outcome, wanted_of_lists))
+                    settled[entity] = answer_json(pipeline, entity, decision, outcome, wanted_of_lists)
                 else:
-                    refusals.append(refusal_json(pipeline, entity, decision, outcome))
+                    settled[entity] = refusal_json(pipeline, entity, decision, outcome)
+        came = [place if isinstance(place, RefusalJson) else settled[place] for place in asked]
+        answers = [one for one in came if isinstance(one, AnswerJson)]
+        refusals = [one for one in came if isinstance(one, RefusalJson)]
         if not answers:
             status = 503 if any(refusal.status == 503 for refusal in refusals) else 404
             raise Problem(
@@ -348,18 +355,13 @@ def _many(body: bytes) -> Many:
     return found
 
 
-def _entities(pipeline: Pipeline, values: list[Any]) -> tuple[list[EntityKey], list[RefusalJson]]:
-    """The entities to look up, each once, and refusals of those that the pipeline cannot have."""
-    wanted: dict[EntityKey, None] = {}
-    refusals: dict[EntityKey, RefusalJson] = {}
-    for value in values:
-        try:
-            wanted[entity_key(pipeline.entity, pipeline.partitions, value)] = None
-        except UnknownEntity as error:
-            plain = isinstance(value, str) or (isinstance(value, int) and abs(value) < INT_MAX)
-            named = value if plain else shown(value)
-            refusals[named] = RefusalJson(entity=named, status=404, detail=str(error))
-    return list(wanted), list(refusals.values())
+def _place(pipeline: Pipeline, value: Any) -> EntityKey | RefusalJson:
+    """The entity that one place of a body names, or the refusal of one that the pipeline cannot have."""
+    try:
+        return entity_key(pipeline.entity, pipeline.partitions, value)
+    except UnknownEntity as error:
+        plain = isinstance(value, str) or (isinstance(value, int) and abs(value) < INT_MAX)
+        return RefusalJson(entity=value if plain else shown(value), status=404, detail=str(error))
 
 
 def _matches(header: str, tag: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -206,9 +207,41 @@ def test_an_event_reaches_the_archive_with_its_place_and_trace(stream: Running) 
         for record in read_topic(stream.settings, stream.pipeline.predictions_topic)
         if (record.partition, json.loads(record.value or b"")["entity"]) == (record.partition, 15)
     )
-    source = json.loads(prediction.value or b"")["source"]
+    source = described(prediction)["source"]
     assert (row["kafka_topic"], row["kafka_partition"], row["kafka_offset"]) == tuple(source.values())
     assert prediction.headers == (("traceparent", trace.encode()),)
+
+
+def described(prediction: Consumed) -> dict[str, Any]:
+    """The body of a record of the predictions topic, which is as docs/predictions.md describes it."""
+    body = dict(json.loads(prediction.value or b""))
+    page = (ROOT / "docs" / "predictions.md").read_text()
+    (example,) = re.findall(r"^```json\n(.*?)^```", page, flags=re.S | re.M)
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.M)
+    assert list(body) == list(json.loads(example)) == rows
+    assert {name: type(value) for name, value in body.items() if value is not None} == {
+        name: type(value) for name, value in json.loads(example).items() if body[name] is not None
+    }
+    assert prediction.key == str(body["entity"]).encode()
+    return body
+
+
+def test_a_prediction_says_which_of_ones_own_events_it_was_made_from(stream: Running) -> None:
+    """A CloudEvent's source and id are repeated; a plain event is known by where it stood alone."""
+    moment = utc_now()
+    cloud, plain = event(16, 276.5, moment), event(17, 277.5, moment)
+    headers = tuple((name, text.encode()) for name, text in {**ENVELOPE, "ce_id": "mine-7"}.items())
+    stream.send(replace(cloud, headers=headers), plain)
+    stream.overlay(16, 276.5, stream.model())
+    stream.overlay(17, 277.5, stream.model())
+    topic = stream.pipeline.stream.topic  # type: ignore[union-attr]
+    sent = {record.value: record for record in read_topic(stream.settings, topic)}
+    bodies = [described(record) for record in read_topic(stream.settings, stream.pipeline.predictions_topic)]
+    by_cell = {body["entity"]: body for body in bodies}
+    assert by_cell[16]["event"] == {"source": "tests", "id": "mine-7"}
+    assert by_cell[17]["event"] is None
+    for cell, value in ((16, cloud.value), (17, plain.value)):
+        assert by_cell[cell]["source"] == sent[value].source
 
 
 MALFORMED: list[tuple[str, Any]] = [

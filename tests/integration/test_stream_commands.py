@@ -16,6 +16,7 @@ from almanac.settings import Settings, load_settings
 from streaming.connection import open_admin, open_producer
 from streaming.dead_letters import dead_letters
 from streaming.publish import Outgoing, publish
+from streaming.records import HEADER_CUT
 from streaming.topics import ensure_topics
 from tests.generations import new_name
 from tests.lookups import unused_port
@@ -81,10 +82,53 @@ def test_publish_without_a_broker_says_that_nothing_was_delivered(tiny: Pipeline
     assert str(alone.kafka_bootstrap) in done.stderr
 
 
-def test_publish_says_how_many_were_delivered_before_one_was_refused(tiny: Pipeline, found: Settings) -> None:
-    too_large = Outgoing(value=b"x" * 400_000, key=None)
-    with pytest.raises(UsageError, match=r"^2 events were delivered, the next was not"):
-        publish([event(7, 281.0), event(8, 281.0), too_large], tiny, found, rate=50)
+def test_an_event_that_is_too_large_is_named_and_the_others_are_sent(tiny: Pipeline, found: Settings) -> None:
+    """One that the broker refuses, and one that the producer does not even hand to it."""
+    by_broker, by_producer = (Outgoing(value=b"x" * size, key=b"k", name=f"{size}") for size in (400_000, 1_100_000))
+    said = r"^3 events were delivered to .*: (400000 \(400,000 bytes\)|1100000 \(1,100,000 bytes\)), (400000|1100000) "
+    with pytest.raises(UsageError, match=said):
+        publish([event(7, 281.0), by_broker, event(8, 281.0), by_producer, event(9, 281.0)], tiny, found)
+    assert len(read_topic(found, f"{tiny.name}.observations")) == 3
+
+
+def test_one_line_of_2_mb_keeps_no_other_from_being_sent(tiny: Pipeline, found: Settings, tmp_path: Path) -> None:
+    lines = [event(cell, 281.0).value or b"" for cell in range(3)]
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join([lines[0], b"x" * 2_000_000, lines[1], b"y" * 1_048_576, b"z" * 300_000, lines[2]]))
+    done = almanac(environment(found, tiny.name), "publish", tiny.name, "--file", str(file))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    for said in (
+        "3 events were delivered",
+        "line 2 (2,000,001 bytes)",
+        "line 4 (",
+        "line 5 (300,000 bytes)",
+        "shorten",
+    ):
+        assert said in done.stderr, said
+    sent = [record.value for record in read_topic(found, f"{tiny.name}.observations")]
+    assert sorted(sent, key=str) == sorted(lines, key=str)
+    checked = almanac(environment(found, tiny.name), "publish", tiny.name, "--check", "--file", str(file))
+    assert (checked.returncode, checked.stderr.count("\n")) == (2, 1), checked.stderr
+    assert "line 2 has 2,000,001 bytes" in checked.stderr
+    assert len(read_topic(found, f"{tiny.name}.observations")) == 3
+
+
+def test_what_cannot_be_sent_again_is_said_and_the_rest_is_sent(tiny: Pipeline, found: Settings) -> None:
+    ensure_topics(tiny, found)
+    producer = open_producer(found)
+    for number, (size, more) in enumerate([(10, {}), (300_000, {}), (10, {HEADER_CUT: "9/9/9"}), (20, {})]):
+        headers = {
+            "__streams.errors.topic": f"{tiny.name}.observations", "__streams.errors.partition": "0",
+            "__streams.errors.offset": str(number), "almanac.reason": "not-json", **more,
+        }  # fmt: skip
+        producer.produce(tiny.dead_letter_topic, value=b"x" * size, headers=headers)
+    assert producer.flush(10) == 0
+    done = almanac(environment(found, tiny.name), "redrive", tiny.name)
+    assert done.returncode == 2
+    assert "1 more cannot be sent again: they were too large to be kept whole" in done.stderr
+    assert f"2 events were delivered to {tiny.name}.observations; larger than the topic takes" in done.stderr
+    assert f"the event of {tiny.name}.observations/0@1 (300,000 bytes)" in done.stderr
+    assert sorted(len(record.value or b"") for record in read_topic(found, f"{tiny.name}.observations")) == [10, 20]
 
 
 def test_many_events_at_once_are_all_delivered(tiny: Pipeline, found: Settings) -> None:
@@ -152,5 +196,6 @@ def test_dead_letters_are_listed_newest_last_with_why_and_where(tiny: Pipeline, 
     assert "[/b]" in plainly.stdout
     assert all(line.isprintable() for line in plainly.stdout.splitlines())
     again = almanac(environment(found, tiny.name), "redrive", tiny.name, "--dry-run")
-    assert again.stderr.startswith("7 of them carry no proof of where they first stood")
+    assert "1 more cannot be sent again" in again.stderr  # somebody wrote it who gave no offset
+    assert "\n7 of them carry no proof of where they first stood" in again.stderr
     assert again.stdout.startswith("7 dead letters would be sent again")

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almanac.errors import EventError
+from almanac.errors import EventError, UsageError
 from almanac.partitioning import Buckets, Grid
 from almanac.pipeline import Freshness, GridObservations, Output, Pipeline, Stream, hours
 from streaming.events import EVENT_BYTES_MAX, REASONS, Event, parse
+from streaming.publish import replayable
 
 NOW = datetime(2026, 11, 21, 13, 30, tzinfo=UTC)
 GOOD = {"cell_id": 17, "observed_at": "2026-11-21T13:20:00Z", "t2m": 281.3}
@@ -308,3 +309,24 @@ def test_integer_keys_stay_whole_numbers() -> None:
     for wrong in ("x", True, 1.5, 2**63):
         with pytest.raises(EventError, match="a whole number"):
             ridden({**RIDE, "station": wrong}, numbered)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "repeated"),
+    [
+        ("/stations/4", "e-1", True), ("/sensor", "a 7", True), ("☃" * 1024, "1", True), ("s", "x" * 1025, False),
+        ("s", "\ud800", False), ("\udfff", "1", False),
+    ],
+)  # fmt: skip
+def test_predictions_repeat_a_cloud_events_names_unless_they_are_long_or_no_text(
+    source: str, name: str, repeated: bool
+) -> None:
+    envelope = {"specversion": "1.0", "id": name, "source": source, "type": "observation", "data": GOOD}
+    event = parse(json.dumps(envelope).encode(), None, (), TINY, NOW)
+    assert event.repeated == ({"source": source, "id": name} if repeated else None)
+    assert parse(json.dumps(GOOD).encode(), None, (), TINY, NOW).repeated is None
+
+
+def test_a_pipeline_without_a_source_is_told_to_send_a_file_not_to_declare_a_grid() -> None:
+    with pytest.raises(UsageError, match="pipeline rides has no source to replay: send events with --file"):
+        replayable(replace(RIDES, name="rides"))

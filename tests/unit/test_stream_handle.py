@@ -119,6 +119,7 @@ def test_a_prediction_says_where_it_comes_from() -> None:
         "generation": None,
         "source": {"topic": "tiny.observations", "partition": 0, "offset": 7},
         "incarnation": 0,
+        "event": None,
         "computed_at": "2026-11-21T13:30:00Z",
     }
 
@@ -176,7 +177,9 @@ def test_a_cell_without_features_is_a_dead_letter_but_its_observation_is_kept(ab
     assert [read_prediction(TINY, delivered(p)).entity for p in handled.predictions] == ["4"]
     assert [read_dead_letter(delivered(letter)).reason for letter in handled.dead_letters] == ["features-missing"]
     assert [read_feature_row(TINY, delivered(row)).entity for row in handled.features] == [3, 4]
-    assert "cell_id 3 has no usable feature lag_1h" in read_dead_letter(delivered(handled.dead_letters[0])).message
+    said = read_dead_letter(delivered(handled.dead_letters[0])).message
+    assert "cell_id 3 has no usable feature lag_1h" in said
+    assert "correct the cell_id if it is mistyped; if it is new, send the event again after" in said
 
 
 def test_a_feature_that_no_cell_has_is_not_the_events_fault() -> None:
@@ -331,6 +334,7 @@ def test_an_event_whose_features_have_expired_says_so_and_how_old_they_are() -> 
     handled = score(batch, features(c3=None, c4=None), TINY, scoring, NOW)
     letters = [read_dead_letter(delivered(letter)) for letter in handled.dead_letters]
     assert [letter.reason for letter in letters] == ["features-expired", "features-missing"]
+    assert ["mistyped" in letter.message for letter in letters] == [False, True]
     assert "lag_1h (history has expired (7 h old, usable for 6 h)): run" in letters[0].message
 
 
