@@ -11,7 +11,7 @@ import reprlib
 from decimal import Decimal, InvalidOperation
 
 from almanac.errors import UnknownEntity
-from almanac.partitioning import EntityKey, Grid, Partitioning
+from almanac.partitioning import NO_TEXT, EntityKey, Grid, Partitioning
 
 FLOAT_KEYS_BELOW = 2**53
 """From here on neighbouring whole numbers are one float: …995 and …996 cannot be told apart."""
@@ -19,11 +19,7 @@ TEXT_SHOWN_MAX = 60
 """Characters of a value from outside that an error repeats."""
 WHOLE_TEXT_MAX = 64
 """Characters of a whole number as text; leading zeros count."""
-NO_KEYS = "\0\ufffd"
-"""What no key holds: a zero, which no store takes, and what stands for bytes that are not UTF-8."""
-
 _WHOLE = re.compile(r"-?[0-9]+", re.ASCII)
-_NO_TEXT = re.compile(f"[\ud800-\udfff{NO_KEYS}]")
 
 
 class NotAKey(UnknownEntity):
@@ -121,7 +117,7 @@ def entity_key(name: str, partitions: Partitioning, value: object) -> EntityKey:
 
 
 def _named(name: str, partitions: Partitioning, value: int | str) -> EntityKey:
-    if isinstance(value, str) and _NO_TEXT.search(value):  # one step, however long it is
+    if isinstance(value, str) and NO_TEXT.search(value):  # one step, however long it is
         raise NotAKey(f"{name} {shown(value)} is not Unicode text: give the entity's own key")
     return partitions.check(value)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ PARTITIONS_MAX = 65_536
 
 EntityKey = int | str
 WHOLE_MIN, WHOLE_MAX = -(2**63), 2**63 - 1
+NO_TEXT = re.compile("[\0\ufffd\ud800-\udfff]")
+"""What no key holds: a zero, which no store takes; what stands for bytes that are not UTF-8; half a character."""
 """Whole-number keys are what every store can hold: 64 bits with a sign."""
 
 
@@ -186,6 +189,10 @@ class Buckets:
         if isinstance(entity, bool) or not isinstance(entity, int | str):
             raise UnknownEntity(f"key {str(entity)[:40]!r} is not text: give the entity's own key")
         text = str(entity)
+        if NO_TEXT.search(text):
+            raise UnknownEntity(
+                f"key {text[:40]!a} holds a zero, or a sign that stands for no text: give the entity's own key"
+            )
         if not 1 <= (len(text) if text.isascii() else len(text.encode())) <= 256:
             raise UnknownEntity(f"key {text[:40]!r} is empty or longer than 256 bytes: give the entity's own key")
         return text

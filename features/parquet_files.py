@@ -211,4 +211,4 @@ def relation(paths: Sequence[str | Path], columns: Collection[str] | None = None
     """
     need_room(paths, columns)
     names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    return f"read_parquet([{names}], union_by_name => true)"
+    return f"read_parquet([{names}], union_by_name => true, hive_partitioning => false)"

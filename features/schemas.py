@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from almanac.errors import FeatureError
 from features import parquet_files
+from features.own_files import need_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,16 +29,14 @@ class Needed:
         key: column of the entity.
         whole_keys: whether keys are whole numbers; otherwise strings.
         moments: columns of the event time and, if there is one, the writing time.
-        numbers: columns of features that are numbers.
-        others: columns of features that are something else, each with Feast's value type of it.
+        features: their columns, each with Feast's value type of it.
     """
 
     view: str
     key: str
     whole_keys: bool
     moments: tuple[str, ...]
-    numbers: tuple[str, ...]
-    others: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_schema(file: str, needed: Needed) -> None:
@@ -53,26 +52,16 @@ def check_schema(file: str, needed: Needed) -> None:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise FeatureError(f"{file} of view {needed.view} is not a Parquet file ({reason}): write it again") from None
-    for name in (needed.key, *needed.moments, *needed.numbers, *needed.others):
-        if name not in schema.names:
-            raise FeatureError(
-                f"{file} has no column {name}, which view {needed.view} reads (it has {', '.join(schema.names)}): "
-                "write the column, or correct the view"
-            )
+    wanted = (needed.key, *needed.moments, *needed.features)
+    need_columns(file, schema.names, wanted, f"view {needed.view}")
     _check_key(file, needed, schema.field(needed.key).type)
     for name in needed.moments:
         _check_moment(file, name, schema.field(name).type)
-    for name in needed.numbers:
-        kind = schema.field(name).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise FeatureError(
-                f"{file}: column {name} is {kind}, view {needed.view} needs a number: write float, int or bool"
-            )
-    for name, value_type in needed.others.items():
-        _check_other(file, name, needed.view, schema.field(name).type, value_type)
+    for name, value_type in needed.features.items():
+        _check_feature(file, name, needed.view, schema.field(name).type, value_type)
 
 
-def _check_other(file: str, name: str, view: str, kind: pa.DataType, value_type: str) -> None:
+def _check_feature(file: str, name: str, view: str, kind: pa.DataType, value_type: str) -> None:
     """Refuse a column of which no value can be of the declared type."""
     import pyarrow as pa
 
@@ -94,8 +83,9 @@ def _check_other(file: str, name: str, view: str, kind: pa.DataType, value_type:
 def _check_key(file: str, needed: Needed, kind: pa.DataType) -> None:
     import pyarrow as pa
 
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not (pa.types.is_integer(kind) if needed.whole_keys else text):
+    values = kind.value_type if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else kind
+    text = any(fits(values) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    if not (pa.types.is_integer(values) if needed.whole_keys else text):
         wanted = "whole numbers" if needed.whole_keys else "strings"
         raise FeatureError(
             f"{file}: column {needed.key} is {kind}, the declaration has {wanted} for it: write {wanted}, or change "
@@ -119,13 +109,16 @@ def _check_moment(file: str, name: str, kind: pa.DataType) -> None:
         )
 
 
-def as_declared(table: pa.Table, kinds: Mapping[str, str], what: str, files: Sequence[str]) -> pa.Table:
+def as_declared(
+    table: pa.Table, kinds: Mapping[str, str], what: str, files: Sequence[str], columns: Mapping[str, str] | None = None
+) -> pa.Table:
     """Rows of files with each column as its feature's value type.
 
     Args:
         kinds: of columns; others stay.
         what: names the view, for messages.
         files: that the rows are of.
+        columns: the files' names of columns that have others here.
 
     Raises:
         FeatureError: a value does not fit; names file, column and row.
@@ -137,7 +130,7 @@ def as_declared(table: pa.Table, kinds: Mapping[str, str], what: str, files: Seq
             try:
                 table = table.set_column(place, name, declared(table.column(place), kinds[name]))
             except Misfit as misfit:
-                raise refusal(what, files, name, (kinds[name], misfit)) from None
+                raise refusal(what, files, (columns or {}).get(name, name), (kinds[name], misfit)) from None
     return table
 
 

@@ -7,7 +7,6 @@ know (`entities`). Asked of the files directly, with DuckDB, column by column.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,9 @@ from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import tables_footers
+from features.own_files import columns_of, files_of, renamed
+from features.own_files import literal as literal
+from features.own_files import quoted as quoted
 from features.parquet_files import relation
 from features.schemas import Needed, as_declared, check_schema
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureService, FeatureStore, FeatureView
 
-FILES_MAX = 10_000
 KEYS_AT_ONCE = 100_000
 KEYS_SHOWN_MAX = 3
 NUMBERS = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
@@ -51,6 +52,7 @@ class Table:
         features: the view's columns; lists: those of them that are lists.
         ttl: for how long a row may be used; None for ever.
         kinds: Feast's value type of each feature.
+        columns: the files' names of columns that have another one in the view.
     """
 
     view: str
@@ -62,6 +64,7 @@ class Table:
     ttl: timedelta | None
     lists: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict, hash=False)
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def numbers(self) -> Table:
@@ -70,17 +73,21 @@ class Table:
 
     @property
     def files(self) -> list[str]:
-        """The files that are there now, sorted.
+        """The files that are there now, in order.
 
         Raises:
             FeatureError: none is.
         """
-        found = sorted(glob.glob(self.path))
-        if not found:
-            raise FeatureError(f"view {self.view} reads {self.path}, where no file is: write it, or correct the path")
-        if len(found) > FILES_MAX:
-            raise FeatureError(f"view {self.view} reads {len(found)} files, at most {FILES_MAX}: write larger ones")
-        return found
+        return files_of(self.path, self.view)
+
+    def column(self, name: str) -> str:
+        """The files' name of a column of the view."""
+        return self.columns.get(name, name)
+
+    def relation(self, columns: Sequence[str] = (), files: Sequence[str] | None = None) -> str:
+        """What stands in DuckDB's FROM: key, event time and some columns of `files`, or of the view's own."""
+        names = (self.key, self.moment, *columns)
+        return renamed(relation(files or self.files, [self.column(name) for name in names]), names, self.columns)
 
     def rows(self, columns: Sequence[str], *, since: datetime, until: datetime, rows_max: int) -> pa.Table:
         """The rows of a time, ends included, that have all of some columns, by event time and entity.
@@ -102,7 +109,7 @@ class Table:
         if len(found) > rows_max:
             many = f"view {self.view} has more than {rows_max:,} rows since {format_time(since)}"
             raise FeatureError(f"{many}: shorten Training.window")
-        return as_declared(found, self.kinds, f"view {self.view}", self.files)
+        return as_declared(found, self.kinds, f"view {self.view}", self.files, self.columns)
 
 
 def examine(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
@@ -235,6 +242,7 @@ def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> 
         ttl=view.ttl or None,
         lists=tuple(name for name, kind in kinds.items() if kind in LISTS),
         kinds=kinds,
+        columns=columns_of(source),
     )
 
 
@@ -242,6 +250,11 @@ def _check_pushed(pipeline: Pipeline, view: FeatureView) -> None:
     """Events carry exactly the pushed view's columns, so that batch and stream mean the same row."""
     if pipeline.stream is None or pipeline.source is not None:
         return
+    if columns_of(view.batch_source):
+        raise FeatureError(
+            f"pushed view {view.name} has a field_mapping, and events lie beside its files by the view's own names: "
+            "rename the files' columns, and take the field_mapping off"
+        )
     columns = {field.name: field.dtype.to_value_type().name for field in view.features}
     if set(columns) != set(pipeline.event_values):
         raise FeatureError(
@@ -266,11 +279,10 @@ def check(tables: Sequence[Table], pipeline: Pipeline) -> None:
     for table in tables:
         needed = Needed(
             view=table.view,
-            key=table.key,
+            key=table.column(table.key),
             whole_keys=pipeline.partitions.key_type is int,
-            moments=(table.moment, *([table.created] if table.created else [])),
-            numbers=table.numbers.features,
-            others={name: table.kinds[name] for name in table.lists},
+            moments=tuple(table.column(name) for name in (table.moment, table.created) if name),
+            features={table.column(name): table.kinds.get(name, "DOUBLE") for name in table.features},
         )
         for file in table.files:
             check_schema(file, needed)
@@ -288,7 +300,7 @@ def watermark(tables: Sequence[Table], pipeline: Pipeline, cutoff: datetime) -> 
     changing = [table for table in tables if table.ttl is not None] or list(tables)
     newest: list[int] = []
     for table in changing:
-        told = tables_footers.newest(table.files, table.view, table.moment, cutoff)
+        told = tables_footers.newest(table.files, table.view, table.column(table.moment), cutoff)
         if told is not None:
             newest.append(told)
             continue
@@ -315,7 +327,7 @@ def check_keys(tables: Sequence[Table], as_of: datetime) -> None:
         FeatureError: names view, files and keys.
     """
     for table in tables:
-        if table.created and tables_footers.complete(table.files, table.view, table.key):
+        if table.created and tables_footers.complete(table.files, table.view, table.column(table.key)):
             continue
         with opened(table) as (connection, rows):
             usable, key, moment = _usable(table, as_of), quoted(table.key), quoted(table.moment)
@@ -350,7 +362,7 @@ def entities(tables: Sequence[Table], pipeline: Pipeline, as_of: datetime) -> It
     first = tables[0]
     with opened(first) as (connection, _):
         asked = [
-            f"SELECT {quoted(table.key)} AS key FROM {relation(table.files, (table.key, table.moment))} "  # noqa: S608
+            f"SELECT {quoted(table.key)} AS key FROM {table.relation()} "  # noqa: S608
             f"WHERE {quoted(table.key)} IS NOT NULL AND {_usable(table, as_of)}"
             for table in tables
         ]
@@ -369,16 +381,6 @@ def _usable(table: Table, as_of: datetime) -> str:
     return until if table.ttl is None else f"{until} AND {moment} >= {literal(as_of - table.ttl)}"
 
 
-def literal(moment: datetime) -> str:
-    """A moment as DuckDB reads it."""
-    return f"TIMESTAMPTZ '{need_utc(moment).isoformat(sep=' ')}'"
-
-
-def quoted(name: str) -> str:
-    """A column's name as DuckDB reads it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 @contextmanager
 def opened(
     table: Table, columns: Sequence[str] = (), files: Sequence[str] | None = None
@@ -389,7 +391,7 @@ def opened(
 
     with duckdb.connect(":memory:") as connection:
         try:
-            yield connection, relation(files or table.files, (table.key, table.moment, *columns))
+            yield connection, table.relation(columns, files)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise FeatureError(

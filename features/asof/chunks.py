@@ -145,9 +145,10 @@ def checked(schema: pa.Schema, view: View, where: str) -> None:
         FeatureError: names view, column and place.
     """
     for name in view.columns:
-        if schema.get_field_index(name) < 0:
+        if (times := schema.names.count(name)) != 1:
             have = ", ".join(schema.names)
-            raise FeatureError(f"view {view.name}: {where} has no column {name} (found: {have}): mend one of them")
+            said = f"no column {name}" if times == 0 else f"the column {name} {times} times"
+            raise FeatureError(f"view {view.name}: {where} has {said} (found: {have}): mend one of them")
 
 
 class TableChunks:

@@ -101,7 +101,7 @@ def _candidates(view: View, table: pa.Table, first: int, window: Window, part: t
     for name, (low, high) in (window.keys or {}).items():
         within = pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], high))
         usable &= pc.fill_null(within, False).to_numpy()
-    keys = [_plain(table[name]) for name in view.keys]
+    keys = [_plain(table[name], f"view {view.name}: the key {name}") for name in view.keys]
     if part[0] > 1:
         usable &= _hashes(keys, len(table)) % np.uint64(part[0]) == np.uint64(part[1])
     created = np.full(len(table), LEAST)
@@ -128,11 +128,21 @@ def _reduced(table: pa.Table, keys: int) -> pa.Table:
     return table.take(best_of(codes, times, created, draft, rising=False))
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without a dictionary."""
+def _plain(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    """Without a dictionary or an extension such as that of UUIDs.
+
+    Raises:
+        FeatureError: its values cannot be told apart as keys; `what` names view and key.
+    """
     import pyarrow as pa
 
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type):
+        raise FeatureError(f"{what} is {column.type}, which cannot be a key: write text or whole numbers")
+    return column
 
 
 def _hashes(keys: Sequence[pa.ChunkedArray], rows: int) -> npt.NDArray[np.uint64]:
@@ -143,8 +153,10 @@ def _hashes(keys: Sequence[pa.ChunkedArray], rows: int) -> npt.NDArray[np.uint64
     total = np.zeros(rows, dtype=np.uint64)
     for key in keys:
         # As text, for a column of numbers has another type in pandas where some are null.
-        text = (
-            key if pa.types.is_binary(key.type) or pa.types.is_large_binary(key.type) else key.cast(pa.large_string())
-        )
+        kind = key.type
+        if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+            key = key.cast(pa.large_binary())
+        whole = pa.types.is_binary(key.type) or pa.types.is_large_binary(key.type)
+        text = key if whole else key.cast(pa.large_string())
         total = total * np.uint64(1_000_003) + pd.util.hash_array(text.to_numpy())
     return total

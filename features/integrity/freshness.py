@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 from almanac.clock import at_micros, need_utc
 from almanac.feature_checks import words
@@ -12,6 +11,7 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.archived import archived_files
+from features.own_files import folder_of
 from features.tables import Table, literal, opened, quoted, tables_of
 
 ENTITIES_MAX = 100
@@ -47,7 +47,7 @@ def why_lacking(
 def _newest(table: Table, entities: list[EntityKey], moment: datetime) -> dict[EntityKey, datetime]:
     """Event time of each entity's newest row up to a moment, whatever its age."""
     key, when = quoted(table.key), quoted(table.moment)
-    files = [*table.files, *archived_files(Path(table.path).parent, None, moment)]
+    files = [*table.files, *archived_files(folder_of(table.path), None, moment)]
     with opened(table, files=files) as (connection, rows):
         found = connection.execute(
             f"SELECT {key}, epoch_us(max({when})) FROM {rows} WHERE {when} <= {literal(moment)} "  # noqa: S608

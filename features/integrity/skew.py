@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from features.archived import archived_files
 from features.layout import EVENT_TIMESTAMP
 from features.offline.reading import historical
 from features.online import OnlineFeatures
+from features.own_files import folder_of
 from features.store import open_service, registry_errors
 from features.tables import Table, literal, opened, quoted, watermark
 
@@ -210,7 +210,7 @@ def _known(table: Table, entities: list[Any], moments: Sequence[datetime | None]
             "moment": pa.array(times, pa.timestamp("us", tz="UTC")),
         }
     )
-    files = [*table.files, *archived_files(Path(table.path).parent, min(times), max(times))]
+    files = [*table.files, *archived_files(folder_of(table.path), min(times), max(times))]
     key, moment = quoted(table.key), quoted(table.moment)
     with opened(table, files=files) as (connection, rows):
         connection.register("asked", asked)

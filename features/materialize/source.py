@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +19,7 @@ from almanac.partitioning import Grid, Partitioning
 from features import asof
 from features.archived import archived_files
 from features.materialize.plan import File, Reading
+from features.own_files import FILES_MAX, columns_of, files_of, folder_of
 from features.parquet_files import relation
 from features.schemas import Needed, check_schema
 from features.tables import literal, quoted
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureView
 
-FILES_MAX = 10_000
 KEYS_SHOWN_MAX = 3
 KEY_BYTES_MAX = 256
 """Of a text key, as in the declaration."""
 Keys = tuple[int, int]
 """The least and the greatest of neighbouring whole-number keys."""
-NUMBERS = frozenset({"FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"})
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -84,12 +81,7 @@ class Source:
         Raises:
             FeatureError: there is none, or too many.
         """
-        own = sorted(glob.glob(self.path))
-        if not own:
-            raise FeatureError(
-                f"view {self.view} reads {self.path}, where no file is: run its ingest step, or correct the path"
-            )
-        found = [*own, *archived_files(Path(self.path).parent, since, until)]
+        found = [*files_of(self.path, self.view), *archived_files(folder_of(self.path), since, until)]
         if len(found) > FILES_MAX:
             raise FeatureError(f"view {self.view} reads {len(found)} files, at most {FILES_MAX}: write larger ones")
         return [file for path in found if (file := _file(path)) is not None]
@@ -138,7 +130,8 @@ def source_of(view: FeatureView, project: str, *, versioned: bool) -> Source:
         raise FeatureError(
             f"view {view.name}: its FileSource names no timestamp_field: give it the event time's column"
         )
-    column_of = {name: column for column, name in dict(source.field_mapping or {}).items()}
+    column_of = columns_of(source)
+    created = source.created_timestamp_column
     key = view.entity_columns[0]
     return Source(
         project=project,
@@ -149,7 +142,7 @@ def source_of(view: FeatureView, project: str, *, versioned: bool) -> Source:
         key_type=key.dtype.to_value_type().name,
         key_column=column_of.get(key.name, key.name),
         moment=column_of.get(source.timestamp_field, source.timestamp_field),
-        created=source.created_timestamp_column or None,
+        created=column_of.get(created, created) or None,
         features=tuple(
             Feature(field.name, column_of.get(field.name, field.name), field.dtype.to_value_type().name)
             for field in view.features
@@ -170,8 +163,7 @@ def check_files(source: Source, files: Sequence[str]) -> None:
         key=source.key_column,
         whole_keys=source.key_type != "STRING",
         moments=(source.moment, *([source.created] if source.created else [])),
-        numbers=tuple(feature.column for feature in source.features if feature.type in NUMBERS),
-        others={feature.column: feature.type for feature in source.features if feature.type not in NUMBERS},
+        features={feature.column: feature.type for feature in source.features},
     )
     for file in files:
         check_schema(file, needed)
@@ -202,7 +194,8 @@ def examine(
     if isinstance(partitions, Grid):
         foreign, valid = f"{key} < 0 OR {key} >= {partitions.cells}", f"0 to {partitions.cells - 1}"
     elif source.key_type == "STRING":
-        foreign, valid = f"strlen({key}) NOT BETWEEN 1 AND {KEY_BYTES_MAX}", f"1 to {KEY_BYTES_MAX} bytes"
+        foreign = f"strlen({key}) NOT BETWEEN 1 AND {KEY_BYTES_MAX} OR contains({key}, chr(0))"
+        valid = f"1 to {KEY_BYTES_MAX} bytes without a zero"
     else:
         foreign, valid = "false", ""
     usable = f"{moment} BETWEEN {literal(reading.start)} AND {literal(reading.end)}"

@@ -60,17 +60,17 @@ class Source:
         """The source's column for a name of the feature view.
 
         Raises:
-            FeatureError: the source has no such column.
+            FeatureError: the source has no such column, or has it twice.
         """
-        for own, mapped in self.mapping.items():
-            if mapped == name and own in self.schema.names:
-                return own
-        if name not in self.schema.names:
+        names = self.schema.names
+        own = next((own for own, mapped in self.mapping.items() if mapped == name and own in names), name)
+        if (times := names.count(own)) != 1:
+            said = f"no column {own}" if times == 0 else f"the column {own} {times} times"
             raise FeatureError(
-                f"source {self.name} has no column {name} (it has {', '.join(self.schema.names) or 'none'}): "
-                "write the column, or correct the view or the source's field_mapping"
+                f"source {self.name} has {said} (it has {', '.join(names) or 'none'}): "
+                "write the column once, or correct the view or the source's field_mapping"
             )
-        return name
+        return own
 
 
 def opened(

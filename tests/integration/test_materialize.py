@@ -292,7 +292,7 @@ def keyless(table: pa.Table) -> pa.Table:
         (harmed("user_kept", lambda table: table.drop_columns("score")), "has no column score, which view user_kept"),
         (harmed("user_kept", lambda table: table.drop_columns("name")), "has no column name, which view user_kept"),
         (harmed("user_pushed", lambda table: table.drop_columns("created_timestamp")), "has no column created_"),
-        (harmed("user_kept", texts), "column score is string, view user_kept needs a number"),
+        (harmed("user_kept", texts), "column score is string, view user_kept declares .*: write numbers"),
         (harmed("user_kept", keyless), "rows of view user_kept have no user"),
         (harmed("user_kept", lambda table: table), "has two rows of one user and event_timestamp"),
         (harmed("user_kept", naive), "times without a time zone"),
@@ -323,7 +323,7 @@ def test_damage_within_features_leaves_nothing_of_the_view_and_no_watermark(worl
 
 def test_a_view_without_files_says_so(world: World) -> None:
     (world.folder / "user_kept" / "first.parquet").unlink()
-    with pytest.raises(FeatureError, match="where no file is: run its ingest step"):
+    with pytest.raises(FeatureError, match="where no file is: write it, or correct the path"):
         world.run.all(Asked(until=NOON))
     assert world.client.dbsize() == 0
 

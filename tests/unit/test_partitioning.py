@@ -54,7 +54,7 @@ def test_an_unknown_cell_is_refused(cell: object) -> None:
         Grid(rows=33, cols=49, tile=8).partition_of(cell)  # type: ignore[arg-type]
 
 
-@given(st.text(min_size=1, max_size=50), st.integers(1, 1000))
+@given(st.text(st.characters(exclude_characters="\0\ufffd"), min_size=1, max_size=50), st.integers(1, 1000))
 def test_a_key_has_one_bucket(key: str, count: int) -> None:
     buckets = Buckets(count=count)
     assert 0 <= buckets.partition_of(key) < count
@@ -79,3 +79,9 @@ def test_buckets_do_not_depend_on_the_process() -> None:
 def test_a_grid_that_cannot_be_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(DeclarationError):
         Grid(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["\0", "a\0b", "a\ufffdb", "\ud800", "x\udfff"])
+def test_what_no_store_takes_is_no_key(key: str) -> None:
+    with pytest.raises(UnknownEntity, match="holds a zero, or a sign that stands for no text"):
+        Buckets(count=4).check(key)
