@@ -7,16 +7,18 @@ on the newest rows that there are. Then it is registered like a trained one.
 
 What is accepted of ONNX, and made into this project's own form:
 
-- one float32 or float64 matrix (rows, columns), whose columns are named by `--inputs`, by
+- one matrix (rows, columns) of float32, float64, int32 or int64, whose columns are named by `--inputs`, by
   the graph's metadata `almanac.inputs`, or else by nobody, which is refused;
 - or one such input (rows, 1) per column, named like the feature;
-- float32 outputs (rows,) or (rows, 1), named like the declared ones; a single
-  output may have any name.
+- whole numbers are asked for of features alone that are declared so;
+- float32 or float64 outputs (rows,) or (rows, 1), named like the declared ones; a single
+  output may have any name. Answers are float32 in the end, the nearest one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,7 @@ from almanac.settings import Settings
 from features.store import service_columns
 from jobs.plan import check_columns
 from jobs.training.convert import Fitted, Link, Recipe
-from jobs.training.declared import as_read, doubles_of
+from jobs.training.declared import as_read, doubles_of, wholes_of
 from jobs.training.evaluate import EXPECTED, GOLDEN_ROWS
 from jobs.training.fitting import Made, Progress, inputs_of, libraries, make, proved
 from jobs.training.row_by_row import answers_of
@@ -60,6 +62,10 @@ LINKS: dict[str, Link] = {
 }
 """LightGBM's objectives whose answer is one number, and what stands between the trees' sum and it."""
 PREFIX = "given/"
+ANSWERS = (1, 11)
+"""ONNX's float32 and float64, as numbers of `TensorProto`."""
+WHOLE_TENSORS = (6, 7)
+"""ONNX's int32 and int64."""
 
 
 def add_onnx(
@@ -78,8 +84,9 @@ def add_onnx(
     _need_numbers(pipeline)
     given = _read(file)
     check_graph(file.name, given)
-    doubles = doubles_of(pipeline, settings, service_columns(pipeline, settings))
-    data = own_form(file.name, given, pipeline, inputs, doubles)
+    columns = service_columns(pipeline, settings)
+    kinds = Kinds(doubles_of(pipeline, settings, columns), wholes_of(pipeline, settings, columns))
+    data = own_form(file.name, given, pipeline, inputs, kinds)
     progress("trying the model in a process of its own")
     need_harmless(file.name, data)
     scorer = Scorer.open(data, file.name, entity=pipeline.entity)
@@ -196,13 +203,27 @@ def newest_rows(
     return table.take(pa.array(np.flatnonzero(whole))).combine_chunks()
 
 
-def own_form(
-    what: str, data: bytes, pipeline: Pipeline, inputs: Sequence[str], doubles: frozenset[str] = frozenset()
-) -> bytes:
-    """The same model with one input `features` and outputs (rows,), named as declared, and its columns' names inside.
+@dataclass(frozen=True)
+class Kinds:
+    """What features are declared as.
 
     Args:
-        doubles: columns whose declared type needs float64; a float64 input of theirs stays one.
+        doubles: those whose declared type needs float64; a float64 or whole-number input of theirs stays one.
+        wholes: those whose declared type holds whole numbers alone.
+    """
+
+    doubles: frozenset[str] = frozenset()
+    wholes: frozenset[str] = frozenset()
+
+
+def own_form(
+    what: str,
+    data: bytes,
+    pipeline: Pipeline,
+    inputs: Sequence[str],
+    kinds: Kinds = Kinds(),
+) -> bytes:
+    """The same model with one input `features` and outputs (rows,), named as declared, and its columns' names inside.
 
     Raises:
         ModelError: inputs or outputs are of a form that this module's docstring does not name.
@@ -217,10 +238,16 @@ def own_form(
     outputs = _outputs_of(what, model, pipeline)
     given = compose.add_prefix(model, PREFIX)
     entries = _entries(given)
-    wide = {entry.name for entry in entries if entry.type.tensor_type.elem_type == TensorProto.DOUBLE}
+    wide = {entry.name for entry in entries if entry.type.tensor_type.elem_type != TensorProto.FLOAT}
     owners = entries if len(entries) > 1 else entries * len(columns)
+    for name, owner in zip(columns, owners, strict=True):
+        if owner.type.tensor_type.elem_type in WHOLE_TENSORS and name not in kinds.wholes:
+            raise ModelError(
+                f"{what} takes {name} as whole numbers, and the feature is not declared so: its fractions would be "
+                "cut; declare it Int64, or convert the model with a float input"
+            )
     dtypes = [
-        "float64" if owner.name in wide and name in doubles else "float32"
+        "float64" if owner.name in wide and name in kinds.doubles else "float32"
         for name, owner in zip(columns, owners, strict=True)
     ]
     kind = TensorProto.DOUBLE if "float64" in dtypes else TensorProto.FLOAT
@@ -235,8 +262,9 @@ def own_form(
         nodes.append(helper.make_node("Cast", [source], [entry.name], to=entry.type.tensor_type.elem_type))
     nodes += given.graph.node
     constants.append(helper.make_tensor("flat", TensorProto.INT64, [1], [-1]))
-    for output, name in outputs.items():
-        nodes.append(helper.make_node("Reshape", [PREFIX + name, "flat"], [output]))
+    for place, (output, name) in enumerate(outputs.items()):
+        nodes.append(helper.make_node("Cast", [PREFIX + name], [f"answer_{place}"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Reshape", [f"answer_{place}", "flat"], [output]))
     graph = helper.make_graph(
         nodes,
         "almanac",
@@ -263,11 +291,12 @@ def _columns_of(what: str, model: onnx.ModelProto, inputs: Sequence[str]) -> tup
     from onnx import TensorProto
 
     entries = _entries(model)
-    kinds = (TensorProto.FLOAT, TensorProto.DOUBLE)
+    kinds = (TensorProto.FLOAT, TensorProto.DOUBLE, *WHOLE_TENSORS)
     for entry in entries:
         if entry.type.tensor_type.elem_type not in kinds or len(entry.type.tensor_type.shape.dim) != 2:
             raise ModelError(
-                f"{what}: input {entry.name} is no float32 or float64 matrix (rows, columns): convert it with one"
+                f"{what}: input {entry.name} is no matrix (rows, columns) of float32, float64, int32 or int64: "
+                "convert it with one"
             )
     widths = [entry.type.tensor_type.shape.dim[1].dim_value for entry in entries]
     if len(entries) > 1:
@@ -303,9 +332,9 @@ def _outputs_of(what: str, model: onnx.ModelProto, pipeline: Pipeline) -> dict[s
     for name in chosen.values():
         tensor = found[name].type.tensor_type
         wide = len(tensor.shape.dim) == 2 and tensor.shape.dim[1].dim_value != 1
-        if tensor.elem_type != 1 or len(tensor.shape.dim) not in (1, 2) or wide:
+        if tensor.elem_type not in ANSWERS or len(tensor.shape.dim) not in (1, 2) or wide:
             raise ModelError(
-                f"{what}: output {name} is not one float32 number a row: convert it to (rows,) or (rows, 1)"
+                f"{what}: output {name} is not one float32 or float64 number a row: convert it to (rows,) or (rows, 1)"
             )
     return chosen
 

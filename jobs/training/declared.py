@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NARROW = frozenset({"FLOAT", "BOOL"})
 """Feast's types of which float32 holds every number."""
+WHOLE = frozenset({"INT32", "INT64", "BOOL"})
+"""Feast's types of whole numbers."""
 
 
 def doubles_of(
@@ -36,6 +38,19 @@ def doubles_of(
 
     kinds = service_kinds(pipeline, settings, service)
     return frozenset(name for name in inputs if kinds.get(name, "FLOAT") not in NARROW)
+
+
+def wholes_of(pipeline: Pipeline, settings: Settings, inputs: Iterable[str]) -> frozenset[str]:
+    """The inputs whose declared type holds whole numbers alone.
+
+    Raises:
+        FeatureError: no Feast file defines the FeatureService.
+        Unavailable: the registry's Postgres does not answer.
+    """
+    from features.store import service_kinds
+
+    kinds = service_kinds(pipeline, settings)
+    return frozenset(name for name in inputs if kinds.get(name) in WHOLE)
 
 
 def need_told_apart(

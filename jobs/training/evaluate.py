@@ -27,6 +27,8 @@ TOLERANCE_SHARE = 1e-5
 """Largest difference between ONNX Runtime and LightGBM, as a share of a row's answer: answers are float32 ..."""
 TOLERANCE_FLOOR = 1e-9
 """... or, if that is more, as a share of the largest answer: float64 sums of numbers that cancel have some dust."""
+CAUSE_SHARE_MIN = 0.5
+"""Share of two engines' difference that a feature must turn by itself to be named as its cause."""
 EXPECTED = "expected_"
 """Prefix of the golden columns that hold LightGBM's answers."""
 COUNTS = ("rows", "boundary_rows", "splits", "splits_reached")
@@ -138,13 +140,34 @@ def prove(scorer: Scorer, golden: bytes) -> Parity:
             asked = {name: table[name][row].as_py() for name in scorer.inputs}
             raise ModelError(
                 f"model {scorer.model_id}: ONNX Runtime and LightGBM differ by {differences[row]:.3g} in {output} on a "
-                f"golden row ({str(asked)[:300]}), more than {allowed[row]:.3g}: not registered; train again or look "
-                "at the conversion"
+                f"golden row, more than {allowed[row]:.3g}: not registered; "
+                f"{_cause(scorer, output, asked, float(differences[row]))}; the row is {str(asked)[:300]}"
             )
         worst, tolerance = max(worst, float(differences.max())), max(tolerance, float(allowed.max()))
     held = table.schema.metadata or {}
     counts = {name: int(held.get(name.encode(), b"0")) for name in COUNTS}
     return Parity(**{"rows": len(table), **counts}, difference_max=worst, tolerance=tolerance)
+
+
+def _cause(scorer: Scorer, output: str, row: Mapping[str, float], difference: float) -> str:
+    """The feature at which two engines part on a row, and the remedy: the one whose next number turns the answer."""
+    places = [
+        (name, np.nextafter(kind(row[name]), kind(way)))
+        for name in row
+        for kind in (np.float32, np.float64)
+        for way in (-np.inf, np.inf)
+    ]
+    asked = [row, *({**row, name: float(value)} for name, value in places)]
+    answers = scorer.score({name: np.array([one[name] for one in asked], np.float64) for name in row})[output]
+    turns = np.abs(answers[1:] - answers[0])
+    at = int(np.argmax(turns))
+    if turns[at] < difference * CAUSE_SHARE_MIN:
+        return "no feature's next number turns the answer: train again, or look at the conversion"
+    name = places[at][0]
+    return (
+        f"the answer turns at {name} = {row[name]!r}, where a split lies within rounding: declare {name} as Float64 in "
+        "its Feast view if its values need that, or train on values rounded as it is declared"
+    )
 
 
 def as_matrix(table: pa.Table, dtype: type[np.floating[Any]] = np.float32) -> Floats:

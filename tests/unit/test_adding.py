@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from almanac.model_graph import check_graph
 from almanac.partitioning import Buckets
 from almanac.pipeline import Freshness, Output, Pipeline, hours
 from almanac.scoring import Scorer
-from jobs.training.adding import _booster, _fitted, own_form
+from jobs.training.adding import Kinds, _booster, _fitted, own_form
 from jobs.training.convert import Recipe, to_onnx
 
 RIDES = Pipeline(
@@ -152,11 +153,78 @@ def test_float64_inputs_stay_so_for_features_that_are_declared_so() -> None:
     model.graph.node[0].output[0] = "sum"
     model.graph.node.append(helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT))
     data = bytes(model.SerializeToString())
-    wide = Scorer.open(own_form("m.onnx", data, RIDES, COLUMNS, frozenset({"a"})), "m", entity="station")
+    wide = Scorer.open(own_form("m.onnx", data, RIDES, COLUMNS, Kinds(doubles=frozenset({"a"}))), "m", entity="station")
     assert wide.dtypes == ("float64", "float32", "float32")
     assert wide.score({"a": np.array([1.7e9 + 1]), "b": np.array([-1.7e9]), "c": np.array([0.0])})["rides"] == 1
     assert Scorer.open(own_form("m.onnx", data, RIDES, COLUMNS), "m", entity="station").dtype is np.float32
     np.testing.assert_allclose(scored(own_form("m.onnx", data, RIDES, COLUMNS)), ROWS.sum(axis=1), rtol=1e-5, atol=1e-5)
+
+
+def typed(kinds: dict[str, int], answer: int = TensorProto.FLOAT) -> bytes:
+    """The sum of the columns as scikit-learn's converters make it: inputs of their own types, an answer of another."""
+    nodes = [helper.make_node("Cast", [name], [f"{name}_"], to=TensorProto.DOUBLE) for name in kinds]
+    nodes.append(helper.make_node("Sum", [f"{name}_" for name in kinds], ["all"]))
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    nodes += [
+        helper.make_node("ReduceSum", ["all", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Cast", ["sum"], ["variable"], to=answer),
+    ]
+    width = 1 if len(kinds) > 1 else 3
+    made = helper.make_graph(
+        nodes,
+        "sklearn",
+        [helper.make_tensor_value_info(name, kind, [None, width]) for name, kind in kinds.items()],
+        [helper.make_tensor_value_info("variable", answer, [None, 1])],
+        [axes],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+WHOLES = Kinds(doubles=frozenset({"a", "c"}), wholes=frozenset({"a", "c"}))
+COUNTS = {"a": np.array([7.0, 2**24 + 1]), "b": np.array([0.25, -1.5], np.float32), "c": np.array([-3.0, 0.0])}
+
+
+@pytest.mark.parametrize("answer", [TensorProto.FLOAT, TensorProto.DOUBLE])
+@pytest.mark.parametrize("whole", [TensorProto.INT64, TensorProto.INT32])
+def test_whole_numbers_and_doubles_are_taken_as_scikit_learns_converters_make_them(whole: int, answer: int) -> None:
+    data = typed({"a": whole, "b": TensorProto.DOUBLE, "c": whole}, answer)
+    scorer = Scorer.open(own_form("m.onnx", data, RIDES, (), WHOLES), "m", entity="station")
+    assert scorer.dtypes == ("float64", "float32", "float64")
+    assert scorer.score(COUNTS)["rides"].tolist() == [4.25, np.float32(2**24 - 0.5)]
+    matrix_of_doubles = typed({"X": TensorProto.DOUBLE}, answer)
+    scorer = Scorer.open(own_form("m.onnx", matrix_of_doubles, RIDES, COLUMNS, WHOLES), "m", entity="station")
+    assert scorer.score(COUNTS)["rides"].tolist() == [4.25, np.float32(2**24 - 0.5)]
+
+
+def test_whole_numbers_are_asked_of_no_feature_that_may_have_fractions() -> None:
+    with pytest.raises(ModelError, match=r"takes b as whole numbers, and the feature is not declared so: .* Int64"):
+        own_form("m.onnx", typed({"X": TensorProto.INT64}), RIDES, COLUMNS, WHOLES)
+    every = Kinds(doubles=frozenset(COLUMNS), wholes=frozenset(COLUMNS))
+    made = own_form("m.onnx", typed({"X": TensorProto.INT64}), RIDES, COLUMNS, every)
+    scorer = Scorer.open(made, "m", entity="station")
+    assert scorer.score({name: np.array([2**53 - 1.0]) for name in COLUMNS})["rides"].tolist() == [3 * 2.0**53]
+    with pytest.raises(ModelError, match=r"input X is no matrix .* of float32, float64, int32 or int64"):
+        own_form("m.onnx", typed({"X": TensorProto.UINT8}), RIDES, COLUMNS, every)
+
+
+def test_a_text_without_an_objective_answers_its_raw_score(tmp_path: Path) -> None:
+    """As of a model whose objective was a function of its trainer's; of a classifier that is no probability."""
+    path = trained("binary", tmp_path)
+    text, recipe = path.read_text(), Recipe(inputs=COLUMNS, differences=())
+    raw = lightgbm.Booster(model_str=text).predict(ROWS, raw_score=True)
+    for line in ("", "objective=custom\n", "objective=none\n"):
+        path.write_text(re.sub(r"^objective=.*\n", line, text, flags=re.M))
+        booster = _booster(path)
+        scorer = Scorer.open(to_onnx(recipe, [_fitted("rides", booster, path)]), "m", entity="station")
+        found = scorer.score({name: ROWS[:, index] for index, name in enumerate(COLUMNS)})["rides"]
+        np.testing.assert_allclose(found, raw, rtol=1e-4, atol=1e-5)
+        assert found.min() < 0
+    for name, said in (("", "its objective is ''"), ("cross_entropy_lambda", "these can be used: bin")):
+        path.write_text(re.sub(r"^objective=.*\n", f"objective={name}\n", text, flags=re.M))
+        with pytest.raises(ModelError, match=said):
+            _fitted("rides", _booster(path), path)
 
 
 def two_numbers() -> bytes:
@@ -168,7 +236,7 @@ def two_numbers() -> bytes:
     [
         (matrix, (), "give them, as --inputs a,b,c"),
         (matrix, ("a", "b"), "3 input columns, 2 are named"),
-        (two_numbers, ("a", "b"), "output y is not one float32 number a row"),
+        (two_numbers, ("a", "b"), "output y is not one float32 or float64 number a row"),
     ],
 )
 def test_another_form_is_refused(data: Callable[[], bytes], inputs: tuple[str, ...], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,8 +49,6 @@ def proved(
     steepness: float = 1.0,
     differences: tuple[tuple[str, str], ...] = (),
 ) -> Proved:
-    import pyarrow.parquet as pq
-
     names = tuple(booster.feature_name())[: real.shape[1]]
     recipe = Recipe(inputs=names, differences=differences, doubles=frozenset(names if doubles else ()))
     plain = Reference(weights={}, damping=1.0)
@@ -189,13 +189,9 @@ def test_a_rare_event_is_proved_by_its_own_size() -> None:
     model = proved(booster, rows, link="sigmoid", steepness=2.5)
     np.testing.assert_allclose(answers(model, rows), booster.predict(rows), rtol=1e-5)
     column = model.golden[EXPECTED + "y"].to_numpy() * (1 + 1e-4)
-    import io
-
-    import pyarrow.parquet as pq
-
     sink = io.BytesIO()
     pq.write_table(model.golden.drop_columns([EXPECTED + "y"]).append_column(EXPECTED + "y", pa.array(column)), sink)
-    with pytest.raises(ModelError, match=r"differ by .* in y on a golden row \(\{'f0': "):
+    with pytest.raises(ModelError, match=r"differ by .* in y on a golden row, .*; the row is \{'f0': "):
         prove(model.scorer, sink.getvalue())
 
 
@@ -273,3 +269,21 @@ def test_random_models_answer_as_lightgbm_does(seed: int) -> None:
     model = proved(booster, real, doubles=doubles)
     mixed = np.column_stack([random.permutation(model.golden[name].to_numpy()) for name in model.scorer.inputs])
     alike(model, booster, mixed.astype(np.float64))
+
+
+def test_who_answers_otherwise_is_told_at_which_feature_and_what_to_do() -> None:
+    """One engine takes a number to lie left of a split and the other right of it."""
+    rows = np.random.default_rng(13).normal(280, 3, size=(400, 2)).astype(np.float32).astype(np.float64)
+    booster = trained(rows, np.where(rows[:, 1] > 281, 40.0, 0.0) + rows[:, 0] / 100, 4)
+    model = proved(booster, rows)
+    other_side = float(booster.predict([[280.0, 290.0]])[0])
+    split = next(one for one in booster.trees_to_dataframe()["threshold"].dropna() if 280.5 < one < 281.5)
+
+    def refused(value: float, said: str) -> None:
+        sink = io.BytesIO()
+        pq.write_table(pa.table({"f0": [280.0], "f1": [value], EXPECTED + "y": [other_side]}), sink)
+        with pytest.raises(ModelError, match=said):
+            prove(model.scorer, sink.getvalue())
+
+    refused(split, r"differ by .*: not registered; the answer turns at f1 = 28[01]\..*: declare f1 as Float64")
+    refused(270.0, r"no feature's next number turns the answer: .*; the row is {'f0': 280\.0, ")
