@@ -1,8 +1,8 @@
-"""What a gate found wrong, kept where a person can open it.
+"""What a gate or the scoring found wrong, kept where a person can open it.
 
-    <state_dir>/quarantine/<pipeline>/g<generation>-<token>-<features|predictions>-<first partition>.html, and .json
+    <state_dir>/quarantine/<pipeline>/g<generation>-<token>-<what>-<first partition>.html, and .json
 
-One pair of files for each validation that failed some partition: the page
+One pair of files for each validation or piece of a shard that failed some partition: the page
 needs nothing from elsewhere, the JSON has Great Expectations' own results. The
 ledger's reason, the task's log and so the answers' reason name the page. Files
 go after `KEPT_DAYS`, or when there are more than `FILES_MAX`.
@@ -57,7 +57,7 @@ def keep(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, findings
     """Write the report of one validation; returns its place below the state directory, empty if it could not be kept.
 
     Args:
-        what: `features` or `predictions`.
+        what: `features` or `predictions`, which a gate looked at; `inputs`, which the scoring could not take.
         findings: of which at least one names a partition.
     """
     from features.files import replacing
@@ -65,7 +65,8 @@ def keep(pipeline: Pipeline, settings: Settings, plan: Plan, what: str, findings
     first = min(partition for finding in findings for partition in finding.rows)
     name = f"g{plan.generation}-{plan.token}-{what}-{first}"
     folder = settings.state_dir / QUARANTINE / pipeline.name
-    title = f"{pipeline.name}: {what} that failed their gate, generation {plan.generation} as of {plan.as_of}"
+    failed = "cannot be scored" if what == "inputs" else "failed their gate"
+    title = f"{pipeline.name}: {what} that {failed}, generation {plan.generation} as of {plan.as_of}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)

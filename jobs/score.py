@@ -12,15 +12,18 @@ from almanac.pipeline import Pipeline
 from almanac.registry import ModelVersion, Registry
 from almanac.settings import Settings
 from jobs.changed import Maker, Past, changed, whole
-from jobs.lacking import explained
+from jobs.lacking import explained, hollow_rows
 from jobs.listing import listed
 from jobs.models import scorer_of
 from jobs.pieces import pieces_of
 from jobs.plan import Plan
+from jobs.quarantine import keep
 from jobs.stages import Stage, stage
 from jobs.writing import Writer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from serving_cache.records import StagedPartition
 
 log = logging.getLogger(__name__)
@@ -98,11 +101,12 @@ def _score_shard(
                 piece = (about, table)
                 done = whole(maker, piece, refused) if past is None else changed(maker, piece, past, refused)
                 refused = explained(pipeline, settings, table, refused, plan.moment)
+                report = _report(pipeline, settings, plan, maker, table, refused) if refused else ""
             quarantined |= refused
             rows += done.rows
             record.unchanged += done.unchanged
             with record.step("waiting"):
-                staged += writer.put(done.ready if known_code else _without_digests(done.ready), refused)
+                staged += writer.put(done.ready if known_code else _without_digests(done.ready), refused, report)
         with record.step("waiting"):
             staged += writer.finish()
     record.partitions, record.rows = staged, rows
@@ -122,6 +126,14 @@ def _score_shard(
         rows=rows,
         unchanged=record.unchanged,
     )
+
+
+def _report(
+    pipeline: Pipeline, settings: Settings, plan: Plan, maker: Maker, table: pa.Table, refused: dict[int, str]
+) -> str:
+    """Keep the rows that cannot be scored where a person can open them; returns the place, empty if there are none."""
+    found = hollow_rows(pipeline, table, maker.inputs(table).column_names, refused)
+    return keep(pipeline, settings, plan, "inputs", found) if found else ""
 
 
 def _without_digests(ready: list[StagedPartition]) -> list[StagedPartition]:

@@ -44,10 +44,14 @@ class Writer:
         if self._cache is not None:
             self._cache.close()
 
-    def put(self, ready: list[StagedPartition], refused: dict[int, str]) -> int:
-        """Hand over a piece, once the one before is written; returns how many partitions that staged."""
+    def put(self, ready: list[StagedPartition], refused: dict[int, str], report: str = "") -> int:
+        """Hand over a piece, once the one before is written; returns how many partitions that staged.
+
+        Args:
+            report: where a person finds the rows of what is refused, below the state directory.
+        """
         done = self.finish()
-        self._pending = self._thread.submit(contextvars.copy_context().run, self._write, ready, refused)
+        self._pending = self._thread.submit(contextvars.copy_context().run, self._write, ready, refused, report)
         return done
 
     def finish(self) -> int:
@@ -55,11 +59,11 @@ class Writer:
         pending, self._pending = self._pending, None
         return 0 if pending is None else pending.result()
 
-    def _write(self, ready: list[StagedPartition], refused: dict[int, str]) -> int:
+    def _write(self, ready: list[StagedPartition], refused: dict[int, str], report: str) -> int:
         with self._record.step("postgres"):
             staged = self._store.stage(self._attempt, ready)
             for partition, reason in refused.items():
-                self._store.quarantine(self._attempt, partition, reason, staged_too=False)
+                self._store.quarantine(self._attempt, partition, reason, report=report, staged_too=False)
         with self._record.step("redis"):
             self._warm_redis(ready)
         return len(staged)

@@ -43,6 +43,8 @@ from serving_cache.postgres_staging import Staging, reject_generation
 from serving_cache.records import Attempt, GenerationRecord, Publication
 
 INDEX_MEMORY = "256MB"
+REASONS_SHOWN_MAX = 3
+"""Partitions whose reasons the rejection of a generation repeats."""
 """Of the server, while it sorts a generation's keys: those of ten million rows fit."""
 
 _MANIFEST_STAGED = """
@@ -179,7 +181,7 @@ def _settle(connection: Connection, attempt: Attempt, pipeline: Pipeline, now: d
         )
     decision = _decide(connection, attempt, pipeline, current)
     if decision.state == "rejected":
-        _reject(connection, attempt, decision.coverage, decision.reason)
+        _reject(connection, attempt, decision.coverage, decision.reason + _lacking(connection, attempt, pipeline))
         return
     if decision.state == "current":
         need_same_partitioning(connection, mine.pipeline, mine.partitioning)
@@ -225,6 +227,21 @@ def _reject(connection: Connection, attempt: Attempt, coverage: float, reason: s
         "UPDATE generations SET coverage = %s WHERE pipeline = %s AND generation = %s",
         (coverage, attempt.pipeline, attempt.generation),
     )
+
+
+def _lacking(connection: Connection, attempt: Attempt, pipeline: Pipeline) -> str:
+    """What the ledger says of partitions that a generation does not cover: the first reasons, and how many more."""
+    rows = connection.execute(
+        "SELECT partition, state, reason FROM ledger WHERE pipeline = %s AND generation = %s "
+        "AND state NOT IN ('staged', 'unchanged') ORDER BY reason = '', partition",
+        (attempt.pipeline, attempt.generation),
+    ).fetchall()
+    said = [
+        f"{pipeline.partitions.label(partition)}: {reason or f'it is {state}, and was not scored'}"
+        for partition, state, reason in rows[:REASONS_SHOWN_MAX]
+    ]
+    more = f"; and {len(rows) - len(said)} more" if len(rows) > len(said) else ""
+    return f" ({'; '.join(said)}{more}): mend the input and run again" if said else ""
 
 
 def _decide(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from almanac.blocks import decode
 from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
-from almanac.errors import FeatureError, ModelError
+from almanac.errors import FeatureError, GateError, ModelError
 from almanac.manifest import Description, Input
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
@@ -278,6 +279,40 @@ def test_a_missing_number_quarantines_its_bucket_alone(own: Own, published: Publ
     with PostgresStore(own.settings.need("postgres_url")) as store:
         manifest = store.manifest(own.pipeline.name, done.generation)
     assert [part for part, entry in manifest.items() if entry.reason] == [bucket]
+    # A page shows the rows, as of what a gate refused.
+    (place,) = re.findall(r"\(see (quarantine/.*-inputs-\d+\.html)\)", manifest[bucket].reason or "")
+    page = (own.settings.state_dir / place).read_text()
+    for said in (
+        "inputs that cannot be scored",
+        "hour has a finite value",
+        "rides_day has a finite value",
+        "station-05",
+    ):
+        assert said in page, said
+
+
+def test_a_run_that_is_rejected_for_coverage_names_column_and_entity(own: Own, published: Publication) -> None:
+    whole = pd.read_parquet(own.folder / "habits.parquet")
+    hit = (whole["station"] == "station-05") & (whole["event_timestamp"] == made_as_of(own))
+    strict = replace(own.pipeline, coverage_min=1.0)
+    try:
+        holes = whole.assign(rides_day=whole["rides_day"].mask(hit))
+        holes.to_parquet(own.folder / "habits.parquet", index=False, coerce_timestamps="us")
+        made = plan(strict, own.settings, run_key="strict", cutoff=utc_now(), now=utc_now())
+        gate_features(strict, own.settings, made)
+        for shard in made.shards:
+            score_shard(strict, own.settings, made, shard)
+    finally:
+        whole.to_parquet(own.folder / "habits.parquet", index=False, coerce_timestamps="us")
+    said = (
+        r"covers 7 of 8 partitions, below coverage_min 1 \(.*rides_day is missing .*station station-05.*see quarantine/"
+    )
+    with pytest.raises(GateError, match=said):
+        publish(strict, own.settings, made, now=utc_now())
+    with PostgresStore(own.settings.need("postgres_url")) as store:
+        record = store.generation(own.pipeline.name, made.generation)
+    assert record is not None
+    assert re.search(said, record.reason)
 
 
 def test_a_model_from_elsewhere_is_tried_on_the_newest_rows(own: Own, tmp_path: Path) -> None:
