@@ -76,7 +76,9 @@ def backfill(
         [[tick.at.strftime(PARTITION_KEY_FORMAT), tick.generation, tick.state or "missing"] for tick in asked.ticks],
     )
     cost = "its cost is known after the first run" if asked.seconds is None else f"about {asked.seconds:.0f} s"
-    typer.echo(f"{len(asked.missing)} of {len(asked.ticks)} generations are missing: {asked.rows:,} rows each, {cost}")
+    typer.echo(
+        f"{len(asked.missing)} of {len(asked.ticks)} generations are missing: about {asked.rows:,} rows each, {cost}"
+    )
     if dry_run or not asked.missing:
         return
     with AirflowApi(settings()) as airflow:

@@ -34,7 +34,7 @@ class PartitionPlan:
 
     Attributes:
         action: `score`, or `carry` (forward by reference).
-        rows: that it has; None if nobody knows before it is scored.
+        rows: that it would have.
     """
 
     partition: int
@@ -119,7 +119,8 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
     }
     asked = [partition for partition, reason in reasons.items() if reason is None]
     reasons |= _by_features(pipeline, settings, (moment, as_of, version.id), asked, basis, current)
-    rows = rows_of_grid(pipeline.partitions) or {partition: was.rows for partition, was in basis.items()}
+    run = _plan_of(pipeline, moment, as_of, version.id)
+    rows = rows_of_grid(pipeline.partitions) or _counted(pipeline, settings, run, reasons, basis)
     plans = tuple(
         PartitionPlan(
             partition=partition,
@@ -145,6 +146,36 @@ def preview(pipeline: Pipeline, settings: Settings, *, cutoff: datetime, now: da
         scored=1.0 if costs is None or not pipeline.changed_only else costs.scored,
         seconds=None if costs is None else costs.seconds(count, shards),
     )
+
+
+def _plan_of(pipeline: Pipeline, cutoff: datetime, as_of: datetime, model: str, *shards: list[int]) -> Plan:
+    """The run as what reads its inputs knows it; there is no such generation."""
+    return Plan(
+        pipeline=pipeline.name,
+        generation=0,
+        token=0,
+        cutoff=format_time(cutoff),
+        as_of=format_time(as_of),
+        model=model,
+        shards=list(shards),
+    )
+
+
+def _counted(
+    pipeline: Pipeline, settings: Settings, plan: Plan, reasons: Mapping[int, str | None], basis: Mapping[int, Basis]
+) -> dict[int, int]:
+    """Rows of each partition: as the views know its entities now, where it would be scored.
+
+    Raises:
+        FeatureError: a key in the views' files cannot be an entity's.
+    """
+    from jobs.members import Members
+
+    members = Members(pipeline, settings, plan)
+    return {
+        partition: basis[partition].rows if reason == UNCHANGED else members.count([partition])
+        for partition, reason in reasons.items()
+    }
 
 
 def watermark(pipeline: Pipeline, settings: Settings, cutoff: datetime) -> datetime:
@@ -212,15 +243,7 @@ def _by_features(
     found: dict[int, str] = {}
     items = listed(pipeline, settings, as_of)
     for shard in cut(pipeline, asked):
-        plan = Plan(
-            pipeline=pipeline.name,
-            generation=0,
-            token=0,
-            cutoff=format_time(cutoff),
-            as_of=format_time(as_of),
-            model=model,
-            shards=[shard],
-        )
+        plan = _plan_of(pipeline, cutoff, as_of, model, shard)
         table = fetch(pipeline, settings, plan, shard)
         digests = partition_digests(table, shard) if items is None else list_digests(items, table, shard)
         for partition, digest in digests.items():

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from almanac.clock import format_time, utc_now
 from almanac.declarations import load_pipelines
 from almanac.errors import FeatureError, GateError, ModelError
 from almanac.manifest import Description, Input
+from almanac.partitioning import Buckets
 from almanac.pipeline import Pipeline
 from almanac.registry import Registry
 from almanac.settings import Settings, load_settings
@@ -31,6 +33,7 @@ from features.online import OnlineFeatures, observation_row
 from jobs.check import gate_features, gate_predictions
 from jobs.checks.integrity import check_features
 from jobs.plan import Plan, plan
+from jobs.preview import preview
 from jobs.publish import clean_up, publish
 from jobs.score import score_shard
 from jobs.training.adding import add_lightgbm, add_onnx, own_form
@@ -208,12 +211,20 @@ def test_entities_come_and_go(own: Own, published: Publication) -> None:
             come = frame[(frame["station"] == "station-01") & (frame["event_timestamp"] == newest)]
             changed = pd.concat([gone, come.assign(station="new é station")])
             changed.to_parquet(own.folder / f"{name}.parquet", index=False, coerce_timestamps="us")
+        asked = preview(own.pipeline, own.settings, cutoff=utc_now(), now=utc_now())
         made = publish(own.pipeline, own.settings, run(own, "come and gone"), now=utc_now())
     finally:
         for name, frame in files.items():
             frame.to_parquet(own.folder / f"{name}.parquet", index=False, coerce_timestamps="us")
     assert made.rows == STATIONS
     keys = known(own, made.generation)
+    # What was to be scored are the entities of now, and not those of the generation before.
+    partitions = own.pipeline.partitions
+    assert isinstance(partitions, Buckets)
+    now = Counter(partitions.partitions_of(sorted(keys)))
+    before = Counter(partitions.partitions_of(sorted(known(own, published.generation))))
+    assert now != before
+    assert {one.partition: one.rows for one in asked.partitions} == {at: now[at] for at in range(partitions.count)}
     assert "new é station" in keys
     assert "station-03" not in keys
 
