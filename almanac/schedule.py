@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from almanac.clock import need_utc
+from almanac.clock import PARTITION_KEY_FORMAT, need_utc
 from almanac.errors import DeclarationError
 
 PRESETS = {
@@ -112,6 +112,11 @@ def tick_before(schedule: str, moment: datetime) -> datetime | None:
         DeclarationError: the schedule is no cron expression.
     """
     return next(ticks_back(schedule, moment), None)
+
+
+def partition_key_of(schedule: str, moment: datetime) -> str:
+    """The partition key of the latest tick at or before a moment; of the moment where there was no tick before."""
+    return (tick_before(schedule, moment) or need_utc(moment)).strftime(PARTITION_KEY_FORMAT)
 
 
 def ticks_between(schedule: str, first: datetime, last: datetime) -> Iterator[datetime]:

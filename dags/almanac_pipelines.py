@@ -19,7 +19,7 @@ from airflow.sdk import (
     task,
 )
 
-from almanac.clock import PARTITION_KEY_FORMAT
+from almanac.clock import PARTITION_KEY_FORMAT, format_time
 from almanac.declarations import pipeline as declared
 from almanac.declarations import pipelines
 from almanac.pipeline import Pipeline
@@ -68,8 +68,9 @@ partition key (UTC), all published at once or not at all. The DAG `{pipeline.nam
 {_ranked(pipeline)}Fresh for {fresh}, usable for {usable}. Model `{pipeline.model}`, features `{pipeline.features}`.
 
 **To run past times**: *Trigger* → *Backfill*, or `almanac backfill {pipeline.name} --from … --to …`: their generations
-are archived, never current. **One past time**: trigger with a partition key such as `2026-03-31T06:00Z`; a run older
-than the current generation is archived too. **To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
+are archived, never current. **One past time**: trigger with a partition key such as `2026-03-31T06:00Z`, or with a
+logical date; a run older than the current generation is archived too. **Now**: trigger with neither.
+**To see beforehand** what a run would do: `almanac plan {pipeline.name}`.
 **To score everything**, what did not change too: trigger with *Score everything anew*.
 **To run after it**: a DAG scheduled on the asset with `PartitionedAssetTimetable` gets the same partition key.
 **When a run fails**: the current generation stays. Read the failed task's last line, do what it says, and clear the run
@@ -97,6 +98,7 @@ def _ranked(pipeline: Pipeline) -> str:
 def build(pipeline: Pipeline) -> DAG:
     """The DAG of one declaration."""
     asset = Asset(name=f"{pipeline.name}_predictions", uri=pipeline.asset_uri, group="almanac")
+    features = features_of(pipeline)
     name = pipeline.name
 
     with DAG(
@@ -131,7 +133,7 @@ def build(pipeline: Pipeline) -> DAG:
     ) as dag:
 
         @task(
-            outlets=[features_of(pipeline)],
+            outlets=[features],
             doc_md="Brings features up to the cutoff, checks the model, opens the generation, cuts the shards.",
         )
         def plan() -> dict[str, Any]:
@@ -140,14 +142,17 @@ def build(pipeline: Pipeline) -> DAG:
             from jobs.plan import plan as plan_run
 
             context = get_current_context()
-            cutoff = context.get("partition_date") or context["dag_run"].run_after
+            run = context["dag_run"]
+            # By hand without a partition key: the logical date that was given, else the moment of triggering.
+            cutoff = context.get("partition_date") or run.logical_date or run.run_after
+            _emit_partition(name, features, format_time(cutoff))
             made = plan_run(
                 declared(name),
                 settings(),
                 run_key=context["run_id"],
                 cutoff=cutoff,
                 now=utc_now(),
-                backfill=context["dag_run"].run_type == "backfill",
+                backfill=run.run_type == "backfill",
                 anew=bool(context["params"]["anew"]),
             )
             return made.to_json()
@@ -207,6 +212,7 @@ def build(pipeline: Pipeline) -> DAG:
                 "as_of": planned["as_of"],
             }
             get_current_context()["outlet_events"][asset].extra = summary
+            _emit_partition(name, asset, planned["cutoff"])
             return summary
 
         @task(doc_md="Computes the error of what was served, for every predicted moment that has been observed by now.")
@@ -244,6 +250,16 @@ def _with_params(name: str) -> Pipeline:
 
     share = get_current_context()["params"]["coverage_min"]
     return replace(declared(name), coverage_min=float(share))
+
+
+def _emit_partition(name: str, asset: Asset, cutoff: str) -> None:
+    """Give an asset's event a partition key where its run has none: whoever is scheduled on it would never run."""
+    from almanac.clock import parse_time
+    from almanac.schedule import partition_key_of
+
+    context = get_current_context()
+    if context["dag_run"].partition_key is None:
+        context["outlet_events"][asset].add_partitions(partition_key_of(declared(name).schedule, parse_time(cutoff)))
 
 
 def features_of(pipeline: Pipeline) -> Asset:

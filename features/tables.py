@@ -19,9 +19,7 @@ from almanac.partitioning import Buckets, EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features import tables_footers
-from features.own_files import columns_of, files_of, renamed
-from features.own_files import literal as literal
-from features.own_files import quoted as quoted
+from features.own_files import columns_of, files_of, literal, quoted, renamed
 from features.parquet_files import relation
 from features.schemas import Needed, as_declared, check_schema
 
@@ -201,10 +199,12 @@ def _tables(pipeline: Pipeline, store: FeatureStore, service: FeatureService) ->
 
 def _table(pipeline: Pipeline, view: FeatureView, features: tuple[str, ...]) -> Table:
     if tuple(view.join_keys) != (pipeline.entity,):
-        raise FeatureError(
-            f"view {view.name} has the join keys {', '.join(view.join_keys) or 'none'}, pipeline {pipeline.name} "
-            f"predicts for {pipeline.entity}: give the view the Entity whose join key is {pipeline.entity}"
-        )
+        keys, ours = ", ".join(view.join_keys) or "none", pipeline.entity
+        remedy = f"give the view the Entity whose join key is {ours}"
+        if ours in view.entities:
+            remedy = f"{ours} is the Entity's name; declare entity={keys!r}, its join key"
+        said = f"has the join keys {keys}, pipeline {pipeline.name} predicts for {ours}"
+        raise FeatureError(f"view {view.name} {said}: {remedy}")
     kind = view.entity_columns[0].dtype.to_value_type().name
     if kind not in KEY_TYPES[pipeline.partitions.key_type]:
         wanted = KEY_TYPES[pipeline.partitions.key_type][0]

@@ -11,8 +11,8 @@ from almanac.partitioning import EntityKey
 from almanac.pipeline import Pipeline
 from almanac.settings import Settings
 from features.archived import archived_files
-from features.own_files import folder_of
-from features.tables import Table, literal, opened, quoted, tables_of
+from features.own_files import folder_of, literal, quoted
+from features.tables import Table, opened, tables_of
 
 ENTITIES_MAX = 100
 """Entities that are asked for at once."""

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from almanac.clock import MICROSECOND, at_micros, format_time, micros_of
 from almanac.feature_checks import BINS, Bounds, Learned, Profile, stability_index, words
 from features.layout import EVENT_TIMESTAMP
-from features.tables import Table, literal, opened, quoted
+from features.own_files import literal, quoted
+from features.tables import Table, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa

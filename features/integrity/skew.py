@@ -28,9 +28,9 @@ from features.archived import archived_files
 from features.layout import EVENT_TIMESTAMP
 from features.offline.reading import historical
 from features.online import OnlineFeatures
-from features.own_files import folder_of
+from features.own_files import folder_of, literal, quoted
 from features.store import open_service, registry_errors
-from features.tables import Table, literal, opened, quoted, watermark
+from features.tables import Table, opened, watermark
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,10 +19,9 @@ from almanac.partitioning import Grid, Partitioning
 from features import asof
 from features.archived import archived_files
 from features.materialize.plan import File, Reading
-from features.own_files import FILES_MAX, columns_of, files_of, folder_of
+from features.own_files import FILES_MAX, columns_of, files_of, folder_of, literal, quoted
 from features.parquet_files import relation
 from features.schemas import Needed, check_schema
-from features.tables import literal, quoted
 
 if TYPE_CHECKING:
     import duckdb

@@ -21,7 +21,7 @@ import pytest
 
 from almanac.airflow_api import AirflowApi
 from almanac.airflow_pause import dags_paused
-from almanac.clock import PARTITION_KEY_FORMAT, floor_hour, format_time, utc_now
+from almanac.clock import PARTITION_KEY_FORMAT, floor_hour, format_time, parse_time, utc_now
 from almanac.demo.past import REHEARSED_HOURS, UNTIL_HOURS
 from almanac.errors import UsageError
 from almanac.registry import Registry
@@ -246,6 +246,45 @@ def test_a_backfill_from_the_ui_is_archived_and_a_dag_scheduled_on_the_asset_fol
     assert before is not None
     assert after is not None
     assert after.generation.as_of >= before.generation.as_of
+
+
+@pytest.mark.parametrize("past", [timedelta(hours=9, minutes=-13), None], ids=["logical date alone", "nothing"])
+def test_a_run_triggered_without_a_partition_key_is_followed_by_whoever_is_scheduled_on_its_assets(
+    demo: subprocess.CompletedProcess[str], environment: dict[str, str], past: timedelta | None
+) -> None:
+    """As from the UI's form: with a logical date alone, or with nothing."""
+    assert demo.returncode == 0
+    settings = load_settings(state_dir=Path(environment["ALMANAC_STATE_DIR"]))
+    moment = None if past is None else floor_hour(utc_now()) - past
+    with PostgresStore(settings.need("postgres_url")) as store, AirflowApi(settings) as airflow:
+        body = {"logical_date": moment and format_time(moment), "conf": {}}
+        run = airflow.call("POST", "/dags/weather/dagRuns", json=body)
+        assert run["partition_key"] is None
+        speaks = moment or parse_time(run["run_after"])
+        key = floor_hour(speaks).strftime(PARTITION_KEY_FORMAT)  # the latest tick of an hourly schedule
+        began = parse_time(run["queued_at"])
+
+        def followed() -> dict[str, dict[str, Any]] | None:
+            found = {}
+            for dag in ("after_weather", "weather_features"):
+                runs = airflow.call("GET", f"/dags/{dag}/dagRuns", params={"limit": 100, "order_by": "-run_after"})
+                for one in runs["dag_runs"]:
+                    if (
+                        one["partition_key"] == key
+                        and one["state"] == "success"
+                        and parse_time(one["queued_at"]) > began
+                    ):
+                        found[dag] = one
+            return found if len(found) == 2 else None
+
+        after = eventually(followed)["after_weather"]
+        path = f"/dags/after_weather/dagRuns/{after['dag_run_id']}/taskInstances/tell/xcomEntries/return_value"
+        told = airflow.call("GET", path)["value"]
+        made = store.generation("weather", told["generation"])
+    assert made is not None
+    assert told["partition_key"] == key
+    assert abs(made.cutoff - speaks) < timedelta(milliseconds=1)
+    assert made.state is (State.ARCHIVED if past else State.CURRENT)
 
 
 def test_what_is_under_way_stops_between_two_tasks_while_dags_are_paused_and_goes_on_afterwards(

@@ -105,6 +105,11 @@ def test_a_service_is_found_by_whoever_names_its_file(tmp_path: Path) -> None:
         ({"kind": "String"}, MACHINES, "feature vibration is STRING, models take numbers"),
         ({"key": "STRING"}, MACHINES, "join key machine is STRING in Feast, the declaration has INT64"),
         ({}, replace(MACHINES, entity="device"), "has the join keys machine, pipeline machines predicts for device"),
+        (
+            {},
+            replace(MACHINES, entity="machines_machine"),
+            "machines_machine is the Entity's name; declare entity='machine', its join key",
+        ),
         ({"path": '"sensors.parquet"'}, MACHINES, "means another file in each process: give the whole path"),
         (
             {"source": 'PushSource(name="push", batch_source=file)'},

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from almanac.challenger import Challenger
+from almanac.clock import parse_time
 from almanac.errors import DeclarationError
 from almanac.integrity import Integrity
-from almanac.schedule import PRESETS, check_schedule, tick_before, ticks_back, ticks_between
+from almanac.schedule import PRESETS, check_schedule, partition_key_of, tick_before, ticks_back, ticks_between
 from pipelines.weather import weather
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -98,3 +99,16 @@ def test_the_newest_tick_is_at_or_before_the_moment_and_none_is_between(expressi
     assert tick <= moment
     assert tick_before(expression, tick) == tick
     assert list(ticks_between(expression, tick, moment)) == [tick]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "moment", "key"),
+    [
+        ("0 * * * *", "2026-03-31T06:00:00Z", "2026-03-31T06:00Z"),
+        ("0 * * * *", "2026-03-31T06:59:59.9Z", "2026-03-31T06:00Z"),
+        ("5 * * * *", "2026-03-31T06:04:00Z", "2026-03-31T05:05Z"),
+        ("0 3 * * *", "2026-03-31T02:00:00Z", "2026-03-30T03:00Z"),
+    ],
+)
+def test_a_run_by_hand_counts_for_the_latest_tick_at_or_before_it(schedule: str, moment: str, key: str) -> None:
+    assert partition_key_of(schedule, parse_time(moment)) == key
