@@ -4,11 +4,13 @@ What a record may do is known for most: it cannot be believed, and is refused wi
 with a record in a way that nobody foresaw, and would fail again each time that it is read. So where a batch fails like
 that, its halves are tried, down to each record alone; one that fails alone is given up by itself, and said.
 
-Not so where a server does not answer, or where a table, a model or a setting is wrong: that is no record's fault.
+Not so where a server does not answer, where the machine refuses, as with a full disk, or where a table, a model or a
+setting is wrong: that is no record's fault.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -31,6 +33,8 @@ FORWARDED_TOO_OFTEN = "forwarded-too-often"
 
 PART_BYTES_MAX = 16 * 1024 * 1024
 """Size of the records that are handled and committed at once, in bytes: as much as is fetched ahead."""
+ERRNO_OF_A_RECORD = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.E2BIG})
+"""What the system says of a name or an argument that was made of a record's content."""
 Home = Callable[[EntityKey], int]
 
 
@@ -80,7 +84,12 @@ def may_be_of_a_record(error: Exception) -> bool:
     if isinstance(error, AlmanacError):
         foreseen = isinstance(error, FeatureError)
         return isinstance(error, DataError | BlockError | UnknownEntity) and not foreseen
-    return not isinstance(error, KafkaException | Stopped)
+    return not isinstance(error, KafkaException | Stopped) and not is_of_the_machine(error)
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether the machine refuses: a full disk, too many open files, a connection that ends. Waiting may mend it."""
+    return isinstance(error, OSError) and error.errno not in ERRNO_OF_A_RECORD
 
 
 def failed(error: Exception) -> EventError:

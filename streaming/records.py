@@ -54,6 +54,8 @@ HEADER_ORIGIN = "almanac.origin"
 """Of a dead letter that was sent again: where it first stood, as `<topic>/<partition>/<offset>`."""
 HEADER_FORWARDED = "almanac.forwarded"
 """Of an event that was written again to its entity's home partition: where it stood before, alike; once each time."""
+HEADER_HOPS = "almanac.hops"
+"""How often an event was forwarded, also by workers that prove nothing: a limit, and no claim of a place."""
 HEADER_PROOF = "almanac.proof"
 """Of what a worker wrote: that the place it says is true of the event it is; see `streaming.proofs`."""
 HEADER_INCARNATION = "almanac.incarnation"
@@ -73,7 +75,7 @@ ERROR_HEADERS = (
 HEADER_CUT = "almanac.cut"
 """Of a dead letter that is not all of its event: bytes of value, key and headers as they were, as `<n>/<n>/<n>`;
 names and contents of headers with their lengths, and `?` of headers that could not be read."""
-RESERVED_HEADERS = frozenset({*ERROR_HEADERS, HEADER_PROOF, HEADER_CUT})
+RESERVED_HEADERS = frozenset({*ERROR_HEADERS, HEADER_PROOF, HEADER_CUT, HEADER_HOPS})
 """Headers that are no event's own."""
 PROOF_ROOM = (HEADER_PROOF, bytes(64))
 """As long as the header that a worker adds to what it signs."""
@@ -133,7 +135,7 @@ class Consumed:
     @property
     def forwards(self) -> int:
         """How often it was written again to another partition."""
-        return len(places(self.headers, HEADER_FORWARDED))
+        return max(len(places(self.headers, HEADER_FORWARDED)), number_in(self.headers, HEADER_HOPS))
 
     @property
     def source(self) -> dict[str, str | int]:
@@ -262,13 +264,9 @@ def _produced(topic: str, event: Event, body: dict[str, Any]) -> Produced:
 def forwarded_record(record: Consumed, partition: int) -> Produced:
     """An event as it stands, for its entity's home partition; a header says where it stood."""
     stood = f"{record.topic}/{record.partition}/{record.offset}".encode()
-    return Produced(
-        topic=record.topic,
-        key=record.key,
-        value=record.value,
-        headers=(*record.headers, (HEADER_FORWARDED, stood)),
-        partition=partition,
-    )
+    before = tuple(header for header in record.headers if header[0] != HEADER_HOPS)
+    headers = (*before, (HEADER_FORWARDED, stood), (HEADER_HOPS, str(record.forwards + 1).encode()))
+    return Produced(topic=record.topic, key=record.key, value=record.value, headers=headers, partition=partition)
 
 
 def dead_letter_record(

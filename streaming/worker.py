@@ -44,7 +44,7 @@ from streaming.connection import almanac_error, consumed, next_offsets, open_con
 from streaming.duplicates import Duplicates
 from streaming.events import declared
 from streaming.folding import Folding
-from streaming.guarding import failed, guarded, parts
+from streaming.guarding import failed, guarded, is_of_the_machine, parts
 from streaming.lacking import Lacks, probed_cells
 from streaming.lag import Lag
 from streaming.models import CurrentModels
@@ -292,12 +292,28 @@ class Worker:
                 if stop.is_set():
                     raise Stopped
                 try:
-                    return self._try(records)
+                    return self._tried(records)
                 except (Unavailable, FeatureError) as error:
                     self.report.say(PAUSED, str(error), level=logging.WARNING)
                     self._lag.note(consumer, time.monotonic())
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _tried(self, records: Sequence[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
+        """Steps 2 to 4; what the machine refuses is waited for as a server is.
+
+        Raises:
+            Unavailable, FeatureError: they may pass; the same events are to be tried again.
+        """
+        try:
+            return self._try(records)
+        except OSError as error:
+            if not is_of_the_machine(error):
+                raise
+            raise Unavailable(
+                f"events of {self._pipeline.name} cannot be handled ({error}): see to this machine's disk, memory and "
+                "open files"
+            ) from error
 
     def _try(self, records: Sequence[Consumed]) -> tuple[handle.Sorted, handle.Handled]:
         models = self._models.get(time.monotonic())

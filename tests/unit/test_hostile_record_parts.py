@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from streaming.redrive import ALL_REASONS
 from streaming.report import Report
 from streaming.sink import read_all
 from streaming.sizes import LETTER_BYTES_MAX, RECORD_BYTES_MAX, record_bytes
+from streaming.worker import Worker
 from tests.baskets import basket_pipeline, purchase
 from tests.record_batches import batch, record
 from tests.streams import tiny_pipeline
@@ -180,8 +182,13 @@ def test_a_batch_that_fails_is_tried_in_ever_smaller_parts_and_in_its_order() ->
 
 
 @pytest.mark.parametrize(
-    "error", [Unavailable("down"), ModelError("hash"), KafkaException(KafkaError(KafkaError._TRANSPORT))]
-)
+    "error",
+    [
+        Unavailable("down"), ModelError("hash"), KafkaException(KafkaError(KafkaError._TRANSPORT)),
+        OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EMFILE, "Too many open files"), TimeoutError(),
+        ConnectionResetError(), OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "denied"),
+    ],
+)  # fmt: skip
 def test_what_is_no_records_fault_makes_no_dead_letter(error: Exception) -> None:
     calls = list[int]()
 
@@ -193,6 +200,29 @@ def test_what_is_no_records_fault_makes_no_dead_letter(error: Exception) -> None
         guarded([consumed(1), consumed(2)], work, lambda each, why: None)
     assert calls == [2]
     assert guarding.may_be_of_a_record(BlockError("Postgres refused what was written"))
+    assert guarding.may_be_of_a_record(OSError(errno.ENAMETOOLONG, "File name too long"))
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), False),
+    ],
+)
+def test_a_worker_waits_for_what_the_machine_refuses(
+    error: OSError, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker.__new__(Worker)
+    worker._pipeline = TINY
+
+    def fails(records: Sequence[Consumed]) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_try", fails)
+    with pytest.raises(Unavailable if waits else OSError) as caught:
+        worker._tried([consumed(1)])
+    assert not waits or "see to this machine's disk, memory and open files" in str(caught.value)
 
 
 def test_records_are_handled_in_parts_of_bounded_size() -> None:

@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 import pytest
 
 from almanac.clock import micros_of
+from almanac.settings import Settings
 from streaming.duplicates import Duplicates
 from streaming.guarding import FORWARDED_TOO_OFTEN
 from streaming.handle import Sorted, sort
 from streaming.placement import FORWARDS_MAX, Mark, homes_of, incarnation_of, partition_of
-from streaming.records import HEADER_FORWARDED, HEADER_ORIGIN, Consumed
+from streaming.proofs import Proofs
+from streaming.records import HEADER_FORWARDED, HEADER_HOPS, HEADER_ORIGIN, Consumed
+from streaming.report import Report
 from tests.baskets import basket_pipeline, purchase
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -53,7 +56,7 @@ def test_an_event_at_home_is_handled_and_one_elsewhere_is_written_again_as_it_is
     assert found.events == found.refused == ()
     (forward,) = found.forwards
     assert (forward.topic, forward.partition, forward.key, forward.value) == (TOPIC, 1, b"c1", record.value)
-    assert forward.headers == (("trace", b"1"), (HEADER_FORWARDED, f"{TOPIC}/5/7".encode()))
+    assert forward.headers == (("trace", b"1"), (HEADER_FORWARDED, f"{TOPIC}/5/7".encode()), (HEADER_HOPS, b"1"))
 
 
 def test_an_event_that_was_forwarded_is_known_by_where_it_first_stood_and_is_no_duplicate_of_itself() -> None:
@@ -75,6 +78,20 @@ def test_an_event_that_goes_round_is_not_forwarded_for_ever() -> None:
     assert found.forwards == ()
     assert [(record.offset, error.reason) for record, error in found.refused] == [(7, FORWARDED_TOO_OFTEN)]
     assert "agree on home partitions" in str(found.refused[0][1])
+
+
+@pytest.mark.parametrize("secret", [None, "a-secret-that-workers-share"])
+def test_workers_that_disagree_forward_an_event_a_few_times_and_no_more(secret: str | None) -> None:
+    """Without a secret as well, by which nobody can prove where an event stood."""
+    report = Report("test", pipeline=PIPELINE.name, part="worker")
+    by = Proofs.of(PIPELINE, Settings(origin_secret=secret), report)
+    record, hops = stood(5, 7, ("trace", b"1")), 0
+    while found := sorted_at_home(next(iter(by.checked([record]))), hops % 2).forwards:
+        hops += 1
+        assert hops <= FORWARDS_MAX
+        (sent,) = by.signed(found)
+        record = stood(5 + hops, 90 + hops, *sent.headers)
+    assert hops == FORWARDS_MAX
 
 
 def test_home_partitions_are_those_that_were_committed_of_this_topic() -> None:
