@@ -8,7 +8,7 @@ LOOKUP := requirements/lookup.txt
 COMPILE = $(BIN)/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --quiet
 
-.PHONY: help setup demo test test-fast proofs parity replay simulate crash turn fuzz feast-tests chaos lint types imports bench lock clean
+.PHONY: help setup demo test test-fast proofs parity replay simulate crash turn fuzz public-files feast-tests chaos lint types imports bench lock clean
 
 help:
 	@echo "make demo [PIPELINE=shop] [DATA=file] [KEEP=1]  set up, run the whole thing, print what it proved"
@@ -23,6 +23,7 @@ help:
 	@echo "make crash [PUBLISHES=10000]         kill -9 at named moments of a run, on real stores, under reads"
 	@echo "make turn [PIPELINE=shop]            hours turn before, within and after each stage of a demonstration"
 	@echo "make fuzz [DOOR=events] [ARGS=…]     mutated inputs at each door through which something of an outsider's comes in"
+	@echo "make public-files                    files of public packages, each read right or refused with the reason"
 	@echo "make setup | lint | types | imports | test-fast | lock | clean"
 
 setup: $(VENV)/.ready
@@ -74,6 +75,9 @@ turn: setup
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz $(foreach door,$(DOOR),--door $(door)) $(ARGS)
+
+public-files: setup
+	@$(BIN)/python -m tests.public_files $(ARGS)
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) \

@@ -21,7 +21,10 @@ from tests.compatibility import cases
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 MESSAGE_SHOWN_MAX = 320
 """Characters of a message in the page."""
-START, END = "<!-- table {name}: written by `python -m tests.compatibility --write` -->", "<!-- end {name} -->"
+START, END = "<!-- table {name}: written by `python -m {writer} --write` -->", "<!-- end {name} -->"
+WRITER = "tests.compatibility"
+OTHER_WRITERS = {"public_files": "tests.public_files"}
+"""Tables whose rows are not cases: what makes them needs a package index."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def rendered(table: Table) -> str:
 
 def section(page: str, name: str) -> str:
     """What stands in the page between a table's marks; empty if it has none."""
-    start, end = START.format(name=name), END.format(name=name)
+    start, end = START.format(name=name, writer=OTHER_WRITERS.get(name, WRITER)), END.format(name=name)
     if page.count(start) != 1 or page.count(end) != 1:
         return ""
     return page.split(start, 1)[1].split(end, 1)[0].strip()
@@ -107,7 +110,7 @@ def with_section(page: str, name: str, table: str) -> str:
     Raises:
         ValueError: the page has no such marks.
     """
-    start, end = START.format(name=name), END.format(name=name)
+    start, end = START.format(name=name, writer=OTHER_WRITERS.get(name, WRITER)), END.format(name=name)
     if page.count(start) != 1 or page.count(end) != 1:
         raise ValueError(f"{PAGE.name} needs these two lines once, around table {name}: {start} and {end}")
     before, rest = page.split(start, 1)

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.compatibility.tables import PAGE, rendered, section, tables
+from tests.compatibility.tables import OTHER_WRITERS, PAGE, rendered, section, tables
+from tests.public_files.files import FILES
 
 TABLES = tables()
 
@@ -17,7 +18,17 @@ def test_a_table_says_what_its_cases_do(name: str) -> None:
 
 
 def test_each_table_of_the_page_is_made_of_cases() -> None:
-    assert sorted(re.findall(r"<!-- table (\w+):", PAGE.read_text())) == sorted(TABLES)
+    assert sorted(re.findall(r"<!-- table (\w+):", PAGE.read_text())) == sorted([*TABLES, *OTHER_WRITERS])
+
+
+def test_the_page_says_what_came_of_each_public_file() -> None:
+    """What came of it is checked by `make public-files`, which needs a package index."""
+    rows = section(PAGE.read_text(), "public_files").splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [one.given for one in FILES]
+    words = [row.split(" | ")[1] for row in rows]
+    assert set(words) == {"taken", "refused"}
+    assert len(rows) >= 30
+    assert words.count("taken") >= 15
 
 
 @pytest.mark.parametrize("name", TABLES)
