@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from almanac.errors import AlmanacError, FeatureError
 from features.parquet_budget import over_budget
+from features.parquet_footers import check_footer
+from features.parquet_pages import Damaged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +29,7 @@ WINDOW_BYTES = 1 << 10
 WINDOW_BYTES_ELSEWHERE = 1 << 20
 """How much is read at once where headers of pages are looked for, here and on another machine."""
 VERDICTS_MAX = 4_096
-"""Files and columns of which it is kept that they are within the budget."""
+"""Files of which it is kept that their footers are sound, and columns that are within the budget."""
 
 _seen: OrderedDict[tuple[Any, ...], None] = OrderedDict()
 
@@ -71,9 +73,7 @@ class Opened:
         if why := over_budget(self, columns, numbers, whole=whole):
             raise error(f"{self.name}: {why}")
         if self.identity is not None:
-            _seen[asked] = None
-            while len(_seen) > VERDICTS_MAX:
-                _seen.popitem(last=False)
+            _keep(asked)
 
 
 @contextmanager
@@ -89,7 +89,6 @@ def opened(path: str | Path | bytes, filesystem: Any = None, metadata: Any = Non
         pyarrow.ArrowInvalid: it is no Parquet file, or its footer is larger than `FOOTER_BYTES_MAX`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     name, identity = "the Parquet data" if isinstance(path, bytes) else str(path), None
     if isinstance(path, bytes):
@@ -102,14 +101,38 @@ def opened(path: str | Path | bytes, filesystem: Any = None, metadata: Any = Non
         source = filesystem.open_input_file(name)
     with source as raw:
         if metadata is None:
-            size = raw.size()
-            tail = raw.read_at(TAIL_BYTES, max(size - TAIL_BYTES, 0))
-            length = int.from_bytes(tail[:4], "little")
-            if len(tail) == TAIL_BYTES and length > FOOTER_BYTES_MAX and length < size:
-                raise pa.ArrowInvalid(f"its footer has {length:,} bytes, more than {FOOTER_BYTES_MAX:,}")
-            metadata = pq.read_metadata(raw)
+            metadata = _footer(raw, identity)
         window = WINDOW_BYTES if filesystem is None else WINDOW_BYTES_ELSEWHERE
         yield Opened(name=name, raw=raw, metadata=metadata, window=window, identity=identity)
+
+
+def _footer(raw: Any, identity: tuple[Any, ...] | None) -> Any:
+    """The footer of an open file, of whose columns pyarrow can be asked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = raw.size()
+    tail = raw.read_at(TAIL_BYTES, max(size - TAIL_BYTES, 0))
+    length = int.from_bytes(tail[:4], "little")
+    if len(tail) == TAIL_BYTES and length > FOOTER_BYTES_MAX and length < size:
+        raise pa.ArrowInvalid(f"its footer has {length:,} bytes, more than {FOOTER_BYTES_MAX:,}")
+    try:
+        metadata = pq.read_metadata(raw)
+        if identity is None or identity not in _seen:
+            check_footer(raw.read_at(length, size - TAIL_BYTES - length), metadata.schema)
+    except UnicodeDecodeError:
+        raise pa.ArrowInvalid("its footer has a name that is no UTF-8") from None
+    except Damaged as damaged:
+        raise pa.ArrowInvalid(str(damaged)) from None
+    if identity is not None:
+        _keep(identity)
+    return metadata
+
+
+def _keep(verdict: tuple[Any, ...]) -> None:
+    _seen[verdict] = None
+    while len(_seen) > VERDICTS_MAX:
+        _seen.popitem(last=False)
 
 
 def footer(path: str | Path, filesystem: Any = None) -> Any:

@@ -39,6 +39,8 @@ def read_parquet(
                 f"{path} has no column {', '.join(absent)} (found: {', '.join(schema.names[:20])}): "
                 f"give the columns {', '.join(names)}"
             )
+        if again := [name for name in names if schema.names.count(name) > 1]:
+            raise SourceError(f"{path} has more than one column {', '.join(again)}: give each once")
         _check_types(path, [schema.field(name) for name in names])
         if (rows := footer.num_rows) > WINDOW_VALUES_MAX:
             raise SourceError(f"{path} has {rows:,} rows, more than {WINDOW_VALUES_MAX:,}: cut it")
