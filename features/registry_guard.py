@@ -7,6 +7,7 @@ registry may change what is read, and cannot run code by it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "feast"
 """Of whose modules a row may name a class, such as a data source's."""
+_READERS = ("_get_object", "_list_objects")
+"""Methods of Feast's SQL registry that make objects of rows."""
 _reading: ContextVar[bool] = ContextVar("reading a registry", default=False)
 
 
@@ -44,10 +47,62 @@ def _guarded(registry: Any) -> Any:
     class Guarded(type(registry)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)
+            if name in _READERS and callable(found):
+                return _as_data(_naming(self, found))
             return found if name.startswith("__") or not callable(found) else _as_data(found)
 
     registry.__class__ = Guarded
     return registry
+
+
+def _naming(registry: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that reads rows of a table; a row that is no valid definition is named."""
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def called(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        except Exception as error:
+            asked = signature.bind(*arguments, **named).arguments
+            refusal = _invalid_row(registry, asked)
+            if refusal is None:  # the database did not answer, or there is no such row
+                raise
+            raise refusal from error
+
+    return called
+
+
+def _invalid_row(registry: Any, asked: dict[str, Any]) -> FeatureError | None:
+    """What to say of the first row that Feast cannot read, of those that were asked for; None if there is none."""
+    from feast.errors import FeastError
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    table = asked["table"]
+    rows = select(table).where(table.c.project_id == asked["project"])
+    if "name" in asked:
+        rows = rows.where(getattr(table.c, asked["id_field_name"]) == asked["name"])
+    try:
+        with registry.read_engine.begin() as connection:
+            found = connection.execute(rows).all()
+    except SQLAlchemyError:
+        return None
+    for row in found:
+        try:
+            asked["python_class"].from_proto(asked["proto_class"].FromString(row._mapping[asked["proto_field_name"]]))
+        except FeatureError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - Feast raises anything over what it cannot read
+            if isinstance(error, FeastError) and isinstance(error.__cause__, FeatureError):
+                return error.__cause__
+            reason = ascii((str(error).splitlines() or [""])[0])[1:-1][:120] or type(error).__name__
+            return FeatureError(
+                f"Feast's registry has a row in {table.name} that is no valid definition, {ascii(row[0])[:80]} "
+                f"({reason}): find out who wrote it, delete it from the registry as its owner, and run "
+                "`almanac feast apply`"
+            )
+    return None
 
 
 def _as_data(method: Callable[..., Any]) -> Callable[..., Any]:

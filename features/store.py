@@ -225,10 +225,16 @@ def service_kinds(pipeline: Pipeline, settings: Settings, service: str | None = 
 def registry_errors() -> Iterator[None]:
     """Map what Feast's registry raises onto the project's errors."""
     from feast.errors import ConflictingFeatureViewNames, FeastModuleImportError, FeastObjectNotFoundException
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sqlalchemy.exc import OperationalError, ProgrammingError
 
     try:
         yield
+    except DecodeError as error:  # of a project's row, or of a registry that is a file
+        raise FeatureError(
+            "Feast's registry holds bytes that are no definition: find out who wrote them, delete the project's row or "
+            "the file as the registry's owner, and run `almanac feast apply`"
+        ) from error
     except FeastModuleImportError as error:
         if isinstance(error.__cause__, FeatureError):
             raise error.__cause__ from error
