@@ -47,15 +47,13 @@ def _guarded(registry: Any) -> Any:
     class Guarded(type(registry)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)
-            if name in _READERS and callable(found):
-                return _as_data(_naming(self, found))
             return found if name.startswith("__") or not callable(found) else _as_data(found)
 
     registry.__class__ = Guarded
     return registry
 
 
-def _naming(registry: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that reads rows of a table; a row that is no valid definition is named."""
     signature = inspect.signature(method)
 
@@ -65,7 +63,7 @@ def _naming(registry: Any, method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*arguments, **named)
         except Exception as error:
             asked = signature.bind(*arguments, **named).arguments
-            refusal = _invalid_row(registry, asked)
+            refusal = _invalid_row(asked) if _reading.get() else None
             if refusal is None:  # the database did not answer, or there is no such row
                 raise
             raise refusal from error
@@ -73,7 +71,7 @@ def _naming(registry: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _invalid_row(registry: Any, asked: dict[str, Any]) -> FeatureError | None:
+def _invalid_row(asked: dict[str, Any]) -> FeatureError | None:
     """What to say of the first row that Feast cannot read, of those that were asked for; None if there is none."""
     from feast.errors import FeastError
     from sqlalchemy import select
@@ -84,7 +82,7 @@ def _invalid_row(registry: Any, asked: dict[str, Any]) -> FeatureError | None:
     if "name" in asked:
         rows = rows.where(getattr(table.c, asked["id_field_name"]) == asked["name"])
     try:
-        with registry.read_engine.begin() as connection:
+        with asked["self"].read_engine.begin() as connection:
             found = connection.execute(rows).all()
     except SQLAlchemyError:
         return None
@@ -129,11 +127,15 @@ def _guard_feast() -> None:
     import importlib
 
     from feast import importer, stream_feature_view
+    from feast.infra.registry.sql import SqlRegistry
     from feast.transformation import udf_rehydrate
 
     pickling = stream_feature_view.dill  # one module for all of Feast
     pickling.loads = _refusing(pickling.loads)
     udf_rehydrate.rehydrate_udf_from_source = _refusing(udf_rehydrate.rehydrate_udf_from_source)
+
+    for reader in _READERS:  # the registry reads all its rows as it is made
+        setattr(SqlRegistry, reader, _naming(getattr(SqlRegistry, reader)))
 
     def import_module(name: str, package: str | None = None) -> Any:
         if _reading.get() and not name.startswith(f"{PACKAGE}."):

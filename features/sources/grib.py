@@ -21,12 +21,17 @@ from almanac.errors import SourceError
 from almanac.partitioning import Grid
 from almanac.pipeline import GridObservations
 from features.sources import WINDOW_VALUES_MAX
+from features.sources.grib_images import HEADER_BYTES, IMAGES, image_points
 from features.sources.units import same_unit
 
 MESSAGES_MAX = 1_000_000
 TAIL_BYTES_MAX = 1_000_000
 POINTS_ANY_GRID_MAX = 1_000_000
 """A message may say so many points on any grid, and is told how its axes differ; more only on a grid that has more."""
+COUNTS = ("numberOfDataPoints", "numberOfValues", "numberOfGroupsOfDataValues", "numberOfGroups")
+"""Keys of a message by which memory is taken as it is unpacked."""
+SECTION_HEAD_BYTES = 5
+"""Its length and number, before what a section holds."""
 DEGREES_TOLERANCE = 1e-4  # GRIB 1 stores millidegrees
 REMEDY = "replace the file, or download it again"
 ALIKE = (
@@ -277,9 +282,7 @@ def _check_points(path: Path, numbered: tuple[int, Any], grid: Grid) -> None:
 
     number, message = numbered
     sizes = [int(eccodes.codes_get_size(message, "values"))]
-    sizes += [
-        int(size) for key in ("numberOfDataPoints", "numberOfValues") if (size := _said(message, key)) is not None
-    ]
+    sizes += [int(size) for key in COUNTS if (size := _said(message, key)) is not None]
     sides = [_said(message, key) for key in ("Ni", "Nj")]
     if all(side is not None and side.isdecimal() for side in sides):
         sizes.append(int(sides[0] or 0) * int(sides[1] or 0))
@@ -289,6 +292,19 @@ def _check_points(path: Path, numbered: tuple[int, Any], grid: Grid) -> None:
             f"{path}: message {number} says that it has {max(sizes):,} points, more than {most:,}; the declared grid "
             f"has {grid.cells:,}: {REMEDY}"
         )
+    kind = IMAGES.get(_said(message, "packingType") or "")
+    if kind is None or (start := _said(message, "offsetSection7")) is None:
+        return
+    at = int(start)
+    whole = bytes(eccodes.codes_get_message(message))
+    length = int.from_bytes(whole[at : at + 4], "big")
+    if length <= SECTION_HEAD_BYTES:  # all its values are one
+        return
+    head = whole[at + SECTION_HEAD_BYTES :][:HEADER_BYTES]
+    points = image_points(head)
+    if points is None or points > max(sizes):
+        says = "does not begin as one" if points is None else f"has {points:,} points"
+        raise SourceError(f"{path}: message {number} has {max(sizes):,} points, and its {kind} image {says}: {REMEDY}")
 
 
 def _moment(message: Any) -> np.datetime64:

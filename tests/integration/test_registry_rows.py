@@ -36,6 +36,8 @@ def test_a_row_that_is_no_valid_definition_is_named(tmp_path: Path, postgres_url
                 with pytest.raises(FeatureError, match=says), registry_errors():
                     store.registry.list_data_sources(store.project)
                 with pytest.raises(FeatureError, match=says), registry_errors():
+                    list(feature_store(settings).registry.list_data_sources(store.project))
+                with pytest.raises(FeatureError, match=says), registry_errors():
                     store.registry.get_data_source(name, store.project)
         finally:
             connection.execute(

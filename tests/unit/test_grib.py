@@ -363,3 +363,18 @@ def test_the_real_file_cut_is_refused(tmp_path: Path, cut: Callable[[bytes], byt
     path.write_bytes(cut(REAL.read_bytes()))
     with pytest.raises(SourceError, match=says):
         open_source(weather, found(tmp_path, path), now=NOON)
+
+
+@pytest.mark.parametrize("packing", ["grid_jpeg", "grid_png"])
+def test_an_image_of_more_points_than_its_message_is_refused_before_it_is_unpacked(
+    tmp_path: Path, packing: str
+) -> None:
+    sound = message_of(0, keys={"packingType": packing})
+    assert first_cells(read_back(tmp_path, sound)) == [281.0]
+    size, sides = (7).to_bytes(4, "big"), (6).to_bytes(4, "big")
+    at = sound.index(size + sides, sound.index(b"\xff\x4f\xff\x51" if packing == "grid_jpeg" else b"IHDR"))
+    hostile = sound[:at] + (60_000).to_bytes(4, "big") * 2 + sound[at + 8 :]
+    with pytest.raises(SourceError, match=r"message 1 has 42 points, and its .* image has 3,600,000,000 points"):
+        read_back(tmp_path, hostile)
+    with pytest.raises(SourceError, match="image does not begin as one"):
+        read_back(tmp_path, sound[: at - 8] + b"\0" * 8 + sound[at:])

@@ -63,6 +63,7 @@ class Registry(OneByOne):
             settings = load_settings(state_dir=folder / "state", postgres_url=url, redis_url=None)
             apply(settings)
             self._store = feature_store(settings)
+            self._store.registry.list_projects()  # it is opened now, before a row is another
             self._rows = [(table, name, data) for table in KINDS for name, data in self._read(table)]
             yield self
 
