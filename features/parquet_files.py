@@ -118,10 +118,12 @@ def _footer(raw: Any, identity: tuple[Any, ...] | None) -> Any:
         raise pa.ArrowInvalid(f"its footer has {length:,} bytes, more than {FOOTER_BYTES_MAX:,}")
     try:
         metadata = pq.read_metadata(raw)
+        for field in metadata.schema.to_arrow_schema():
+            _ = field.name, str(field.type), getattr(field.type, "tz", None)
         if identity is None or identity not in _seen:
             check_footer(raw.read_at(length, size - TAIL_BYTES - length), metadata.schema)
     except UnicodeDecodeError:
-        raise pa.ArrowInvalid("its footer has a name that is no UTF-8") from None
+        raise pa.ArrowInvalid("its footer has a name or time zone that is no UTF-8") from None
     except Damaged as damaged:
         raise pa.ArrowInvalid(str(damaged)) from None
     if identity is not None:
@@ -163,7 +165,25 @@ def read(
     """
     with opened(path, filesystem) as file:
         file.need_room(columns, None, True, error)
-        return file.parquet(dictionaries).read(columns=None if columns is None else list(columns))
+        return _text(file.parquet(dictionaries).read(columns=None if columns is None else list(columns)))
+
+
+def _text(table: pa.Table) -> pa.Table:
+    """The same table, whose texts are UTF-8: pages of a file that is damaged may hold any bytes.
+
+    Raises:
+        pyarrow.ArrowInvalid: a text is not; names the column.
+    """
+    import pyarrow as pa
+
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(f"column {name}: {error}") from None
+    return table
 
 
 def tables(
@@ -190,10 +210,10 @@ def tables(
         at_once = sum(file.metadata.row_group(number).num_rows for number in numbers) <= rows
         file.need_room(columns, numbers, at_once, error)
         if at_once:
-            yield file.parquet().read_row_groups(numbers, columns=list(columns))
+            yield _text(file.parquet().read_row_groups(numbers, columns=list(columns)))
             return
         for batch in file.parquet().iter_batches(rows, row_groups=numbers, columns=list(columns)):
-            yield pa.Table.from_batches([batch])
+            yield _text(pa.Table.from_batches([batch]))
 
 
 def need_room(

@@ -48,6 +48,11 @@ class Outgoing:
     headers: tuple[tuple[str, bytes | None], ...] = ()
     name: str = field(default="", compare=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes of value and key."""
+        return len(self.value or b"") + len(self.key or b"")
+
 
 @dataclass(frozen=True)
 class Oversized:
@@ -153,7 +158,7 @@ class _Deliveries:
         if error is None:
             self.delivered += 1
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:  # its own fault: the others are sent
-            self.refuse(event.name or f"the event of key {shown(event.key)}", len(event.value or b""))
+            self.refuse(event.name or f"the event of key {shown(event.key)}", event.size)
         elif self.failed is None:
             self.failed = KafkaException(error)
 

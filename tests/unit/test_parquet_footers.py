@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,26 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(written(lambda found: None).replace(b"cell", b"ce\xff\xff"))
     with pytest.raises(pa.ArrowInvalid):
         parquet_files.footer(path)
+
+
+def test_a_text_that_is_not_utf_8_is_refused_by_its_column(tmp_path: Path) -> None:
+    """A page has no checksum unless its writer gave it one."""
+    offsets = pa.py_buffer(b"\0\0\0\0\2\0\0\0")
+    texts = pa.StringArray.from_buffers(1, offsets, pa.py_buffer(b"\xc3\x28"))
+    pq.write_table(pa.table({"key": [1], "label": texts}), path := tmp_path / "a.parquet")
+    with pytest.raises(pa.ArrowInvalid, match=r"column label: .*UTF8"):
+        parquet_files.read(path)
+    with pytest.raises(pa.ArrowInvalid, match=r"column label: .*UTF8"):
+        list(parquet_files.tables(path, ["label"], 10))
+    assert parquet_files.read(path, ["key"]).num_rows == 1
+
+
+def test_a_time_zone_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    moments = pa.array([1], pa.timestamp("us", tz="Europe/Zurich"))
+    pq.write_table(pa.table({"at": moments}), path := tmp_path / "a.parquet", store_schema=True)
+    schema = base64.b64decode(pq.read_metadata(path).metadata[b"ARROW:schema"])
+    assert schema.count(b"Europe/Zurich") == 1
+    other = base64.b64encode(schema.replace(b"Europe/Zurich", b"Europe/\xffurich"))
+    path.write_bytes(path.read_bytes().replace(base64.b64encode(schema), other))
+    with pytest.raises(pa.ArrowInvalid, match="a name or time zone that is no UTF-8"):
+        parquet_files.read(path)
