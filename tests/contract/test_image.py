@@ -267,3 +267,15 @@ def test_what_runs_once_ends_and_a_service_that_stays_waits_for_it(name: str) ->
     assert "healthcheck" not in services()[name]
     assert name in {need for lasts in lasting() for need in services()[lasts].get("depends_on", {})}
     assert document()["services"][name]["command"][:2] == ["python", "-m"]
+
+
+def test_debian_packages_are_named_with_their_versions() -> None:
+    defaults = dict(words[0].split("=", 1) for name, words in instructions() if name == "ARG" and "=" in words[0])
+    names = []
+    for name, words in instructions():
+        if name == "RUN" and "install" in words and words[words.index("install") - 1] == "apt-get":
+            after = words[words.index("install") + 1 :]
+            names += [word for word in after[: after.index("&&")] if not word.startswith("-")]
+    filled = [re.sub(r"\$\{(\w+)\}", lambda found: defaults.get(found[1], ""), name) for name in names]
+    assert filled
+    assert all(re.fullmatch(r"[a-z0-9.+-]+=\d\S+", name) for name in filled), filled

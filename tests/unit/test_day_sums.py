@@ -23,6 +23,19 @@ def test_sums_that_are_too_large_are_cut_alike_in_batch_and_stream() -> None:
     assert DAYS_KEPT * DAY_SUM_MAX < 2**63
 
 
+def test_after_9_224_baskets_of_1e15_a_history_is_cut_and_goes_on() -> None:
+    """Each is believable by itself; together they were more than 64 bits hold, again at each try."""
+    events = [Event(entity="ann", at=START + number, lines=((ITEMS[0], 1e7, 1e8),)) for number in range(9_224)]
+    state, cut = None, 0
+    for event in events:
+        step = advance(state, event)
+        state, cut = step.row, cut + step.beyond
+    assert state is not None
+    assert state["day_spend"] == [DAY_SUM_MAX]
+    assert cut > 9_000
+    assert as_rows(histories(as_baskets(events[-3:]), None, START))["ann", START + 9_223]["day_spend"] == [DAY_SUM_MAX]
+
+
 def test_whoever_folds_is_told_of_a_sum_that_was_cut() -> None:
     small = Event(entity="ann", at=START, lines=((ITEMS[0], 10.0, 1.0),))
     row = advance(None, small).row
