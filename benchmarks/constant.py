@@ -14,9 +14,10 @@ from serving_cache.lookup.__main__ import run, serve
 
 HEADERS = [
     ("content-type", "application/json"),
-    ("age", "1260"),
+    ("age", "0"),
+    ("almanac-age", "1260"),
     ("etag", 'W/"000000000000000000000000"'),
-    ("cache-control", "max-age=1262, stale-if-error=85138"),
+    ("cache-control", "max-age=2, stale-if-error=85138"),
     ("x-content-type-options", "nosniff"),
 ]
 
