@@ -32,6 +32,7 @@ _FLOAT = re.compile(
 _OBJECTIVE = re.compile(
     r"[a-z][a-z0-9_]{0,40}(?: (?:sqrt|[a-z_]{1,40}:[+-]?[0-9.]{1,30}(?:e[+-]?[0-9]{1,3})?))*", re.ASCII
 )
+_SEVERAL = re.compile(r"^\s*(?:multi|softmax|ov[ar])|num_class")
 _RANGE = re.compile(r"none|\[[0-9.e+-]{1,40}:[0-9.e+-]{1,40}\]|-?[0-9]{1,10}(?::-?[0-9]{1,10}){0,100000}", re.ASCII)
 _PANDAS = "\npandas_categorical:"
 
@@ -77,9 +78,10 @@ def _need_plain(what: str, fields: Mapping[str, str], sections: Sequence[Mapping
     """Refuse what no graph of ours says: several numbers a row, and linear models in leaves."""
     if len(set(names)) != len(names):
         raise unusable(what, "two of its feature_names are the same")
-    for name in ("num_class", "num_tree_per_iteration"):
-        if fields.get(name, "1").strip() != "1" or not sections:
-            raise ModelError(f"{what} does not answer one number a row: train one model per output")
+    counts = [fields.get(name, "1").strip() for name in ("num_class", "num_tree_per_iteration")]
+    # An objective of several classes writes so many answers, wherever the text says that there is one.
+    if counts != ["1", "1"] or not sections or _SEVERAL.search(fields.get("objective", "")):
+        raise ModelError(f"{what} does not answer one number a row: train one model per output")
     if any(section.get("is_linear", "0").strip() != "0" for section in sections):
         words = {word for section in sections for word in section.get("leaf_features", "").split()}
         used = sorted(int(word) for word in words if word.isascii() and word.isdigit() and int(word) < len(names))

@@ -12,6 +12,7 @@ import pytest
 
 from almanac.errors import ModelError
 from jobs.training.adding import _booster
+from jobs.training.tree_rewriting import rewritten
 from jobs.training.trees import trees_of
 
 ROWS = np.random.default_rng(5).normal(size=(400, 2))
@@ -32,6 +33,16 @@ UNSIZED = re.sub(r"tree_sizes=.*\n", "", TEXT)
 def read(content: bytes, folder: Path) -> lightgbm.Booster:
     (folder / "m.txt").write_bytes(content)
     return _booster(folder / "m.txt")
+
+
+@pytest.mark.parametrize(
+    "objective", ["multiclass num_class:3", "multiclassova num_class:3 sigmoid:1", "softmax", "regression num_class:2"]
+)
+def test_an_objective_of_several_classes_is_refused_before_lightgbm_reads_it(objective: str) -> None:
+    """It answered three numbers into the room of one, and the process ended, though the text says one class."""
+    changed = re.sub(r"^objective=.*$", f"objective={objective}", TEXT, flags=re.M)
+    with pytest.raises(ModelError, match="one model per output"):
+        rewritten(changed, "m.txt")
 
 
 @pytest.mark.parametrize(
